@@ -1,0 +1,111 @@
+"""Memory banks: the latest region centers of every class, as keys for the contrastive loss."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from rc_jax.contrast.region_centers import RegionCenters
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemoryBank:
+  """One circular, first-in first-out queue of keys for each class.
+
+  Attributes:
+    keys: ``[N,M,C]``, float; class ``n``'s keys lie in slots ``0..count[n]-1``.
+    cursor: ``[N]`` int32 in ``0..M-1``; the slot that the class's next key overwrites.
+    count: ``[N]`` int32 in ``0..M``; how many of the class's slots have ever been written.
+  """
+
+  keys: Array
+  cursor: Array
+  count: Array
+
+  @classmethod
+  def create(cls, num_classes: int, capacity: int, dim: int, dtype: DTypeLike = jnp.float32) -> "MemoryBank":
+    """An empty bank.
+
+    Args:
+      num_classes: ``N``.
+      capacity: ``M``, slots for each class; the paper's choice is the number of training images.
+      dim: ``C``, length of a key.
+      dtype: of the keys; bfloat16 halves the memory.
+
+    Raises:
+      ValueError: when a size is not positive or the dtype is not floating.
+    """
+    for name, size in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
+      if size < 1:
+        raise ValueError(f"{name} of a memory bank must be at least 1, got {size}")
+    if not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(f"dtype of a memory bank must be floating, got {jnp.dtype(dtype).name}; try bfloat16")
+    return cls(
+      keys=jnp.zeros((num_classes, capacity, dim), dtype),
+      cursor=jnp.zeros(num_classes, jnp.int32),
+      count=jnp.zeros(num_classes, jnp.int32),
+    )
+
+  @property
+  def valid(self) -> Array:
+    """``[N,M]`` bool: the slots that have been written, the only ones ever read."""
+    return jnp.arange(self.keys.shape[1]) < self.count[:, None]
+
+
+def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
+  """Puts the region centers of a batch into their classes' banks, oldest out first.
+
+  Args:
+    bank: keys ``[N,M,C]``, cursor ``[N]``, count ``[N]``.
+    centers: vectors ``[B,N,C]`` of unit length, present ``[B,N]``; absent centers enter nowhere. They enter
+      detached, rounded to the bank's dtype.
+
+  Returns:
+    The bank after image 0, then 1, ... then B-1 have entered, so that the result does not depend on how the
+    batch was spread over devices. Where one batch holds more than ``M`` centers of a class, the last ``M``
+    stay.
+
+  Raises:
+    ValueError: when the centers' classes or dimension are not the bank's.
+
+  Source: RegionContrast, section 3.2.3.
+  """
+  check_belong(centers, bank)
+  num_classes, capacity, _ = bank.keys.shape
+  present = jnp.asarray(centers.present, jnp.int32)  # [B,N]
+  rank = jnp.cumsum(present, axis=0, dtype=jnp.int32) - present  # [B,N]: how many of the class come before
+  total = present.sum(axis=0, dtype=jnp.int32)  # [N]
+
+  # Of two centers that would share a slot only the later is written, so that no slot is written twice and the
+  # order in which the hardware scatters cannot matter. The others aim beyond the bank, where they are
+  # dropped, each at an index of its own to keep the promise of unique indices.
+  written = (present > 0) & (rank >= total - capacity)
+  beyond = capacity + jnp.arange(present.shape[0], dtype=jnp.int32)[:, None]
+  slot = jnp.where(written, (bank.cursor + rank) % capacity, beyond)  # [B,N]
+  keys = (
+    jnp.asarray(bank.keys)
+    .at[jnp.arange(num_classes), slot]
+    .set(jax.lax.stop_gradient(centers.vectors).astype(bank.keys.dtype), mode="drop", unique_indices=True)
+  )
+  return MemoryBank(
+    keys=keys,
+    cursor=(bank.cursor + total) % capacity,
+    count=jnp.minimum(bank.count + total, capacity),
+  )
+
+
+def check_belong(centers: RegionCenters, bank: MemoryBank | None = None) -> None:
+  """Raises a ``ValueError`` unless the centers are ``[B,N,C]`` and ``[B,N]`` and fit the bank."""
+  vectors, present = jnp.shape(centers.vectors), jnp.shape(centers.present)
+  if len(vectors) != 3 or present != vectors[:2]:
+    raise ValueError(f"centers must have vectors [B,N,C] and present [B,N], got {vectors} and {present}")
+  if bank is None:
+    return
+  keys = jnp.shape(bank.keys)
+  if len(keys) != 3 or (keys[0], keys[2]) != vectors[1:]:
+    raise ValueError(
+      f"centers [B,N,C] and bank keys [N,M,C] must have the same N and C, got {vectors} and {keys}"
+    )
