@@ -1,0 +1,218 @@
+"""From a split of a data set to training batches and evaluation examples, with Grain reading ahead.
+
+The batch at a position depends on the seed and the position alone: not on threads, worker processes, hosts, or where
+the run was interrupted. So the position is all the state there is, and a run may resume with other numbers of them.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from rc_jax.data import transforms
+from rc_jax.data.source import Example, Source
+
+Batch = dict[str, np.ndarray]
+"""``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``."""
+
+
+def train_batches(
+  source: Source,
+  *,
+  seed: int,
+  batch_size: int,
+  crop_size: tuple[int, int],
+  augment: Any,
+  workers: int = 0,
+  threads: int = 2,
+  host_index: int = 0,
+  host_count: int = 1,
+) -> "TrainBatches":
+  """Returns endless batches of augmented crops, shuffled anew in each epoch.
+
+  An epoch visits every image once; epochs follow each other without a break, so a batch may span two of them, and
+  may be larger than the data set.
+
+  Args:
+    source: the training split.
+    seed: of the order and of the augmentation, 0..2^32-1.
+    batch_size: of the global batch, over all hosts.
+    crop_size: ``(h,w)`` of the crops.
+    augment: ``scale`` (smallest, largest), ``flip`` (probability), ``photometric`` (bool), as in ``config.augment``.
+    workers: processes that decode and augment; 0 means this one.
+    threads: reading threads in each process; 0 means that a batch is made when it is asked for.
+    host_index: which contiguous part of the global batch to read, ``0..host_count-1``. Images of the other hosts'
+      rows are not decoded here.
+    host_count: number of parts.
+
+  Returns:
+    An iterator over ``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, ``b = batch_size / host_count``.
+
+  Raises:
+    ValueError: when ``host_count`` does not divide ``batch_size``, or a number is out of its range.
+  """
+  if len(source) == 0:
+    raise ValueError(f"{source.info.name}: the training split is empty, expected at least one image")
+  if batch_size < 1 or batch_size % host_count:
+    raise ValueError(
+      f"train.batch_size is {batch_size}, expected a positive multiple of the number of hosts, {host_count}: change it"
+    )
+  if not 0 <= host_index < host_count:
+    raise ValueError(f"host_index is {host_index}, expected 0 to {host_count - 1}")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed is {seed}, expected 0 to 2^32 - 1: choose another")
+  for field, value in (("workers", workers), ("threads", threads)):
+    if value < 0:
+      raise ValueError(f"data.{field} is {value}, expected 0 or more: change it")
+  rows = batch_size // host_count
+  crop = _Crop(
+    crop_size=(int(crop_size[0]), int(crop_size[1])),
+    scale=(float(augment.scale[0]), float(augment.scale[1])),
+    flip=float(augment.flip),
+    photometric=bool(augment.photometric),
+  )
+  # The random transformation comes after repeat and before the host's rows are picked: its index, from which Grain
+  # seeds the generator, is then the position in the endless global stream.
+  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(crop)
+  if host_count > 1:
+    selection = _HostRows(len(examples) // batch_size * rows, batch_size, rows, host_index * rows)
+    examples = grain.MapDataset.select_from_datasets([examples], selection)
+  return TrainBatches(examples.batch(rows, drop_remainder=True), workers=workers, threads=threads)
+
+
+class TrainBatches(Iterator[Batch]):
+  """Endless batches with a position that can be saved and restored. Owns the threads and processes that read ahead.
+
+  They start at the first ``next`` and end with ``close``, at the end of a ``with`` block, or with the interpreter.
+  """
+
+  def __init__(self, batches: "grain.MapDataset[Batch]", *, workers: int, threads: int):
+    self._batches = batches
+    self._workers = workers
+    self._threads = threads
+    self._position = 0
+    self._iterator: grain.DatasetIterator[Batch] | None = None
+
+  def __next__(self) -> Batch:
+    """Returns the batch at the position, and moves it on by one.
+
+    Raises:
+      ValueError: in one line, when a file of the data set is damaged; whichever thread or process met it.
+    """
+    if self._iterator is None:
+      self._iterator = self._start()
+    batch = next(self._iterator)
+    self._position += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """Returns the position as ``{"next_batch": n}``: the batches returned so far, not those read ahead."""
+    return {"next_batch": self._position}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Moves to a position from ``get_state``, of this or another process with the same seed and batch size."""
+    self.close()
+    self._position = int(state["next_batch"])
+
+  def close(self) -> None:
+    """Ends the threads and processes. A further ``next`` starts them again."""
+    iterator, self._iterator = self._iterator, None
+    if iterator is not None:
+      iterator.close()
+
+  def __enter__(self) -> "TrainBatches":
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self.close()
+
+  def _start(self) -> "grain.DatasetIterator[Batch]":
+    # Starting from a slice rather than restoring Grain's own state: that one lists every worker, and so would tie a
+    # resumed run to the same number of them.
+    remaining = self._batches.slice(slice(self._position, None))
+    dataset = remaining.to_iter_dataset(_read_options(self._threads))
+    if self._workers:
+      dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+      )
+    return iter(dataset)
+
+
+def evaluation_examples(
+  source: Source, host_index: int = 0, host_count: int = 1, threads: int = 2
+) -> Iterator[Example]:
+  """Returns the examples of a split in order, whole and unchanged, read ahead by threads.
+
+  Args:
+    source: the split.
+    host_index: this host reads examples ``host_index, host_index + host_count, ...``: over all hosts, each once.
+    host_count: number of hosts. The last ones get one example less where it does not divide the split.
+    threads: reading threads; 0 reads an example when it is asked for.
+
+  Returns:
+    An iterator over ``{"image": uint8 [H,W,3], "label": uint8 [H,W], "name": str}``.
+
+  Raises:
+    ValueError: in one line, when a file of the data set is damaged.
+  """
+  if not 0 <= host_index < host_count:
+    raise ValueError(f"host_index is {host_index}, expected 0 to {host_count - 1}")
+  # Grain refuses an empty slice.
+  if host_index >= len(source):
+    return iter(())
+  return _read_ahead(grain.MapDataset.source(source).slice(slice(host_index, None, host_count)), threads)
+
+
+def _read_ahead(examples: "grain.MapDataset[Example]", threads: int) -> Iterator[Example]:
+  iterator = iter(examples.to_iter_dataset(_read_options(threads)))
+  try:
+    yield from iterator
+  finally:
+    iterator.close()
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+  # An element is a whole batch: two a thread keep all threads busy without holding many in memory.
+  return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Crop(grain.transforms.RandomMap):
+  """The training augmentation, without the name: strings do not batch into device arrays."""
+
+  crop_size: tuple[int, int]
+  scale: tuple[float, float]
+  flip: float
+  photometric: bool
+
+  def random_map(self, element: Example, rng: np.random.Generator) -> Batch:
+    image, label = transforms.augment(
+      element["image"],
+      element["label"],
+      rng,
+      crop_size=self.crop_size,
+      scale=self.scale,
+      flip=self.flip,
+      photometric=self.photometric,
+    )
+    return {"image": image, "label": label}
+
+
+@dataclasses.dataclass(frozen=True)
+class _HostRows(grain.transforms.DatasetSelectionMap):
+  """Picks rows ``first..first+rows`` of every global batch out of the endless stream of examples."""
+
+  length: int
+  batch_size: int
+  rows: int
+  first: int
+
+  def __len__(self) -> int:
+    return min(self.length, sys.maxsize)
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    batch, row = divmod(index, self.rows)
+    return 0, batch * self.batch_size + self.first + row
