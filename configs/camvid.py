@@ -1,0 +1,46 @@
+"""RegionContrast on CamVid (367 + 101 street frames of 480 x 360, 11 classes).
+
+  python -m rc_jax.main --config=configs/camvid.py --config.dataset.root=CAMVID \
+      --config.model.pretrained=resnet50_imagenet.npz
+
+CAMVID is a folder of ``images/{train,val}`` and ``labels/{train,val}`` (PNGs of 0..10, 11 = void). The variant
+``camvid.py:cpu`` is the same method at a size that two CPU cores train in half an hour; its scores are in the README.
+"""
+
+from rc_jax.config import Config, defaults
+
+
+def get_config(variant: str = "") -> Config:
+  """Returns the recipe; variants: ``""`` (one accelerator), ``cpu`` (reduced crop, batch and steps)."""
+  config = defaults()
+  config.dataset.name = "camvid"
+
+  config.model.backbone = "resnet50"
+  config.model.deep_stem = False  # the stem of torchvision's and Keras's weights
+  config.model.output_stride = 8
+
+  config.train.batch_size = 8
+  config.train.steps = 6_000  # about 130 epochs
+  config.train.crop_size = (361, 361)
+  config.train.eval_every = 1_000
+
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.power = 0.9
+
+  if variant == "cpu":
+    config.model.dtype = "float32"  # CPUs compute it faster than bfloat16
+    config.model.output_stride = 16
+    config.model.multi_grid = (1, 1, 1)
+    config.model.aspp_rates = (6, 12, 18)  # half the paper's, at twice its stride
+    config.train.batch_size = 4
+    config.train.steps = 500
+    config.train.crop_size = (241, 241)
+    config.train.log_every = 5
+    config.train.eval_every = 0
+    config.train.checkpoint_every = 100
+    config.augment.scale = (0.5, 1.25)
+  elif variant:
+    raise ValueError(f"configs/camvid.py:{variant}: no such variant; expected nothing or cpu")
+  return config

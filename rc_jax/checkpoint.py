@@ -1,0 +1,234 @@
+"""Saves and restores runs: the only room that knows Orbax.
+
+A checkpoint holds three items: ``model`` (what scoring needs), ``trainer`` (step, optimizer, banks) and ``data``
+(how far the training data has been read). Each becomes visible only once it is whole, so that a kill at any
+moment leaves the one before.
+"""
+
+import dataclasses
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from rc_jax import contrast
+from rc_jax.train_state import TrainState
+
+FOLDER = "checkpoints"
+
+# Orbax tells at INFO and WARNING of every file it opens; a person at the progress line wants none of it.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpoints:
+  """The checkpoints of one run: the newest few, and the best by mIoU. Saves in the background."""
+
+  def __init__(self, workdir: pathlib.Path, keep: int = 2):
+    """Opens (and makes, where absent) ``workdir/checkpoints``.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest stay; the best by mIoU stays besides.
+    """
+    self.folder = workdir.resolve() / FOLDER
+    policies = [
+      preservation_policy.LatestN(keep),
+      preservation_policy.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False),
+    ]
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=_miou,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,  # what a kill left half written
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest whole checkpoint, or None."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """Returns the step of the checkpoint with the highest mIoU, or None where none was scored."""
+    return self._manager.best_step()
+
+  def save(self, state: TrainState, data_position: dict[str, Any], miou: float | None = None) -> None:
+    """Starts to save the state after ``state.step`` updates; returns once the arrays are copied.
+
+    Args:
+      state: the whole train state; every process calls this with its part.
+      data_position: JSON-able position of the training data.
+      miou: the checkpoint's score in 0..1, where it was just scored.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written, in this save or in the one before.
+    """
+    step = int(state.step)
+    items = {
+      "model": ocp.args.StandardSave(_model_item(state)),
+      "trainer": ocp.args.StandardSave(_trainer_item(state)),
+      "data": ocp.args.JsonSave(data_position),
+    }
+    metrics = None if miou is None else {"miou": miou}
+    try:
+      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+    except Exception as error:
+      raise self._cannot_save(error) from error
+
+  def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Reads the newest checkpoint.
+
+    Args:
+      template: a state of the same shapes, with the shardings that the result shall have.
+
+    Returns:
+      The state, and the data position that was saved with it.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the checkpoint's arrays do not fit the template.
+    """
+    step = self.latest_step()
+    if step is None:
+      raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
+    args = ocp.args.Composite(
+      model=ocp.args.StandardRestore(_abstract(_model_item(template))),
+      trainer=ocp.args.StandardRestore(_abstract(_trainer_item(template))),
+      data=ocp.args.JsonRestore(),
+    )
+    try:
+      items = self._manager.restore(step, args=args)
+    except (ValueError, KeyError) as error:
+      raise ValueError(
+        f"{self.folder / str(step)}: does not fit this configuration: {_first_line(error)}"
+      ) from error
+    model, trainer = items["model"], items["trainer"]
+    bank = contrast.MemoryBank(**trainer["bank"]) if trainer["bank"] else None
+    state = TrainState(
+      step=trainer["step"],
+      params=model["params"],
+      batch_stats=model["batch_stats"],
+      opt_state=trainer["opt_state"],
+      bank=bank,
+    )
+    return state, items["data"]
+
+  def wait(self) -> None:
+    """Blocks until what was started is on the disk.
+
+    Raises:
+      OSError: the disk is full or the folder cannot be written.
+    """
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._cannot_save(error) from error
+
+  def close(self) -> None:
+    """Waits for what was started and releases the folder."""
+    self.wait()
+    self._manager.close()
+
+  def _cannot_save(self, error: Exception) -> OSError:
+    last = self.latest_step()
+    kept = f"the last good checkpoint is step {last}" if last is not None else "no checkpoint was saved yet"
+    return OSError(
+      f"{self.folder}: cannot save a checkpoint ({_first_line(error)}); {kept}; free space and start again"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What scoring needs of a checkpoint.
+
+  Attributes:
+    step: updates made.
+    params: nested dict of float32 arrays.
+    batch_stats: nested dict of float32 arrays.
+  """
+
+  step: int
+  params: Any
+  batch_stats: Any
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+  """Finds the checkpoint that a user means.
+
+  Args:
+    path: a run's folder, its ``checkpoints`` folder (both: the newest step), or the folder of one step.
+
+  Returns:
+    The folder of one step.
+
+  Raises:
+    FileNotFoundError: none is there; says where it looked.
+  """
+  path = path.resolve()
+  if path.name.isdigit() and (path / "model").is_dir():
+    return path
+  for folder in (path / FOLDER, path):
+    if folder.is_dir():
+      steps = [step for step in folder.iterdir() if step.name.isdigit() and (step / "model").is_dir()]
+      if steps:
+        return max(steps, key=lambda step: int(step.name))
+  raise FileNotFoundError(
+    f"{path}: holds no checkpoint; expected a run's folder or one step of its {FOLDER}/"
+  )
+
+
+def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
+  """Reads the model alone: no optimizer, no banks.
+
+  Args:
+    path: as for ``find``.
+    params: arrays, or shapes with shardings, as the network has them.
+    batch_stats: likewise.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: the checkpoint holds another network.
+  """
+  folder = find(path)
+  template = _abstract({"params": params, "batch_stats": batch_stats})
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      item = checkpointer.restore(folder / "model", template)
+  except (ValueError, KeyError) as error:
+    raise ValueError(f"{folder}: holds another network than the config's: {_first_line(error)}") from error
+  return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
+
+
+def _miou(metrics: dict[str, float]) -> float:
+  return metrics["miou"]
+
+
+def _model_item(state: TrainState) -> dict[str, Any]:
+  return {"params": state.params, "batch_stats": state.batch_stats}
+
+
+def _trainer_item(state: TrainState) -> dict[str, Any]:
+  # Plain dicts: a checkpoint can be read without this package's classes.
+  bank = (
+    {}
+    if state.bank is None
+    else {field.name: getattr(state.bank, field.name) for field in dataclasses.fields(state.bank)}
+  )
+  return {"step": state.step, "opt_state": state.opt_state, "bank": bank}
+
+
+def _abstract(tree: Any) -> Any:
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=leaf.sharding), tree
+  )
+
+
+def _first_line(error: BaseException) -> str:
+  text = str(error).strip()
+  return text.splitlines()[0][:200] if text else type(error).__name__

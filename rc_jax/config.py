@@ -1,0 +1,262 @@
+"""Every field of a run: its default, its meaning, and what its value may be.
+
+A recipe in ``configs/`` starts from ``defaults()`` and writes what its paper's paragraph on implementation says.
+What that paragraph leaves out stands here, with its source. ``validate`` is called once, before anything is
+built, and refuses what cannot work in one line that names the field.
+"""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+Config = ml_collections.ConfigDict
+
+CENTERS = ("dynamic", "ep_hp", "average")
+SCOPES = ("bank", "image", "batch", "none")
+
+# Fields that do not change what a run computes: a resumed run may have others than the run it continues.
+RESUMABLE = (
+  "dataset.root",
+  "model.pretrained",
+  "train.log_every",
+  "train.eval_every",
+  "train.checkpoint_every",
+  "train.keep_checkpoints",
+  "data",
+  "eval",
+)
+
+
+def defaults() -> Config:
+  """Returns a config that holds every field; a recipe overwrites what its paper states."""
+  config = Config()
+  config.seed = 0
+
+  config.dataset = Config()
+  config.dataset.name = ""  # a key of rc_jax.data.DATASETS
+  config.dataset.root = ""  # the folder of the official layout; `synthetic` needs none
+
+  config.model = Config()
+  config.model.name = "deeplabv3"
+  config.model.backbone = "resnet50"
+  config.model.pretrained = ""  # path of ImageNet weights (.npz, .safetensors, .pth); empty: random
+  config.model.output_stride = 8
+  config.model.multi_grid = (2, 2, 4)  # the authors' code; the paper is silent
+  config.model.aspp_rates = (12, 24, 36)  # the authors' code, at output stride 8
+  config.model.channels = 256  # C, the length of a region center
+  config.model.deep_stem = (
+    True  # the authors' three 3x3 convolutions; False: the 7x7 of torchvision's weights
+  )
+  config.model.stride_on = (
+    "3x3"  # which convolution of a bottleneck strides: "3x3" (torchvision) or "1x1" (Caffe)
+  )
+  config.model.dropout = 0.1  # before the classifiers, as the authors' code
+  config.model.dtype = "bfloat16"  # of activations; parameters, statistics and losses are float32
+  config.model.bn_momentum = 0.9  # the share of the old statistic that stays: PyTorch's momentum 0.1
+  config.model.bn_epsilon = 1e-5
+
+  config.train = Config()
+  config.train.batch_size = 8  # images in the global batch, over all devices and hosts
+  config.train.steps = 30_000
+  config.train.crop_size = (769, 769)  # height, width; one number on the command line means a square
+  config.train.log_every = 10
+  config.train.eval_every = 1_000  # 0: at the end alone
+  config.train.checkpoint_every = 500
+  config.train.keep_checkpoints = 2  # the newest so many stay, and the best by mIoU
+
+  config.optimizer = Config()
+  config.optimizer.learning_rate = 0.01
+  config.optimizer.momentum = 0.9
+  config.optimizer.weight_decay = 5e-4
+  config.optimizer.power = 0.9  # of the poly schedule, every step
+  config.optimizer.head_multiplier = (
+    10.0  # the authors' code: everything outside the backbone learns 10 x faster
+  )
+  config.optimizer.decay_norm_and_bias = True  # PyTorch's SGD decays all
+
+  config.loss = Config()
+  config.loss.pixel = "ce"  # "ce" or "ohem"
+  config.loss.ohem_threshold = 0.7
+  config.loss.ohem_min_kept = 100_000
+  config.loss.aux_weight = 0.4
+  config.loss.contrast_weight = 0.1  # 0 or scope "none": the paper's baseline
+
+  config.contrast = Config()
+  config.contrast.scope = "bank"
+  config.contrast.centers = "dynamic"
+  config.contrast.bank_size = 0  # M, slots of a class; 0: as many as training images, the paper's choice
+  config.contrast.temperature = 0.2  # the authors' code; the paper is silent
+  config.contrast.bank_dtype = "float32"  # or "bfloat16": half the memory
+
+  config.augment = Config()
+  config.augment.scale = (0.5, 2.0)  # the image's scale is drawn uniformly from here
+  config.augment.flip = 0.5  # probability of a left-right flip
+  config.augment.photometric = False  # brightness, contrast, saturation, hue
+
+  config.data = Config()
+  config.data.workers = 0  # processes that decode and augment; 0: threads of this process
+  config.data.threads = 4
+
+  config.eval = Config()
+  config.eval.split = "val"
+  config.eval.scales = (1.0,)
+  config.eval.flip = False  # average with the mirrored image
+  config.eval.crop_size = ()  # (): whole image; otherwise the sliding window's height, width
+  config.eval.stride = ()  # (): two thirds of the window
+  config.eval.batch_size = 1  # images of one size that go through together, on each device
+  return config
+
+
+def square(size: tuple[int, ...]) -> tuple[int, int]:
+  """Returns ``(height, width)`` of a size field, where one number (769,) means a square."""
+  return (int(size[0]), int(size[-1]))
+
+
+def validate(config: Config) -> None:
+  """Checks every field of a config that can be checked without data or devices.
+
+  Raises:
+    ValueError: one line with the field, what was found and what would work.
+  """
+  _check_fields(config, defaults(), "config")
+  model, train, loss, contrast = config.model, config.train, config.loss, config.contrast
+
+  _require(bool(config.dataset.name), "dataset.name", config.dataset.name, "the name of a data set")
+  _choice("loss.pixel", loss.pixel, ("ce", "ohem"))
+  _choice("contrast.scope", contrast.scope, SCOPES)
+  _choice("contrast.centers", contrast.centers, CENTERS)
+  _choice("contrast.bank_dtype", contrast.bank_dtype, ("float32", "bfloat16"))
+  _choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+  _choice("model.stride_on", model.stride_on, ("3x3", "1x1"))
+  _choice("model.output_stride", model.output_stride, (8, 16, 32))
+
+  for field in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
+    _require(train[field] >= 1, f"train.{field}", train[field], "1 or more")
+  _require(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 (at the end alone) or more")
+  _require(0 < config.eval.batch_size, "eval.batch_size", config.eval.batch_size, "1 or more")
+  _size("train.crop_size", train.crop_size)
+  for side in square(train.crop_size):
+    # A feature grid of one row has no corners to align, and ASPP nothing to look at.
+    _require(
+      side > model.output_stride,
+      "train.crop_size",
+      train.crop_size,
+      f"sides above the output stride {model.output_stride}",
+    )
+  if config.eval.crop_size:
+    _size("eval.crop_size", config.eval.crop_size)
+  if config.eval.stride:
+    _size("eval.stride", config.eval.stride)
+    _require(
+      bool(config.eval.crop_size), "eval.stride", config.eval.stride, "() unless eval.crop_size is set"
+    )
+    fits = all(s <= c for s, c in zip(square(config.eval.stride), square(config.eval.crop_size), strict=True))
+    _require(
+      fits,
+      "eval.stride",
+      config.eval.stride,
+      f"at most eval.crop_size {tuple(config.eval.crop_size)}: a longer stride leaves gaps between windows",
+    )
+  scales = tuple(config.eval.scales)
+  _require(len(scales) > 0 and min(scales) > 0, "eval.scales", scales, "one or more positive scales")
+
+  low, high = config.augment.scale
+  _require(0 < low <= high, "augment.scale", (low, high), "(low, high) with 0 < low <= high")
+  _require(0 <= config.augment.flip <= 1, "augment.flip", config.augment.flip, "a probability in 0..1")
+  _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "a probability in 0..1, below 1")
+  _require(0 <= model.bn_momentum < 1, "model.bn_momentum", model.bn_momentum, "a share in 0..1, below 1")
+  _require(model.channels >= 1, "model.channels", model.channels, "1 or more")
+  _require(config.data.workers >= 0, "data.workers", config.data.workers, "0 or more")
+  _require(config.data.threads >= 1, "data.threads", config.data.threads, "1 or more")
+
+  _require(
+    config.optimizer.learning_rate > 0, "optimizer.learning_rate", config.optimizer.learning_rate, "above 0"
+  )
+  _require(
+    0 <= config.optimizer.momentum < 1, "optimizer.momentum", config.optimizer.momentum, "0 or more, below 1"
+  )
+  for section, field in (
+    ("optimizer", "weight_decay"),
+    ("optimizer", "power"),
+    ("optimizer", "head_multiplier"),
+    ("loss", "aux_weight"),
+    ("loss", "contrast_weight"),
+  ):
+    _require(config[section][field] >= 0, f"{section}.{field}", config[section][field], "0 or more")
+  _require(0 <= loss.ohem_threshold <= 1, "loss.ohem_threshold", loss.ohem_threshold, "a probability in 0..1")
+  _require(loss.ohem_min_kept >= 1, "loss.ohem_min_kept", loss.ohem_min_kept, "1 or more")
+  _require(contrast.temperature > 0, "contrast.temperature", contrast.temperature, "above 0")
+  _require(
+    contrast.bank_size >= 0, "contrast.bank_size", contrast.bank_size, "0 (size of the training set) or more"
+  )
+
+
+def uses_contrast(config: Config) -> bool:
+  """True unless the config is the paper's baseline: scope ``none``, or a weight of 0 on the contrastive loss."""
+  return config.contrast.scope != "none" and config.loss.contrast_weight > 0
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+  """Lists the fields that make two configs two different runs, as ``field: ours, theirs``.
+
+  Args:
+    ours: a config as nested plain dicts (``config.to_dict()`` after a round through JSON).
+    theirs: the same of the other run.
+
+  Returns:
+    One string a field; empty when a run of one may continue the other. Fields of ``RESUMABLE`` do not count.
+  """
+  flat_ours, flat_theirs = _flatten(ours), _flatten(theirs)
+  found = []
+  for field in sorted(flat_ours.keys() | flat_theirs.keys()):
+    if any(field == free or field.startswith(free + ".") for free in RESUMABLE):
+      continue
+    one, other = flat_ours.get(field, "absent"), flat_theirs.get(field, "absent")
+    if one != other:
+      found.append(f"{field}: {one}, there {other}")
+  return found
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat.update(_flatten(value, f"{prefix}{key}."))
+    else:
+      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return flat
+
+
+def _check_fields(config: Config, reference: Config, path: str) -> None:
+  """A field that nothing reads is a typo in a recipe; a missing one would fail deep inside."""
+  for key in config:
+    if key not in reference:
+      close = difflib.get_close_matches(key, list(reference), n=1)
+      hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(sorted(reference))}"
+      raise ValueError(f"{path}.{key}: nothing reads this field; {hint}")
+  for key, value in reference.items():
+    if key not in config:
+      raise ValueError(f"{path}.{key}: missing; start the recipe from rc_jax.config.defaults()")
+    if isinstance(value, Config):
+      if not isinstance(config[key], Config):
+        raise ValueError(
+          f"{path}.{key}: is {config[key]!r}; expected a group with {', '.join(sorted(value))}"
+        )
+      _check_fields(config[key], value, f"{path}.{key}")
+
+
+def _require(holds: bool, field: str, found: Any, expected: str) -> None:
+  if not holds:
+    raise ValueError(f"config.{field}: is {found!r}; expected {expected}")
+
+
+def _choice(field: str, found: Any, choices: tuple[Any, ...]) -> None:
+  _require(found in choices, field, found, "one of " + ", ".join(map(repr, choices)))
+
+
+def _size(field: str, size: Any) -> None:
+  positive = (
+    isinstance(size, tuple) and len(size) in (1, 2) and all(isinstance(s, int) and s > 0 for s in size)
+  )
+  _require(positive, field, size, "(height, width) in pixels, or one number for a square")

@@ -1,0 +1,94 @@
+"""Labels a folder of images: label PNGs in the data set's own ids, and overlays for people."""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from rc_jax import data, evaluate, inference, models, report
+from rc_jax.config import Config
+from rc_jax.data.source import IMAGE_SUFFIXES, read_image
+from rc_jax.run_log import Progress, say
+
+
+def run(
+  config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | None, images: pathlib.Path | None
+) -> pathlib.Path:
+  """Writes ``workdir/predictions/labels/<image stem>.png`` and ``overlays/<image stem>.jpg``: ``--mode=predict``.
+
+  Args:
+    config: a validated config.
+    workdir: where predictions go, and where the newest checkpoint is looked for.
+    checkpoint_path: a run, or one step of it; None: the newest of ``workdir``.
+    images: an image or a folder of images; None: the images of ``config.eval.split``.
+
+  Returns:
+    The folder of predictions.
+
+  Raises:
+    FileNotFoundError: no checkpoint, no data, or no images.
+    ValueError: the checkpoint holds another network, or an image cannot be read.
+  """
+  info = data.info(config.dataset.name)
+  network = models.build(config.model, info.num_classes)
+  restored = evaluate.restore(network, config, checkpoint_path or workdir)
+  if images is None:
+    source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+    count = len(source)
+    named = ((example["name"], example["image"]) for example in data.evaluation_examples(source))
+  else:
+    files = image_files(images)
+    count = len(files)
+    named = _read(files)
+
+  predict = inference.make_predictor(network, config.eval)
+  label = jax.jit(lambda params, batch_stats, image: jnp.argmax(predict(params, batch_stats, image), axis=-1))
+  folder = workdir / "predictions"
+  for kind in ("labels", "overlays"):
+    (folder / kind).mkdir(parents=True, exist_ok=True)
+  say(f"labelling {count} images with step {restored.step}; the first image of each size compiles a program")
+  progress = Progress("labelling", count, unit="images")
+  for name, image in named:
+    labels = np.asarray(label(restored.params, restored.batch_stats, image[None])[0], np.uint8)
+    Image.fromarray(info.label_ids.astype(np.uint8)[labels]).save(folder / "labels" / f"{name}.png")
+    Image.fromarray(report.overlay(image, labels, info.palette)).save(
+      folder / "overlays" / f"{name}.jpg", quality=92
+    )
+    progress.advance(1)
+  progress.close()
+  say(f"labels (ids of {info.name}) and overlays are in {folder}")
+  return folder
+
+
+def image_files(path: pathlib.Path) -> list[pathlib.Path]:
+  """Lists an image, or the images of a folder in the order of their names.
+
+  Raises:
+    FileNotFoundError: nothing is there, or no image.
+    ValueError: two images share a stem, so that their labels would share a file.
+  """
+  if path.is_file():
+    return [path]
+  if not path.is_dir():
+    raise FileNotFoundError(f"--images={path}: no such file or folder")
+  files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+  if not files:
+    raise FileNotFoundError(
+      f"--images={path}: holds no image; expected files ending {', '.join(IMAGE_SUFFIXES)}"
+    )
+  stems: dict[str, pathlib.Path] = {}
+  for file in files:
+    if file.stem in stems:
+      raise ValueError(
+        f"--images: {stems[file.stem]} and {file} would both become {file.stem}.png; rename one"
+      )
+    stems[file.stem] = file
+  return files
+
+
+def _read(files: list[pathlib.Path]) -> Iterator[tuple[str, np.ndarray]]:
+  for file in files:
+    yield file.stem, read_image(file)

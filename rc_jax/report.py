@@ -1,0 +1,213 @@
+"""Pictures of a run: panels, curves, per-class IoU, confusion, and one self-contained page that shows them."""
+
+import base64
+import html
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from rc_jax import data, evaluate, inference, models
+from rc_jax.config import Config
+from rc_jax.run_log import read, say
+
+matplotlib.use("Agg")  # no screen on a training machine
+import matplotlib.pyplot as plt
+
+PANELS = 6  # images shown
+PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
+MARGIN = 6  # pixels between panels
+IGNORED_COLOR = (0, 0, 0)
+
+
+def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """Returns ``[H,W,3]`` uint8 colours of ``labels [H,W]``; labels outside the palette are black."""
+  table = np.full((256, 3), IGNORED_COLOR, np.uint8)
+  table[: len(palette)] = palette
+  return table[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+  """Lays the colours of ``labels [H,W]`` over ``image [H,W,3]`` uint8; ``opacity`` in 0..1."""
+  return np.round((1 - opacity) * image + opacity * colorize(labels, palette)).astype(np.uint8)
+
+
+def panels(
+  config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PANELS
+) -> Image.Image:
+  """Draws rows of image, ground truth and prediction, from images spread evenly over ``eval.split``."""
+  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  predict = inference.make_predictor(network, config.eval)
+  label = jax.jit(lambda images: jnp.argmax(predict(params, batch_stats, images), axis=-1).astype(jnp.uint8))
+  rows = []
+  for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
+    example = source[int(index)]
+    predicted = np.asarray(label(example["image"][None])[0])
+    palette = source.info.palette
+    truth = example["label"]
+    # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
+    rows.append([example["image"], colorize(truth, palette), colorize(predicted, palette)])
+  return _grid([[_shrink(panel) for panel in row] for row in rows])
+
+
+def write(
+  config: Config, workdir: pathlib.Path, network: models.Network, params: Any, batch_stats: Any
+) -> pathlib.Path:
+  """Writes ``workdir/report/``: ``panels.png``, ``curves.png``, ``iou.png``, ``confusion.png``, ``index.html``.
+
+  Args:
+    config: the run's config.
+    workdir: the run's folder, with ``metrics.jsonl`` and ``eval/``.
+    network: functions of the network.
+    params: arrays on this process's devices.
+    batch_stats: likewise.
+
+  Returns:
+    The path of the page, which needs no other file.
+  """
+  folder = workdir / "report"
+  folder.mkdir(parents=True, exist_ok=True)
+  pictures = {"panels.png": "Image, ground truth, prediction"}
+  panels(config, network, params, batch_stats).save(folder / "panels.png")
+  lines = read(workdir)
+  if any("loss" in line for line in lines):
+    _save(_curves(lines), folder / "curves.png")
+    pictures["curves.png"] = "Losses, learning rate, bank fill and mIoU over steps"
+  scores_path = workdir / "eval" / f"{config.eval.split}.json"
+  scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
+  if scores is not None:
+    _save(_bars(scores), folder / "iou.png")
+    pictures["iou.png"] = f"IoU of each class on {config.eval.split}, step {scores['step']}"
+    confusion = np.load(workdir / "eval" / f"{config.eval.split}_confusion.npy")
+    _save(_confusion(confusion, list(scores["iou"])), folder / "confusion.png")
+    pictures["confusion.png"] = "Where the pixels of each class go (rows sum to 1)"
+  page = folder / "index.html"
+  page.write_text(_page(config, folder, pictures, scores))
+  return page
+
+
+def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | None) -> pathlib.Path:
+  """Draws the report of a run from a checkpoint, see ``write``: ``--mode=report``."""
+  network = models.build(config.model, data.info(config.dataset.name).num_classes)
+  restored = evaluate.restore(network, config, checkpoint_path or workdir)
+  page = write(config, workdir, network, restored.params, restored.batch_stats)
+  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
+  return page
+
+
+def _shrink(panel: np.ndarray) -> Image.Image:
+  image = Image.fromarray(panel)
+  if image.height <= PANEL_HEIGHT:
+    return image
+  # Nearest for all three keeps class colours pure; photographs lose little at this size.
+  return image.resize(
+    (round(image.width * PANEL_HEIGHT / image.height), PANEL_HEIGHT), Image.Resampling.NEAREST
+  )
+
+
+def _grid(rows: list[list[Image.Image]]) -> Image.Image:
+  width = max(sum(panel.width + MARGIN for panel in row) for row in rows) - MARGIN
+  height = sum(max(panel.height for panel in row) + MARGIN for row in rows) - MARGIN
+  canvas = Image.new("RGB", (width, height), "white")
+  top = 0
+  for row in rows:
+    left = 0
+    for panel in row:
+      canvas.paste(panel, (left, top))
+      left += panel.width + MARGIN
+    top += max(panel.height for panel in row) + MARGIN
+  return canvas
+
+
+def _curves(lines: list[dict[str, Any]]) -> plt.Figure:
+  figure, axes = plt.subplots(1, 4, figsize=(18, 3.8), layout="constrained")
+  steps = [line for line in lines if "loss" in line]
+  scores = [line for line in lines if "miou" in line]
+  at = [line["step"] for line in steps]
+  for name in ("loss", "loss_pixel", "loss_aux"):
+    axes[0].plot(at, [line[name] for line in steps], label=name, linewidth=1)
+  axes[0].set_yscale("log")
+  axes[0].legend()
+  axes[1].plot(at, [line["loss_contrast"] for line in steps], label="loss_contrast", linewidth=1)
+  axes[1].legend()
+  if any("bank_fill" in line for line in steps):
+    for name in steps[-1]["bank_fill"]:
+      axes[2].plot(at, [line["bank_fill"][name] for line in steps], label=name, linewidth=1)
+    axes[2].set_ylim(0, 1.02)
+    if len(steps[-1]["bank_fill"]) <= 20:
+      axes[2].legend(fontsize=6)
+    axes[2].set_title("bank fill")
+  else:
+    axes[2].plot(at, [line["learning_rate"] for line in steps], linewidth=1)
+    axes[2].set_title("learning rate")
+  axes[3].plot([line["step"] for line in scores], [100 * line["miou"] for line in scores], marker="o")
+  axes[3].set_title("mIoU, %")
+  for axis in axes:
+    axis.set_xlabel("step")
+    axis.grid(alpha=0.3)
+  return figure
+
+
+def _bars(scores: dict[str, Any]) -> plt.Figure:
+  names = list(scores["iou"])
+  values = [100 * (scores["iou"][name] or 0) for name in names]
+  figure, axis = plt.subplots(figsize=(7, 0.8 + 0.28 * len(names)), layout="constrained")
+  axis.barh(names, values)
+  axis.axvline(100 * scores["miou"], color="black", linestyle="--", linewidth=1)
+  axis.set_xlim(0, 100)
+  axis.set_xlabel(f"IoU, % (dashed: mIoU {100 * scores['miou']:.2f})")
+  axis.invert_yaxis()
+  return figure
+
+
+def _confusion(confusion: np.ndarray, names: list[str]) -> plt.Figure:
+  shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+  side = 3 + 0.3 * len(names)
+  figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
+  axis.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+  axis.set_xticks(range(len(names)), names, rotation=90)
+  axis.set_yticks(range(len(names)), names)
+  axis.set_xlabel("prediction")
+  axis.set_ylabel("ground truth")
+  if len(names) <= 20:
+    for row, column in np.argwhere(shares >= 0.05):
+      color = "white" if shares[row, column] < 0.6 else "black"
+      axis.text(
+        column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=7
+      )
+  return figure
+
+
+def _save(figure: plt.Figure, path: pathlib.Path) -> None:
+  figure.savefig(path, dpi=90)
+  plt.close(figure)
+
+
+def _page(
+  config: Config, folder: pathlib.Path, pictures: dict[str, str], scores: dict[str, Any] | None
+) -> str:
+  title = html.escape(f"{config.dataset.name}: {config.model.name}, {config.model.backbone}")
+  parts = [
+    "<!doctype html><html lang='en'><meta charset='utf-8'>",
+    "<meta name='viewport' content='width=device-width'>",
+    f"<title>{title}</title>",
+    "<style>body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}",
+    "img{max-width:100%}pre{background:#f4f4f4;padding:1em;overflow:auto}</style>",
+    f"<h1>{title}</h1>",
+  ]
+  if scores is not None:
+    parts.append(
+      f"<p>mIoU <b>{100 * scores['miou']:.2f}</b>, pixel accuracy {100 * scores['pixel_accuracy']:.2f}, "
+      f"mean accuracy {100 * scores['mean_accuracy']:.2f} on {html.escape(scores['split'])} at step {scores['step']}.</p>"
+    )
+  for name, caption in pictures.items():
+    encoded = base64.b64encode((folder / name).read_bytes()).decode()
+    caption = html.escape(caption)
+    parts.append(f"<h2>{caption}</h2><img alt='{caption}' src='data:image/png;base64,{encoded}'>")
+  parts.append(f"<h2>Configuration</h2><pre>{html.escape(str(config))}</pre></html>")
+  return "\n".join(parts)

@@ -1,0 +1,360 @@
+"""The training loop, top to bottom: batch -> step -> log -> evaluate -> save."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import time
+import types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rc_jax import contrast, data, evaluate, models, optimizer, report, sharding
+from rc_jax.checkpoint import Checkpoints
+from rc_jax.config import Config, differences, square, uses_contrast
+from rc_jax.run_log import RunLog, duration, read, say
+from rc_jax.train_state import TrainState
+from rc_jax.train_step import make_train_step
+
+PREEMPTED = 143  # 128 + SIGTERM: a scheduler sees that the run was stopped and starts it again
+
+
+class NonFiniteLoss(ValueError):
+  """The loss became NaN or infinite; the message names step, terms and the last good checkpoint."""
+
+
+class _Stop:
+  """Remembers that SIGTERM or SIGINT came, so that the running step can end in peace."""
+
+  def __init__(self) -> None:
+    self.status = 0
+    self._previous: dict[int, Any] = {}
+
+  def __enter__(self) -> "_Stop":
+    # Several processes: JAX's own SIGTERM handler spreads the notice among hosts, and must not be replaced.
+    if jax.process_count() == 1:
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._remember)
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _remember(self, number: int, frame: types.FrameType | None) -> None:
+    self.status = 128 + number
+    say(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+    signal.signal(number, signal.SIG_DFL)
+
+  def requested(self, step: int) -> bool:
+    """True when the run shall stop after ``step`` updates; all processes agree on the same step."""
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      # Signals reach hosts at different moments; one that stopped alone would leave the others waiting.
+      self.status = PREEMPTED
+    return bool(self.status)
+
+  def poll(self) -> None:
+    """Raises to leave a long evaluation; only where no other process would go on with it."""
+    if self.status:
+      raise _StopDuringEvaluation
+
+
+class _StopDuringEvaluation(Exception):
+  pass
+
+
+def train(config: Config, workdir: pathlib.Path) -> int:
+  """Trains, or goes on training, the run of a config in a folder.
+
+  Args:
+    config: a validated config.
+    workdir: the run's folder; made where absent.
+
+  Returns:
+    The process's exit status: 0 when the run is finished, 143 after SIGTERM (130 after Ctrl-C), saved.
+
+  Raises:
+    ValueError: data, config or checkpoint that cannot work; one line.
+    FileNotFoundError: data or weights are missing; one line.
+    NonFiniteLoss: the loss became NaN or infinite.
+    OSError: the disk is full.
+  """
+  refuse_other_run(config, workdir)
+  mesh = sharding.global_mesh()
+  sharding.check_batch(config.train.batch_size, mesh)
+  kind = jax.devices()[0].device_kind
+  say(f"{jax.device_count()} x {kind} in {jax.process_count()} process(es), run folder {workdir}")
+
+  source = data.load(config.dataset.name, config.dataset.root, "train")
+  eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  info = source.info
+  say(
+    f"{info.name}: {len(source)} training images, {len(eval_source)} of {config.eval.split}, "
+    f"{info.num_classes} classes"
+  )
+
+  network = models.build(config.model, info.num_classes)
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+
+  # Where a run begins: 1. its own newest checkpoint, 2. imported weights, 3. random.
+  state, update_rule = initial_state(
+    config, network, len(source), mesh, fresh=checkpoints.latest_step() is None
+  )
+  start_step, data_position = 0, None
+  if checkpoints.latest_step() is not None:
+    state, data_position = checkpoints.restore(state)
+    start_step = int(state.step)
+    say(f"resuming at step {start_step} of {config.train.steps}")
+  write_config(config, workdir)
+  log = RunLog(workdir, resumed_at=start_step)
+
+  batches = data.train_batches(
+    source,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    crop_size=square(config.train.crop_size),
+    augment=config.augment,
+    workers=config.data.workers,
+    threads=config.data.threads,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+  )
+  if data_position is not None:
+    batches.set_state(data_position)
+  step_fn = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
+  evaluator = evaluate.make_evaluator(network, eval_source, config)
+
+  def score(state: TrainState, stop: _Stop) -> evaluate.Results:
+    step = int(state.step)
+    results, confusion = evaluator(state.params, state.batch_stats, stop.poll)
+    say(f"step {step}: mIoU {100 * results['miou']:.2f} on {config.eval.split}")
+    log.write({"step": step, "split": config.eval.split, **_numbers(results)})
+    if jax.process_index() == 0:
+      evaluate.write(workdir, results, confusion, step)
+    return results
+
+  def evaluation_due(step: int) -> bool:
+    every = config.train.eval_every
+    return step == config.train.steps or bool(every and step and step % every == 0)
+
+  if start_step == config.train.steps:
+    say("this run is finished; nothing is left to train")
+
+  with _Stop() as stop:
+    try:
+      # A run that was stopped while it scored has a checkpoint of that step but no score.
+      if evaluation_due(start_step) and not _was_scored(workdir, start_step):
+        score(state, stop)
+      rate = _Rate(config.train.batch_size)
+      step, pending = start_step, None
+      while step < config.train.steps and not stop.requested(step):
+        batch = sharding.put_batch(next(batches), mesh)
+        if step == start_step:
+          step_fn = _compile(step_fn, state, batch)
+          rate.restart()
+        state, step_metrics = step_fn(state, batch)
+        step += 1
+        rate.count()
+
+        # Looks at the step before, which the device has finished or nearly so: the host stays one step ahead.
+        if pending is not None:
+          _refuse_non_finite(*pending, checkpoints)
+        pending = (step, step_metrics)
+        log_due = step % config.train.log_every == 0 or step == 1
+        save_due = step % config.train.checkpoint_every == 0 or evaluation_due(step)
+        if log_due or save_due:
+          step_metrics = jax.device_get(step_metrics)
+          _refuse_non_finite(step, step_metrics, checkpoints)
+        if log_due:
+          speed = rate.images_per_second()
+          log.write(_line(step, step_metrics, info.class_names, speed))
+          say(_progress(step, config.train.steps, step_metrics, speed, config.train.batch_size))
+        if save_due:
+          miou = score(state, stop)["miou"] if evaluation_due(step) else None
+          checkpoints.save(state, batches.get_state(), miou=miou)
+          rate.restart()
+    except _StopDuringEvaluation:
+      pass
+    if stop.status and int(state.step) != checkpoints.latest_step():
+      checkpoints.save(state, batches.get_state())
+    checkpoints.close()
+  batches.close()
+  log.close()
+  if stop.status:
+    say(
+      f"stopped at step {int(state.step)} of {config.train.steps}, saved; the same command goes on from there"
+    )
+    return stop.status
+
+  page = None
+  if jax.process_index() == 0:
+    page = report.write(config, workdir, network, state.params, state.batch_stats)
+  say(closing(config, workdir, page))
+  return 0
+
+
+def initial_state(
+  config: Config, network: models.Network, training_images: int, mesh: Any, fresh: bool
+) -> tuple[TrainState, Any]:
+  """Returns the state of step 0, on the mesh, and the optimizer that its ``opt_state`` belongs to.
+
+  Args:
+    config: a validated config.
+    network: functions of the network.
+    training_images: size of the training set, which ``contrast.bank_size=0`` stands for.
+    mesh: the global mesh.
+    fresh: False where a checkpoint will replace the values, so that weights need not be imported.
+
+  Raises:
+    ValueError: the weights file does not fit the network.
+    FileNotFoundError: there is no such weights file.
+  """
+  variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
+  if config.model.pretrained and fresh:
+    from rc_jax import pretrained
+
+    variables, imported = pretrained.load_backbone(config.model.pretrained, variables)
+    say(imported.summary())
+  update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
+  bank = None
+  if uses_contrast(config) and config.contrast.scope == "bank":
+    bank = contrast.MemoryBank.create(
+      num_classes=network.num_classes,
+      capacity=config.contrast.bank_size or training_images,
+      dim=network.channels,
+      dtype=jnp.dtype(config.contrast.bank_dtype),
+    )
+  state = TrainState(
+    step=jnp.int32(0),
+    params=variables.params,
+    batch_stats=variables.batch_stats,
+    opt_state=update_rule.init(variables.params),
+    bank=bank,
+  )
+  return sharding.put_replicated(state, mesh), update_rule
+
+
+def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
+  """Refuses a folder that holds the run of another config.
+
+  Raises:
+    ValueError: one line with the fields that differ.
+  """
+  path = workdir / "config.json"
+  if not path.is_file():
+    return
+  found = differences(_as_json(config), json.loads(path.read_text()))
+  if found:
+    raise ValueError(
+      f"{path}: holds a run of another configuration ({'; '.join(found)}); choose another --workdir or the same fields"
+    )
+
+
+def write_config(config: Config, workdir: pathlib.Path) -> None:
+  """Writes ``workdir/config.json``."""
+  if jax.process_index() == 0:
+    path = workdir / "config.json"
+    partial = path.with_suffix(".json.part")
+    partial.write_text(json.dumps(_as_json(config), indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path | None) -> str:
+  """Returns the paragraph that ends a run: where everything is, and what to try next."""
+  scores = [line for line in read(workdir) if "miou" in line]
+  last = f"{100 * scores[-1]['miou']:.2f}" if scores else "not scored"
+  best = max(scores, key=lambda line: line["miou"], default=None)
+  best_text = f" (best {100 * best['miou']:.2f} at step {best['step']})" if best else ""
+  return (
+    f"\nFinished: mIoU {last}{best_text} on {config.dataset.name}/{config.eval.split}. "
+    f"Pictures and curves: {page}. Scores: {workdir / 'eval'}. Every step: {workdir / 'metrics.jsonl'} "
+    f"(tensorboard --logdir {workdir}). Checkpoints: {workdir / 'checkpoints'}.\n"
+    f"Next: the same command with --mode=predict --images=FOLDER labels your own images; with "
+    f"--config.loss.contrast_weight=0 --workdir={workdir}_baseline it trains the plain baseline to compare with."
+  )
+
+
+class _Rate:
+  """Images per second of training alone: compilation, scoring and saving are left out."""
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self._images = 0
+    self._start = time.monotonic()
+
+  def restart(self) -> None:
+    self._images, self._start = 0, time.monotonic()
+
+  def count(self) -> None:
+    self._images += self._batch_size
+
+  def images_per_second(self) -> float:
+    rate = self._images / max(time.monotonic() - self._start, 1e-9)
+    self.restart()
+    return rate
+
+
+def _compile(step_fn: Any, state: TrainState, batch: Any) -> Any:
+  say("compiling the train step ...")
+  start = time.monotonic()
+  compiled = step_fn.lower(state, batch).compile()
+  say(f"compiled in {duration(time.monotonic() - start)}")
+  return compiled
+
+
+def _refuse_non_finite(step: int, step_metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
+  if all(math.isfinite(float(step_metrics[name])) for name in ("loss", "gradient_norm")):
+    return
+  terms = {name: float(value) for name, value in step_metrics.items() if np.ndim(value) == 0}
+  checkpoints.wait()
+  last = checkpoints.latest_step()
+  shown = ", ".join(f"{name} {terms[name]:.4g}" for name in terms if name.startswith("loss"))
+  kept = (
+    f"the last good checkpoint is {checkpoints.folder / str(last)}"
+    if last is not None
+    else "no checkpoint yet"
+  )
+  raise NonFiniteLoss(
+    f"step {step}: the loss is not finite ({shown}, gradient norm {terms['gradient_norm']:.4g}); {kept}; "
+    f"try a lower --config.optimizer.learning_rate"
+  )
+
+
+def _line(
+  step: int, step_metrics: dict[str, Any], class_names: tuple[str, ...], speed: float
+) -> dict[str, Any]:
+  line: dict[str, Any] = {"step": step}
+  for name, value in step_metrics.items():
+    if np.ndim(value) == 0:
+      line[name] = float(value)
+    else:
+      line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
+  line["images_per_second"] = round(speed, 3)
+  return line
+
+
+def _progress(step: int, steps: int, step_metrics: dict[str, Any], speed: float, batch_size: int) -> str:
+  left = duration((steps - step) * batch_size / speed)
+  return (
+    f"step {step}/{steps}  loss {step_metrics['loss']:.4f} = pixel {step_metrics['loss_pixel']:.4f}, "
+    f"aux {step_metrics['loss_aux']:.4f}, contrast {step_metrics['loss_contrast']:.4f}  "
+    f"lr {step_metrics['learning_rate']:.2e}  {speed:.2f} images/s  {left} left"
+  )
+
+
+def _numbers(results: evaluate.Results) -> dict[str, Any]:
+  return {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
+
+
+def _was_scored(workdir: pathlib.Path, step: int) -> bool:
+  return any(line["step"] == step and "miou" in line for line in read(workdir))
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+  return dict(json.loads(json.dumps(config.to_dict())))
