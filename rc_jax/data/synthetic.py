@@ -6,9 +6,8 @@ hide each other, and frequencies are uneven: a few classes cover most of the pix
 
 import numpy as np
 
-from rc_jax.data import street_scene
-from rc_jax.data.source import DatasetInfo, Example
-from rc_jax.data.source import check_split as _check_split
+from rc_jax.data.source import DatasetInfo, Example, check_split
+from rc_jax.data.streets import canvas, scene
 
 # Each split has its own stream of random numbers, so no scene is in two of them.
 SPLITS = {"train": (0, 400), "val": (1, 60)}
@@ -16,16 +15,16 @@ IMAGE_SIZE = (128, 192)
 
 INFO = DatasetInfo(
   name="synthetic",
-  class_names=tuple(street_scene.CLASSES),
-  palette=np.array(list(street_scene.CLASSES.values()), np.uint8),
-  label_ids=np.arange(len(street_scene.CLASSES)),
+  class_names=tuple(canvas.CLASSES),
+  palette=np.array(list(canvas.CLASSES.values()), np.uint8),
+  label_ids=np.arange(len(canvas.CLASSES)),
 )
 
 
 def load(root: str, split: str) -> "StreetScenes":
   """Returns a split, ``train`` or ``val``, of the synthetic scenes; ``root`` is not read."""
   del root
-  _check_split(split, INFO.name, tuple(SPLITS))
+  check_split(split, INFO.name, tuple(SPLITS))
   return StreetScenes(split)
 
 
@@ -54,7 +53,7 @@ class StreetScenes:
     index = range(len(self))[index]
     if index not in self._drawn:
       rng = np.random.default_rng((self.seed, SPLITS[self.split][0], index))
-      image, label = street_scene.draw(rng, self.size)
+      image, label = scene.draw(rng, self.size)
       # Kept scenes are handed out again and again.
       image.flags.writeable = label.flags.writeable = False
       self._drawn[index] = image, label

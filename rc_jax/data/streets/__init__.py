@@ -1,0 +1,1 @@
+"""The procedural street scenes of the synthetic data set."""
