@@ -6,11 +6,11 @@ built, and refuses what cannot work in one line that names the field.
 """
 
 import difflib
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_collections
 
-Config = ml_collections.ConfigDict
+Config: TypeAlias = ml_collections.ConfigDict
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
@@ -134,7 +134,7 @@ def validate(config: Config) -> None:
   for field in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
     _require(train[field] >= 1, f"train.{field}", train[field], "1 or more")
   _require(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 (at the end alone) or more")
-  _require(0 < config.eval.batch_size, "eval.batch_size", config.eval.batch_size, "1 or more")
+  _require(config.eval.batch_size > 0, "eval.batch_size", config.eval.batch_size, "1 or more")
   _size("train.crop_size", train.crop_size)
   for side in square(train.crop_size):
     # A feature grid of one row has no corners to align, and ASPP nothing to look at.
@@ -238,8 +238,8 @@ def _check_fields(config: Config, reference: Config, path: str) -> None:
   for key, value in reference.items():
     if key not in config:
       raise ValueError(f"{path}.{key}: missing; start the recipe from rc_jax.config.defaults()")
-    if isinstance(value, Config):
-      if not isinstance(config[key], Config):
+    if isinstance(value, ml_collections.ConfigDict):
+      if not isinstance(config[key], ml_collections.ConfigDict):
         raise ValueError(
           f"{path}.{key}: is {config[key]!r}; expected a group with {', '.join(sorted(value))}"
         )

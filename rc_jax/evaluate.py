@@ -1,4 +1,4 @@
-"""Scores a network on a split: one confusion matrix, one JSON file. The loop and ``--mode=eval`` call the same function."""
+"""Scores a network on a split: one confusion matrix, one JSON file; the loop and ``--mode=eval`` alike."""
 
 import json
 import os

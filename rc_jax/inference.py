@@ -39,14 +39,14 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
     def whole(pixels: jax.Array) -> jax.Array:
       logits = network.predict(params, batch_stats, pixels).logits
-      return jax.nn.softmax(losses.upsample(logits, pixels.shape[1:3]), axis=-1)
+      return jax.nn.softmax(losses.upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
 
     def one_scale(pixels: jax.Array) -> jax.Array:
       if window is None or stride is None:
         return whole(pixels)
       return slide(whole, pixels, window, stride)
 
-    size = images.shape[1:3]
+    size = (images.shape[1], images.shape[2])
     total = jnp.zeros((*images.shape[:3], network.num_classes), jnp.float32)
     for scale in config_eval.scales:
       pixels = images.astype(jnp.float32)

@@ -38,7 +38,9 @@ def run(
   if images is None:
     source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
     count = len(source)
-    named = ((example["name"], example["image"]) for example in data.evaluation_examples(source))
+    named: Iterator[tuple[str, np.ndarray]] = (
+      (example["name"], example["image"]) for example in data.evaluation_examples(source)
+    )
   else:
     files = image_files(images)
     count = len(files)

@@ -203,7 +203,8 @@ def _page(
   if scores is not None:
     parts.append(
       f"<p>mIoU <b>{100 * scores['miou']:.2f}</b>, pixel accuracy {100 * scores['pixel_accuracy']:.2f}, "
-      f"mean accuracy {100 * scores['mean_accuracy']:.2f} on {html.escape(scores['split'])} at step {scores['step']}.</p>"
+      f"mean accuracy {100 * scores['mean_accuracy']:.2f} on {html.escape(scores['split'])} "
+      f"at step {scores['step']}.</p>"
     )
   for name, caption in pictures.items():
     encoded = base64.b64encode((folder / name).read_bytes()).decode()

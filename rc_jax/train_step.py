@@ -45,13 +45,14 @@ def make_train_step(
     outputs, batch_stats = network.train(params, state.batch_stats, batch["image"], rng)
 
     loss_pixel = _pixel_loss(outputs.logits, labels, config.loss)
-    loss_aux = losses.cross_entropy(losses.upsample(outputs.aux_logits, labels.shape[1:]), labels)
+    assert outputs.aux_logits is not None, "a network in training gives auxiliary logits"
+    loss_aux = losses.cross_entropy(_upsample_to(outputs.aux_logits, labels), labels)
     loss = loss_pixel + config.loss.aux_weight * loss_aux
     metrics = {"loss_pixel": loss_pixel, "loss_aux": loss_aux, "loss_contrast": jnp.float32(0.0)}
 
     centers = None
     if contrast_weight:
-      grid_labels = losses.downsample_labels(labels, outputs.logits.shape[1:3])
+      grid_labels = losses.downsample_labels(labels, (outputs.logits.shape[1], outputs.logits.shape[2]))
       centers = contrast.region_centers(
         outputs.features, outputs.logits, grid_labels, method=config.contrast.centers
       )
@@ -84,8 +85,12 @@ def make_train_step(
   return train_step
 
 
+def _upsample_to(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  return losses.upsample(logits, (labels.shape[1], labels.shape[2]))  # [B,h,w,N] -> [B,H,W,N]
+
+
 def _pixel_loss(logits: jax.Array, labels: jax.Array, config_loss: Config) -> jax.Array:
-  logits = losses.upsample(logits, labels.shape[1:])  # [B,h,w,N] -> [B,H,W,N]
+  logits = _upsample_to(logits, labels)
   if config_loss.pixel == "ohem":
     return losses.ohem_cross_entropy(
       logits, labels, threshold=config_loss.ohem_threshold, min_kept=config_loss.ohem_min_kept
