@@ -119,12 +119,12 @@ def _normalize(vectors: Array) -> tuple[Array, Array]:
   """Divides vectors ``[...,C]`` by their length; returns them and whether each was not zero.
 
   Zero vectors stay zero and get zero gradient. Neither value nor gradient can be NaN or infinite for finite
-  vectors: squares are taken relative to the largest entry, and the gradient, which grows as one over the
-  length, grows no more below 1e-30.
+  vectors: squares are taken relative to the largest entry (up to 1e30, whose reciprocal is a normal number),
+  and the gradient, which grows as one over the length, grows no more below 1e-30.
   """
   largest = jax.lax.stop_gradient(jnp.abs(vectors).max(axis=-1, keepdims=True))
   nonzero = largest >= _SMALLEST_NORMAL
-  scale = jnp.where(nonzero, largest, 1)
+  scale = jnp.where(nonzero, jnp.minimum(largest, 1e30), 1)
   bounded = vectors / jnp.maximum(scale, 1e-30)
   scaled = bounded + jax.lax.stop_gradient(vectors / scale - bounded)  # vectors / scale
   length = jnp.sqrt(jnp.where(nonzero, jnp.square(scaled).sum(axis=-1, keepdims=True), 1))

@@ -1,0 +1,242 @@
+"""The contrastive loss against Equation 4 written as loops over keys in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rc_jax import contrast
+
+B, N, M, C = 3, 4, 5, 6
+
+
+def oracle(queries, present, keys_of, temperature):
+  """Loss, its gradient [B,N,C] and the statistics in float64.
+
+  ``keys_of(b, n)`` lists the keys of class ``n`` that a query of image ``b`` sees.
+  """
+  queries = np.asarray(queries, np.float64)
+  losses, gradient = [], np.zeros_like(queries)
+  positive_means, negative_means = [], []
+  for b in range(queries.shape[0]):
+    for n in range(queries.shape[1]):
+      positives = [np.asarray(k, np.float64) for k in keys_of(b, n)]
+      negatives = [
+        np.asarray(k, np.float64) for j in range(queries.shape[1]) if j != n for k in keys_of(b, j)
+      ]
+      if not present[b, n] or not positives or not negatives:
+        continue
+      query = queries[b, n]
+      loss = 0.0
+      for positive in positives:
+        # -log of the share, each exponential relative to the positive's; then its derivative term by term.
+        ratios = [np.exp(query @ (negative - positive) / temperature) for negative in negatives]
+        loss += np.log1p(sum(ratios)) / len(positives)
+        for ratio, negative in zip(ratios, negatives, strict=True):
+          slope = ratio / (1 + sum(ratios)) * (negative - positive) / temperature
+          gradient[b, n] += slope / len(positives)
+      losses.append(loss)
+      positive_means.append(np.mean([query @ k for k in positives]))
+      negative_means.append(np.mean([query @ k for k in negatives]))
+  number = max(len(losses), 1)
+  stats = {
+    "queries": len(losses),
+    "positive_similarity": sum(positive_means) / number,
+    "negative_similarity": sum(negative_means) / number,
+  }
+  return sum(losses) / number, gradient / number, stats
+
+
+def bank_oracle(centers, bank, temperature=0.2):
+  keys = np.asarray(bank.keys.astype(jnp.float32))
+  return oracle(
+    centers.vectors, np.asarray(centers.present), lambda _, n: keys[n, : int(bank.count[n])], temperature
+  )
+
+
+def batch_oracle(centers, scope, temperature=0.2):
+  vectors, present = np.asarray(centers.vectors), np.asarray(centers.present)
+
+  def keys_of(b, n):
+    images = [b] if scope == "image" else range(B)
+    return [vectors[image, n] for image in images if present[image, n]]
+
+  return oracle(vectors, present, keys_of, temperature)
+
+
+def unit(rng, *shape):
+  vectors = rng.normal(size=shape)
+  return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def random_centers(seed=0, present=None):
+  rng = np.random.default_rng(seed)
+  present = rng.random((B, N)) < 0.7 if present is None else np.asarray(present)
+  return contrast.RegionCenters(vectors=jnp.asarray(unit(rng, B, N, C)), present=jnp.asarray(present))
+
+
+def random_bank(seed=1, count=(2, 5, 1, 4), dtype=jnp.float32):
+  count = np.asarray(count, np.int32)
+  keys = unit(np.random.default_rng(seed), N, M, C)
+  keys[np.arange(M) >= count[:, None]] = 0
+  return contrast.MemoryBank(
+    keys=jnp.asarray(keys, dtype), cursor=jnp.asarray(count % M), count=jnp.asarray(count)
+  )
+
+
+def bank_loss(vectors, present, bank, temperature=0.2):
+  return contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, temperature)
+
+
+bank_loss_and_gradient = jax.jit(jax.value_and_grad(bank_loss, has_aux=True))
+
+
+def assert_matches(found, expected):
+  (loss, stats), gradient = found
+  assert loss.shape == () and loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, expected[0], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-5)
+  for name, value in expected[2].items():
+    assert stats[name].shape == () and stats[name].dtype == jnp.float32
+    np.testing.assert_allclose(stats[name], value, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_bank_loss_is_equation_4(dtype, temperature):
+  centers, bank = random_centers(), random_bank(dtype=dtype)
+  found = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature)
+  assert_matches(found, bank_oracle(centers, bank, temperature))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize("scope", ["image", "batch"])
+def test_batch_loss_is_equation_4(scope, temperature):
+  centers = random_centers(2)
+
+  def loss(vectors):
+    return contrast.batch_contrast_loss(
+      contrast.RegionCenters(vectors, centers.present), scope=scope, temperature=temperature
+    )
+
+  found = jax.jit(jax.value_and_grad(loss, has_aux=True))(centers.vectors)
+  # The keys are detached, so the oracle's gradient, which holds them fixed, is the whole.
+  assert_matches(found, batch_oracle(centers, scope, temperature))
+
+
+# Counts include empty banks and full ones, presents include images and batches without any query.
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+  present=hnp.arrays(bool, (B, N)),
+  count=st.lists(st.integers(0, M), min_size=N, max_size=N),
+  seed=st.integers(0, 1000),
+)
+@example(present=np.ones((B, N), bool), count=[0, 0, 0, 0], seed=0)  # no keys
+@example(present=np.ones((B, N), bool), count=[0, 3, 0, 0], seed=0)  # no negatives, or no positives
+@example(present=np.zeros((B, N), bool), count=[5, 5, 5, 5], seed=0)  # no queries
+def test_any_masks(present, count, seed):
+  centers, bank = random_centers(seed, present), random_bank(seed + 1, count)
+  found = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2)
+  assert_matches(found, bank_oracle(centers, bank))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(scope=st.sampled_from(["image", "batch"]), present=hnp.arrays(bool, (B, N)), seed=st.integers(0, 1000))
+def test_any_presence_in_the_batch(scope, present, seed):
+  centers = random_centers(seed, present)
+  loss, stats = contrast.batch_contrast_loss(centers, scope=scope)
+  expected, _, expected_stats = batch_oracle(centers, scope)
+  np.testing.assert_allclose(loss, expected, atol=1e-5)
+  assert stats["queries"] == expected_stats["queries"]
+
+
+@pytest.mark.parametrize("count", [(0, 0, 0, 0), (0, 3, 0, 0)])
+def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count):
+  centers = random_centers(3, np.ones((B, N), bool))
+  (loss, stats), gradient = bank_loss_and_gradient(
+    centers.vectors, centers.present, random_bank(4, count), 0.2
+  )
+  assert loss == 0 and stats["queries"] == 0
+  np.testing.assert_array_equal(gradient, 0)
+  assert all(np.isfinite(value) for value in stats.values())
+
+
+def test_what_is_not_valid_is_never_read():
+  centers, bank = random_centers(5), random_bank(6)
+  expected = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2)
+  soiled = contrast.MemoryBank(
+    keys=jnp.where(bank.valid[..., None], bank.keys, jnp.nan), cursor=bank.cursor, count=bank.count
+  )
+  vectors = jnp.where(centers.present[..., None], centers.vectors, jnp.nan)
+  found = bank_loss_and_gradient(vectors, centers.present, soiled, 0.2)
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  for scope in ("image", "batch"):
+    clean = contrast.batch_contrast_loss(centers, scope)
+    found = contrast.batch_contrast_loss(contrast.RegionCenters(vectors, centers.present), scope)
+    jax.tree.map(np.testing.assert_array_equal, found, clean)
+
+
+def test_banks_are_constants():
+  centers, bank = random_centers(7), random_bank(8)
+
+  def loss(keys):
+    return bank_loss(centers.vectors, centers.present, contrast.MemoryBank(keys, bank.cursor, bank.count))[0]
+
+  assert loss(bank.keys) != loss(bank.keys * 0.5)
+  np.testing.assert_array_equal(jax.grad(loss)(bank.keys), 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3])
+def test_extreme_temperatures_stay_finite(temperature):
+  centers, bank = random_centers(9), random_bank(10)
+  (loss, _), gradient = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature)
+  assert np.isfinite(loss) and np.isfinite(gradient).all()
+  if temperature > 1:  # all similarities count alike: log(1 + negatives), averaged over the queries
+    negatives = int(bank.count.sum()) - np.asarray(bank.count)
+    expected = (np.log1p(negatives) * np.asarray(centers.present)).sum() / np.asarray(centers.present).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-3)
+
+
+def test_traced_temperature_and_jit_change_nothing():
+  centers, bank = random_centers(11), random_bank(12)
+  eager = contrast.region_contrast_loss(centers, bank, temperature=0.1)
+  traced = jax.jit(contrast.region_contrast_loss)(centers, bank, jnp.float32(0.1))
+  fixed = jax.jit(lambda c, b: contrast.region_contrast_loss(c, b, temperature=0.1))(centers, bank)
+  for other in (traced, fixed):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), other, eager)
+
+
+def test_bfloat16_centers_are_accumulated_in_float32():
+  centers, bank = random_centers(13), random_bank(14)
+  rounded = contrast.RegionCenters(centers.vectors.astype(jnp.bfloat16), centers.present)
+  loss, _ = contrast.region_contrast_loss(rounded, bank)
+  widened = contrast.RegionCenters(rounded.vectors.astype(jnp.float32), centers.present)
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, bank_oracle(widened, bank)[0], rtol=1e-5)
+
+
+def test_each_positive_stands_against_all_negatives_alone():
+  """Two positives and one negative by hand: other positives are not in the denominator."""
+  e = np.eye(4, dtype=np.float32)
+  centers = contrast.RegionCenters(jnp.asarray(e[None, :2]), jnp.asarray([[True, False]]))
+  keys = jnp.asarray(np.stack([[e[0], e[1]], [e[2], e[3]]]))
+  bank = contrast.MemoryBank(keys, jnp.asarray([0, 1], jnp.int32), jnp.asarray([2, 1], jnp.int32))
+  loss, stats = contrast.region_contrast_loss(centers, bank, temperature=0.5)
+  expected = 0.5 * (np.log((np.exp(2) + 1) / np.exp(2)) + np.log(2))
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+  assert (stats["queries"], stats["positive_similarity"], stats["negative_similarity"]) == (1, 0.5, 0)
+
+
+def test_mistakes_are_named():
+  centers, bank = random_centers(), random_bank()
+  with pytest.raises(ValueError, match=r"'bank'.*image, batch.*region_contrast_loss"):
+    contrast.batch_contrast_loss(centers, scope="bank")
+  with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    contrast.region_contrast_loss(centers, bank, temperature=0)
+  with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+    contrast.batch_contrast_loss(centers, temperature=-1)
+  with pytest.raises(ValueError, match=r"\(3, 4, 6\) and \(4, 5, 8\)"):
+    contrast.region_contrast_loss(centers, contrast.MemoryBank.create(N, M, 8))
