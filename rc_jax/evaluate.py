@@ -73,6 +73,8 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
       confusion = _sum_over_processes(confusion)
     progress.close()
 
+    if not confusion.any():
+      raise ValueError(f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels")
     scores = metrics.scores(confusion, info.absent_class)
     scores["iou"] = dict(zip(info.class_names, scores["iou"], strict=True))
     results: Results = {
