@@ -80,8 +80,8 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, ignore_label: int = 255)
 def ohem_cross_entropy(
   logits: ArrayLike,
   labels: ArrayLike,
-  threshold: float = 0.7,
-  min_kept: int = 100_000,
+  threshold: ArrayLike = 0.7,
+  min_kept: ArrayLike = 100_000,
   ignore_label: int = 255,
 ) -> Array:
   """Cross entropy over the hard pixels: online hard example mining.
@@ -102,7 +102,7 @@ def ohem_cross_entropy(
 
   Source: RegionContrast, section 4.4; ties and the inclusive threshold as in the authors' code.
   """
-  if min_kept < 0:
+  if isinstance(min_kept, int) and min_kept < 0:
     raise ValueError(f"min_kept must not be negative, got {min_kept}")
   losses, counted = _pixel_losses(logits, labels, ignore_label)
   probability = jax.lax.stop_gradient(jnp.exp(-losses))

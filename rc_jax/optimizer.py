@@ -1,7 +1,10 @@
 """Stochastic gradient descent as PyTorch and the paper's recipe mean it."""
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax import Array
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 
@@ -17,12 +20,14 @@ def learning_rate(config_optimizer: ConfigDict, steps: int) -> optax.Schedule:
 
   Source: RegionContrast, section 4.2.
   """
-  return optax.polynomial_schedule(
-    init_value=config_optimizer.learning_rate,
-    end_value=0.0,
-    power=config_optimizer.power,
-    transition_steps=steps,
-  )
+
+  def schedule(step: ArrayLike) -> Array:
+    # The steps left are counted in integers: 1 - step/steps can come out below 0 at the last step, whose power is
+    # NaN (optax.polynomial_schedule does so under jit), and has lost digits before.
+    left = jnp.maximum(steps - jnp.asarray(step), 0) / steps
+    return config_optimizer.learning_rate * left**config_optimizer.power
+
+  return schedule
 
 
 def sgd(

@@ -1,0 +1,209 @@
+"""Pixel losses and resampling against PyTorch and loops over pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rc_jax import losses
+
+B, H, W, N = 2, 7, 9, 5
+
+
+def random_inputs(seed=0):
+  rng = np.random.default_rng(seed)
+  logits = (2 * rng.normal(size=(B, H, W, N))).astype(np.float32)
+  return logits, rng.choice([0, 1, 2, 3, 4, 255], size=(B, H, W)).astype(np.uint8)
+
+
+def pixel_oracle(logits, labels, ignore_label=255):
+  """(loss, probability of the true class, where) of every pixel that counts, in float64."""
+  pixels = []
+  for index in np.ndindex(*labels.shape):
+    label, z = int(labels[index]), np.asarray(logits[index], np.float64)
+    if 0 <= label < len(z) and label != ignore_label:
+      probability = np.exp(z[label]) / np.exp(z).sum()
+      pixels.append((-np.log(probability), probability, index))
+  return pixels
+
+
+def mean_and_gradient(pixels, logits, labels):
+  """The mean of the pixels' losses, and its gradient by the logits: (softmax - one hot) / number."""
+  gradient = np.zeros(logits.shape)
+  for _, _, index in pixels:
+    z = np.asarray(logits[index], np.float64)
+    gradient[index] = np.exp(z) / np.exp(z).sum()
+    gradient[index][int(labels[index])] -= 1
+  number = max(len(pixels), 1)
+  return sum(loss for loss, _, _ in pixels) / number, gradient / number
+
+
+def ohem_oracle(logits, labels, threshold, min_kept):
+  pixels = pixel_oracle(logits, labels)
+  by_hardness = sorted(probability for _, probability, _ in pixels)
+  k = min(min_kept, len(pixels))
+  if k:
+    threshold = max(threshold, by_hardness[k - 1] * (1 + 1e-9))
+  return mean_and_gradient([pixel for pixel in pixels if pixel[1] <= threshold], logits, labels)
+
+
+def assert_matches(found, expected):
+  loss, gradient = found
+  assert loss.dtype == jnp.float32
+  np.testing.assert_allclose(loss, expected[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(gradient, expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("source", "target"),
+  [((5, 7), (33, 49)), ((4, 6), (9, 13)), ((1, 3), (4, 1)), ((9, 5), (3, 5)), ((97, 3), (769, 17))],
+)
+def test_upsample_is_pytorchs_with_aligned_corners(source, target):
+  torch = pytest.importorskip("torch")
+  logits = np.random.default_rng(0).normal(size=(B, *source, N)).astype(np.float32)
+  expected = torch.nn.functional.interpolate(
+    torch.from_numpy(logits).permute(0, 3, 1, 2).double(), size=target, mode="bilinear", align_corners=True
+  )
+  found = losses.upsample(logits, target)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), atol=2e-6)
+
+
+def test_upsample_keeps_corners_and_lines_and_widens_bfloat16():
+  logits = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 5, 3)), jnp.bfloat16)
+  found = losses.upsample(logits, (13, 21))
+  assert found.dtype == jnp.float32
+  np.testing.assert_array_equal(found[:, ::4, ::5], logits.astype(jnp.float32))
+  plane = np.arange(4.0)[:, None] + 10 * np.arange(5.0)
+  expected = np.linspace(0, 3, 13)[:, None] + 10 * np.linspace(0, 4, 21)
+  np.testing.assert_allclose(
+    losses.upsample(plane[None, ..., None], (13, 21))[0, ..., 0], expected, atol=1e-5
+  )
+
+
+def test_downsample_labels_takes_the_pixels_that_features_stand_on():
+  labels = np.random.default_rng(2).integers(0, 255, size=(B, 33, 49)).astype(np.uint8)
+  found = losses.downsample_labels(labels, (5, 7))
+  assert found.dtype == jnp.uint8
+  np.testing.assert_array_equal(found, labels[:, ::8, ::8])
+  # Upsampled with aligned corners, a feature lies on the pixel whose label it was given.
+  np.testing.assert_array_equal(
+    losses.upsample(found[..., None], (33, 49))[:, ::8, ::8, 0], labels[:, ::8, ::8]
+  )
+
+
+@pytest.mark.parametrize(("source", "target"), [((12, 10), (5, 4)), ((96, 5), (12, 5)), ((6, 1), (1, 1))])
+def test_downsample_labels_takes_the_nearest(source, target):
+  labels = np.random.default_rng(3).integers(0, 255, size=(1, *source))
+  rows, columns = (
+    [min(range(n), key=lambda j, i=i, n=n, m=m: (abs(j - i * (n - 1) / max(m - 1, 1)), -j)) for i in range(m)]
+    for n, m in zip(source, target, strict=True)
+  )
+  np.testing.assert_array_equal(losses.downsample_labels(labels, target), labels[:, rows][:, :, columns])
+
+
+def test_cross_entropy_is_pytorchs():
+  torch = pytest.importorskip("torch")
+  logits, labels = random_inputs(4)
+  leaf = torch.from_numpy(logits).double().requires_grad_()
+  expected = torch.nn.functional.cross_entropy(
+    leaf.permute(0, 3, 1, 2), torch.from_numpy(labels).long(), ignore_index=255
+  )
+  expected.backward()
+  found = jax.value_and_grad(losses.cross_entropy)(logits, labels)
+  assert_matches(found, (expected.item(), leaf.grad.numpy()))
+
+
+cross_entropy = jax.jit(jax.value_and_grad(losses.cross_entropy))
+ohem_cross_entropy = jax.jit(jax.value_and_grad(losses.ohem_cross_entropy))
+
+any_labels = hnp.arrays(
+  np.int32, (B, H, W), elements=st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 254, 255, 2**31 - 1])
+)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(labels=any_labels, seed=st.integers(0, 1000))
+def test_cross_entropy_of_any_labels(labels, seed):
+  logits, _ = random_inputs(seed)
+  assert_matches(
+    cross_entropy(logits, labels), mean_and_gradient(pixel_oracle(logits, labels), logits, labels)
+  )
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+  labels=any_labels,
+  seed=st.integers(0, 1000),
+  threshold=st.sampled_from([0.0, 0.05, 0.3, 0.7, 1.0]),
+  min_kept=st.sampled_from([0, 1, 7, 40, B * H * W, 10**6]),
+)
+def test_ohem_of_any_labels(labels, seed, threshold, min_kept):
+  logits, _ = random_inputs(seed)
+  found = ohem_cross_entropy(logits, labels, threshold, min_kept)
+  assert_matches(found, ohem_oracle(logits, labels, threshold, min_kept))
+
+
+@pytest.mark.parametrize("min_kept", [1, 10, 60])
+def test_ohem_keeps_exactly_min_kept_when_all_are_easy(min_kept):
+  logits, labels = random_inputs(5)
+  _, gradient = losses_of_ohem(logits, labels, threshold=0.0, min_kept=min_kept)
+  assert (np.abs(gradient).sum(-1) > 0).sum() == min_kept
+
+
+def losses_of_ohem(logits, labels, **options):
+  return jax.value_and_grad(lambda z: losses.ohem_cross_entropy(z, labels, **options))(logits)
+
+
+def test_ohem_keeps_all_that_tie():
+  logits, labels = random_inputs(6)
+  logits[:] = logits[0, 0, 0]  # as many different probabilities as classes
+  hardest = int(np.argmin(logits[0, 0, 0]))
+  _, gradient = losses_of_ohem(logits, labels, threshold=0.0, min_kept=1)
+  np.testing.assert_array_equal(np.abs(gradient).sum(-1) > 0, labels == hardest)
+
+
+def test_ohem_survives_certainty():
+  """Probabilities of exactly 0 and 1, where the search over bits begins and ends."""
+  labels = np.zeros((1, 2, 2), np.uint8)
+  sure, wrong = [200.0, 0.0], [0.0, 200.0]
+  for logits, expected in (([sure] * 4, 0.0), ([wrong] * 4, 200.0), ([wrong, sure, sure, sure], 200.0)):
+    logits = np.asarray(logits, np.float32).reshape(1, 2, 2, 2)
+    loss, gradient = losses_of_ohem(logits, labels, threshold=0.7, min_kept=1)
+    np.testing.assert_allclose(loss, expected)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_no_pixel_that_counts_is_zero_with_zero_gradient(loss):
+  logits, labels = random_inputs(7)
+  value, gradient = jax.value_and_grad(loss)(logits, np.full_like(labels, 255))
+  assert value == 0
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+def test_bfloat16_logits_are_summed_in_float32(loss):
+  logits, labels = random_inputs(8)
+  rounded = jnp.asarray(logits, jnp.bfloat16)
+  expected = mean_and_gradient(pixel_oracle(rounded.astype(jnp.float32), labels), logits, labels)[0]
+  np.testing.assert_allclose(loss(rounded, labels), expected, rtol=1e-5)
+  with_zero_ignored = [p for p in pixel_oracle(rounded.astype(jnp.float32), labels, 0)]
+  expected = np.mean([p[0] for p in with_zero_ignored])
+  np.testing.assert_allclose(loss(rounded, labels, ignore_label=0), expected, rtol=1e-5)
+
+
+def test_mistakes_are_named():
+  logits, labels = random_inputs()
+  for loss in (losses.cross_entropy, losses.ohem_cross_entropy):
+    with pytest.raises(ValueError, match=r"\(2, 3, 9\) and \(2, 7, 9, 5\)"):
+      loss(logits, labels[:, :3])
+  with pytest.raises(ValueError, match="min_kept must not be negative, got -1"):
+    losses.ohem_cross_entropy(logits, labels, min_kept=-1)
+  with pytest.raises(ValueError, match=r"\(7, 9, 5\)"):
+    losses.upsample(logits[0], (3, 3))
+  with pytest.raises(ValueError, match=r"\(7, 9\)"):
+    losses.downsample_labels(labels[0], (3, 3))
