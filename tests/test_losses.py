@@ -147,6 +147,15 @@ def test_ohem_of_any_labels(labels, seed, threshold, min_kept):
   assert_matches(found, ohem_oracle(logits, labels, threshold, min_kept))
 
 
+def test_kth_smallest_tells_neighbouring_floats_apart():
+  rng = np.random.default_rng(9)
+  values = np.concatenate([0.3 + np.arange(40) * np.spacing(np.float32(0.3)), [0, 1e-30, 0.9, 1, 1]])
+  values = rng.permutation(values.astype(np.float32))
+  counted = rng.random(len(values)) < 0.8
+  for k in (1, 2, 7, 20, counted.sum() - 1, counted.sum()):
+    assert losses._kth_smallest(values, counted, k) == np.sort(values[counted])[k - 1]
+
+
 @pytest.mark.parametrize("min_kept", [1, 10, 60])
 def test_ohem_keeps_exactly_min_kept_when_all_are_easy(min_kept):
   logits, labels = random_inputs(5)
