@@ -196,13 +196,29 @@ def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
     ValueError: the checkpoint holds another network.
   """
   folder = find(path)
-  template = _abstract({"params": params, "batch_stats": batch_stats})
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      item = checkpointer.restore(folder / "model", template)
-  except (ValueError, KeyError) as error:
-    raise ValueError(f"{folder}: holds another network than the config's: {_first_line(error)}") from error
+  template = {"params": params, "batch_stats": batch_stats}
+  with ocp.StandardCheckpointer() as checkpointer:
+    _refuse_other_network(folder, checkpointer.metadata(folder / "model").item_metadata, template)
+    item = checkpointer.restore(folder / "model", _abstract(template))
   return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
+
+
+def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> None:
+  """Compares names and shapes before anything is read: Orbax would tell it in pages, from a thread of its own."""
+  there, here = (
+    {
+      "/".join(str(key.key) for key in path): tuple(leaf.shape)
+      for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    for tree in (saved, template)
+  )
+  differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+  if differing:
+    name = differing[0]
+    raise ValueError(
+      f"{folder}: holds another network than the config's: {name} is {there.get(name, 'absent')} there and "
+      f"{here.get(name, 'absent')} here ({len(differing)} arrays differ); use the config that the run has in config.json"
+    )
 
 
 def _miou(metrics: dict[str, float]) -> float:

@@ -71,7 +71,7 @@ def make_train_step(
       # After the loss: a center must not meet itself among its own positives.
       bank = contrast.enqueue(bank, centers)
       metrics["bank_fill"] = bank.count / jnp.float32(bank.keys.shape[1])
-    metrics["gradient_norm"] = optax.global_norm(grads)
+    metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
     next_state = TrainState(
       step=state.step + 1,

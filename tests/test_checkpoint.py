@@ -1,0 +1,125 @@
+"""What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rc_jax import checkpoint, contrast
+from rc_jax.train_state import TrainState
+
+
+def state(step: int, seed: int = 0, dtype: str = "float32", with_bank: bool = True) -> TrainState:
+  rng = np.random.default_rng(seed)
+  params = {
+    "backbone": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)},
+    "head": {"bias": jnp.asarray(rng.normal(size=4), jnp.float32)},
+  }
+  bank = contrast.MemoryBank(
+    keys=jnp.asarray(rng.normal(size=(2, 5, 4)), dtype),
+    cursor=jnp.asarray([3, 1], jnp.int32),
+    count=jnp.asarray([5, 1], jnp.int32),
+  )
+  return TrainState(
+    step=jnp.int32(step),
+    params=params,
+    batch_stats={"mean": jnp.asarray(rng.normal(size=4), jnp.float32)},
+    opt_state=optax.sgd(0.1, momentum=0.9).init(params),
+    bank=bank if with_bank else None,
+  )
+
+
+def assert_same(one: TrainState, other: TrainState) -> None:
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("with_bank", [True, False])
+def test_a_state_comes_back_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, with_bank: bool) -> None:
+  saved = state(7, seed=1, dtype=dtype, with_bank=with_bank)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(saved, {"next_batch": 7})
+  checkpoints.close()
+
+  again = checkpoint.Checkpoints(tmp_path)
+  restored, position = again.restore(state(0, seed=2, dtype=dtype, with_bank=with_bank))
+  again.close()
+  assert_same(restored, saved)
+  assert position == {"next_batch": 7}
+
+
+def test_the_newest_and_the_best_stay(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  for step, miou in [(1, 0.2), (2, 0.6), (3, None), (4, 0.5), (5, None), (6, None)]:
+    checkpoints.save(state(step), {"next_batch": step}, miou=miou)
+  checkpoints.wait()
+  assert checkpoints.latest_step() == 6 and checkpoints.best_step() == 2
+  checkpoints.close()
+  assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()} == {2, 5, 6}
+
+
+def test_the_model_alone(tmp_path: pathlib.Path) -> None:
+  saved = state(3, seed=4)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(2), {"next_batch": 2})
+  checkpoints.save(saved, {"next_batch": 3})
+  checkpoints.close()
+  template = state(0, seed=5)
+  for place in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "3"):
+    model = checkpoint.restore_model(place, template.params, template.batch_stats)
+    assert model.step == 3
+    np.testing.assert_array_equal(model.params["head"]["bias"], saved.params["head"]["bias"])
+    np.testing.assert_array_equal(model.batch_stats["mean"], saved.batch_stats["mean"])
+
+
+def test_another_network_is_refused_in_one_line(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(1), {"next_batch": 1})
+  checkpoints.close()
+  other = {"backbone": {"kernel": jnp.zeros((3, 9))}, "head": {"bias": jnp.zeros(4)}}
+  with pytest.raises(ValueError, match="another network") as refusal:
+    checkpoint.restore_model(tmp_path, other, {"mean": jnp.zeros(4)})
+  assert "\n" not in str(refusal.value)
+  missing = {"head": {"bias": jnp.zeros(4)}}
+  with pytest.raises(ValueError, match="another network"):
+    checkpoint.restore_model(tmp_path, missing, {"mean": jnp.zeros(4)})
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(1), {"next_batch": 1})
+  checkpoints.close()
+  half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-123"
+  (half / "model").mkdir(parents=True)
+  again = checkpoint.Checkpoints(tmp_path)
+  assert again.latest_step() == 1
+  again.close()
+  assert checkpoint.find(tmp_path).name == "1"
+
+
+def test_no_checkpoint_says_where_it_looked(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+    checkpoint.find(tmp_path)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    checkpoints.restore(state(0))
+  checkpoints.close()
+
+
+def test_a_disk_that_refuses_names_the_last_good_checkpoint(tmp_path: pathlib.Path, monkeypatch) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(4), {"next_batch": 4})
+  checkpoints.wait()
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checkpoints._manager, "save", full)
+  with pytest.raises(OSError, match=r"No space left.*last good checkpoint is step 4"):
+    checkpoints.save(state(5), {"next_batch": 5})
