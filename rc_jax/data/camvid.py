@@ -1,4 +1,4 @@
-"""CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360, a drive through Cambridge."""
+"""CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360, driven through a town."""
 
 import pathlib
 
@@ -7,6 +7,7 @@ import numpy as np
 from rc_jax.data.source import (
   IGNORE_LABEL,
   IMAGE_SUFFIXES,
+  LABEL_SUFFIXES,
   DatasetInfo,
   FilePairs,
   check_root,
@@ -59,18 +60,18 @@ def load(root: str, split: str) -> FilePairs:
   check_split(split, INFO.name, SPLITS)
   path = check_root(root, INFO.name, LAYOUT, (f"images/{split}", f"labels/{split}"))
   images, labels = pair_files(
-    _by_stem(path / "images" / split),
-    _by_stem(path / "labels" / split),
+    _by_stem(path / "images" / split, IMAGE_SUFFIXES),
+    _by_stem(path / "labels" / split, LABEL_SUFFIXES),
     images_at=str(path / "images" / split / "*.jpg"),
     labels_at=str(path / "labels" / split / "*.png"),
   )
   return FilePairs(INFO, images, labels, TRAIN_IDS)
 
 
-def _by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def _by_stem(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
   files: dict[str, pathlib.Path] = {}
   for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+    if path.suffix.lower() not in suffixes or path.name.startswith("."):
       continue
     if path.stem in files:
       raise ValueError(

@@ -7,7 +7,10 @@ import numpy as np
 from rc_jax.data.source import IGNORE_LABEL, DatasetInfo, FilePairs, check_root, check_split, pair_files
 
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
-LAYOUT = "the official layout leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png"
+LAYOUT = (
+  "the official layout leftImg8bit/<split>/<city>/*_leftImg8bit.png "
+  "and gtFine/<split>/<city>/*_gtFine_labelIds.png"
+)
 _IMAGE_END = "_leftImg8bit.png"
 _LABEL_END = "_gtFine_labelIds.png"
 

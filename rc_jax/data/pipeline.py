@@ -5,7 +5,11 @@ the run was interrupted. So the position is all the state there is, and a run ma
 """
 
 import dataclasses
-import sys
+import multiprocessing.connection
+import os
+import signal
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,19 +98,35 @@ class TrainBatches(Iterator[Batch]):
     self._workers = workers
     self._threads = threads
     self._position = 0
-    self._iterator: grain.DatasetIterator[Batch] | None = None
+    # Grain's iterator while it runs, and nothing before and after.
+    self._running: list[grain.DatasetIterator[Batch]] = []
+    # Grain's own clean-up comes too late in the interpreter's end: it prints errors and leaks shared memory.
+    weakref.finalize(self, _end, self._running)
 
   def __next__(self) -> Batch:
     """Returns the batch at the position, and moves it on by one.
 
     Raises:
-      ValueError: in one line, when a file of the data set is damaged; whichever thread or process met it.
+      ValueError: in one line, when a file of the data set is damaged; whichever thread or process met it. The
+        position stays.
+      RuntimeError: when a worker process died.
     """
-    if self._iterator is None:
-      self._iterator = self._start()
-    batch = next(self._iterator)
+    if not self._running:
+      self._running.append(self._start())
+    try:
+      batch = next(self._running[0])
+    except Exception as error:
+      # Grain's threads go on behind a failed element: another try must begin at the position again.
+      self.close()
+      if type(error).__name__ == "UnparsedFlagAccessError":
+        raise RuntimeError(
+          "data.workers > 0, but absl's flags are not parsed, and Grain reads some to start a process: "
+          "call absl.flags.FLAGS.mark_as_parsed() first, or set data.workers=0"
+        ) from error
+      raise
     self._position += 1
-    return batch
+    # Out of the workers' shared memory, whose lifetime Grain manages, not we: a copy of a few milliseconds.
+    return {name: np.array(value) for name, value in batch.items()} if self._workers else batch
 
   def get_state(self) -> dict[str, int]:
     """Returns the position as ``{"next_batch": n}``: the batches returned so far, not those read ahead."""
@@ -119,9 +139,7 @@ class TrainBatches(Iterator[Batch]):
 
   def close(self) -> None:
     """Ends the threads and processes. A further ``next`` starts them again."""
-    iterator, self._iterator = self._iterator, None
-    if iterator is not None:
-      iterator.close()
+    _end(self._running)
 
   def __enter__(self) -> "TrainBatches":
     return self
@@ -135,10 +153,14 @@ class TrainBatches(Iterator[Batch]):
     remaining = self._batches.slice(slice(self._position, None))
     dataset = remaining.to_iter_dataset(_read_options(self._threads))
     if self._workers:
-      dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-      )
+      options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+      dataset = dataset.mp_prefetch(options, _tie_to_parent)
     return iter(dataset)
+
+
+def _end(running: "list[grain.DatasetIterator[Batch]]") -> None:
+  while running:
+    running.pop().close()
 
 
 def evaluation_examples(
@@ -172,6 +194,23 @@ def _read_ahead(examples: "grain.MapDataset[Example]", threads: int) -> Iterator
     yield from iterator
   finally:
     iterator.close()
+
+
+def _tie_to_parent(index: int, count: int) -> None:
+  """Prepares a worker process: it lives exactly as long as the process that started it."""
+  del index, count
+  # A scheduler signals all processes of a job. The main one still finishes its step, and then ends the workers.
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+  parent = multiprocessing.parent_process()
+
+  def wait() -> None:
+    if parent is not None:
+      multiprocessing.connection.wait([parent.sentinel])
+      # Nobody reads what this process makes any more: without this it would wait for ever.
+      os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
@@ -211,7 +250,7 @@ class _HostRows(grain.transforms.DatasetSelectionMap):
   first: int
 
   def __len__(self) -> int:
-    return min(self.length, sys.maxsize)
+    return self.length
 
   def __getitem__(self, index: int) -> tuple[int, int]:
     batch, row = divmod(index, self.rows)

@@ -1,0 +1,332 @@
+"""The input pipeline: what is in a batch, in which order, wherever it is made and whenever it is resumed."""
+
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from rc_jax.data import camvid, evaluation_examples, synthetic, train_batches
+
+AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=True)
+PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, photometric=False)
+SIZE = (10, 12)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _parsed_flags():
+  # As main.py's are by the time it trains; worker processes need it.
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+
+
+class Numbered:
+  """Images whose red and label are their number; remembers which were read. Number ``bad`` cannot be."""
+
+  info = synthetic.INFO
+
+  def __init__(self, count, bad=None):
+    self.count = count
+    self.bad = bad
+    self.read = []
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    if index == self.bad:
+      raise ValueError(f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again")
+    self.read.append(index)
+    rng = np.random.default_rng(index)
+    image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
+    image[..., 0] = index
+    return {"image": image, "label": np.full(SIZE, index, np.uint8), "name": f"{index}"}
+
+
+def _batches(source, count=6, *, batch_size=4, augment=AUGMENT, crop_size=SIZE, **options):
+  with train_batches(
+    source, seed=3, batch_size=batch_size, crop_size=crop_size, augment=augment, **options
+  ) as batches:
+    return [next(batches) for _ in range(count)]
+
+
+def _numbers(batches):
+  return [int(number) for batch in batches for number in batch["label"][:, 0, 0]]
+
+
+def _assert_equal(found, expected):
+  assert len(found) == len(expected)
+  for one, other in zip(found, expected, strict=True):
+    assert one.keys() == other.keys() == {"image", "label"}
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return _batches(Numbered(7), 8, workers=0, threads=1)
+
+
+def test_form(reference):
+  for batch in reference:
+    assert batch["image"].shape == (4, *SIZE, 3) and batch["label"].shape == (4, *SIZE)
+    assert batch["image"].dtype == batch["label"].dtype == np.uint8
+  assert any((a["image"] != b["image"]).any() for a, b in itertools.pairwise(reference))
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 4), (1, 1), (2, 0), (2, 2)])
+def test_batches_do_not_depend_on_workers_and_threads(reference, workers, threads):
+  _assert_equal(_batches(Numbered(7), 8, workers=workers, threads=threads), reference)
+
+
+@pytest.mark.parametrize(("hosts", "workers"), [(2, 0), (4, 0), (2, 2)])
+def test_hosts_read_contiguous_rows_of_the_same_batches(reference, hosts, workers):
+  parts = [
+    _batches(Numbered(7), 8, host_index=host, host_count=hosts, workers=workers, threads=1)
+    for host in range(hosts)
+  ]
+  joined = [
+    {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+  _assert_equal(joined, reference)
+
+
+def test_a_host_decodes_its_own_rows_only():
+  source = Numbered(100)
+  batches = _batches(source, 5, host_index=1, host_count=2, threads=0, augment=PLAIN)
+  assert source.read == _numbers(batches) and len(source.read) == 10
+
+
+def test_an_epoch_visits_every_image_once_and_the_next_in_another_order():
+  numbers = _numbers(_batches(Numbered(11), 11, batch_size=6, augment=PLAIN))
+  epochs = [numbers[i : i + 11] for i in range(0, 66, 11)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(11))
+  assert len(set(map(tuple, epochs))) == 6
+
+
+def test_seeds_give_other_orders_and_other_crops():
+  orders, crops = set(), set()
+  for seed in range(6):
+    with train_batches(Numbered(20), seed=seed, batch_size=20, crop_size=SIZE, augment=AUGMENT) as batches:
+      batch = next(batches)
+    orders.add(tuple(_numbers([batch])))
+    crops.add(batch["image"][batch["label"][:, 0, 0] == 5].tobytes())
+  # Neighbouring seeds must not give the same epochs, shifted.
+  assert len(orders) == 6 and len(crops) == 6
+
+
+def test_an_image_is_augmented_anew_in_each_epoch():
+  crops = [batch["image"].tobytes() for batch in _batches(Numbered(1), 5, batch_size=1)]
+  assert len(set(crops)) == 5
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+  batches = _batches(Numbered(3), 2, batch_size=9, augment=PLAIN)
+  assert [sorted(_numbers([batch])) for batch in batches] == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 3), (2, 1)])
+def test_resuming_goes_on_with_the_next_batch(reference, workers, threads):
+  options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=AUGMENT, workers=workers, threads=threads)
+  with train_batches(Numbered(7), **options) as batches:
+    assert batches.get_state() == {"next_batch": 0}
+    for _ in range(3):
+      next(batches)
+    # Time to read ahead: the state counts what was returned.
+    time.sleep(0.3)
+    state = json.loads(json.dumps(batches.get_state()))
+    next(batches)
+  with train_batches(Numbered(7), **options) as batches:
+    batches.set_state(state)
+    assert batches.get_state() == state
+    _assert_equal([next(batches) for _ in range(5)], reference[3:8])
+    # Back again, on an iterator that runs.
+    batches.set_state(state)
+    _assert_equal([next(batches)], reference[3:4])
+    assert batches.get_state() == {"next_batch": 4}
+
+
+def test_resuming_with_other_workers_and_hosts(reference):
+  options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=AUGMENT)
+  with train_batches(Numbered(7), host_index=0, host_count=2, threads=2, **options) as batches:
+    for _ in range(5):
+      next(batches)
+    state = batches.get_state()
+  with train_batches(Numbered(7), workers=1, **options) as batches:
+    batches.set_state(state)
+    _assert_equal([next(batches)], reference[5:6])
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (1, 1)])
+def test_a_damaged_file_is_reported_in_one_line(workers, threads):
+  with train_batches(
+    Numbered(6, bad=4), seed=0, batch_size=2, crop_size=SIZE, augment=PLAIN, workers=workers, threads=threads
+  ) as batches:
+    seen = 0
+    with pytest.raises(ValueError) as error:
+      for _ in range(3):
+        next(batches)
+        seen += 1
+    assert str(error.value) == "image_4.png: cannot be decoded, expected a whole image file: copy it again"
+    # Nothing is skipped over when the caller tries again.
+    assert batches.get_state() == {"next_batch": seen}
+    with pytest.raises(ValueError, match="image_4"):
+      next(batches)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"batch_size": 5, "host_count": 2}, r"train\.batch_size is 5, .* hosts, 2"),
+    ({"batch_size": 0}, "train.batch_size is 0"),
+    ({"host_index": 2, "host_count": 2}, "host_index is 2, expected 0 to 1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"workers": -1}, "data.workers is -1"),
+    ({"threads": -2}, "data.threads is -2"),
+  ],
+)
+def test_impossible_options_are_refused(options, message):
+  with pytest.raises(ValueError, match=message) as error:
+    train_batches(Numbered(4), **{"seed": 0, "batch_size": 4, "crop_size": SIZE, "augment": PLAIN, **options})
+  assert "\n" not in str(error.value)
+  with pytest.raises(ValueError, match="empty"):
+    train_batches(Numbered(0), seed=0, batch_size=2, crop_size=SIZE, augment=PLAIN)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_evaluation_reads_every_example_once_in_order(hosts, threads):
+  parts = [
+    [e["name"] for e in evaluation_examples(Numbered(7), host, hosts, threads)] for host in range(hosts)
+  ]
+  for host, part in enumerate(parts):
+    assert part == [str(i) for i in range(host, 7, hosts)]
+
+
+def test_evaluation_examples_are_whole():
+  source = synthetic.load("", "val")
+  example = next(evaluation_examples(source))
+  for key in ("image", "label"):
+    np.testing.assert_array_equal(example[key], source[0][key])
+
+
+def test_evaluation_reports_damage_and_ends_its_threads():
+  with pytest.raises(ValueError, match="image_2"):
+    list(evaluation_examples(Numbered(5, bad=2)))
+  with pytest.raises(ValueError, match="host_index is 3"):
+    evaluation_examples(Numbered(5), 3, 2)
+  examples = evaluation_examples(Numbered(200), threads=2)
+  next(examples)
+  del examples
+  deadline = time.monotonic() + 5
+  while any("grain" in thread.name for thread in threading.enumerate()):
+    assert time.monotonic() < deadline, threading.enumerate()
+    time.sleep(0.02)
+
+
+def test_real_frames(shared_dir):
+  batches = _batches(
+    camvid.load(str(shared_dir / "data/camvid"), "train"), 2, crop_size=(240, 240), batch_size=3
+  )
+  for batch in batches:
+    assert batch["image"].shape == (3, 240, 240, 3)
+    assert set(np.unique(batch["label"])) <= {*range(11), 255}
+    # Padding and void aside, there is something to learn from.
+    assert (batch["label"] != 255).mean() > 0.3 and batch["image"].std() > 20
+
+
+SCRIPT = """
+import sys, time, types
+from absl import flags
+from rc_jax.data import load, train_batches
+
+if __name__ == "__main__":
+  _, workers, then, parsed = sys.argv
+  if parsed == "parsed":
+    flags.FLAGS.mark_as_parsed()
+  augment = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=False)
+  batches = train_batches(
+    load("camvid", sys.path[0], "train"), seed=0, batch_size=2, crop_size=(8, 8), augment=augment, workers=int(workers)
+  )
+  kept = [next(batches) for _ in range(3)]
+  print("running", flush=True)
+  if then == "wait":
+    time.sleep(60)
+"""
+
+
+def _start(folder, workers, then, parsed="parsed"):
+  for kind, array in (("images", np.full((9, 9, 3), 50, np.uint8)), ("labels", np.full((9, 9), 1, np.uint8))):
+    (folder / kind / "train").mkdir(parents=True)
+    Image.fromarray(array).save(folder / kind / "train" / "a.png")
+  (folder / "script.py").write_text(SCRIPT)
+  root = str(pathlib.Path(__file__).resolve().parents[2])
+  return subprocess.Popen(
+    [sys.executable, str(folder / "script.py"), str(workers), then, parsed],
+    env={**os.environ, "PYTHONPATH": root},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_interpreter_ends_cleanly_behind_an_open_iterator(tmp_path, workers):
+  process = _start(tmp_path, workers, "end")
+  out, err = process.communicate(timeout=60)
+  assert (process.returncode, out, err) == (0, "running\n", "")
+
+
+def test_unparsed_flags_are_explained(tmp_path):
+  process = _start(tmp_path, 1, "end", "unparsed")
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 1 and "mark_as_parsed() first, or set data.workers=0" in err
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
+def test_workers_outlive_a_job_signal_but_not_their_parent(tmp_path):
+  process = _start(tmp_path, 2, "wait")
+
+  def workers():
+    found = []
+    for status in pathlib.Path("/proc").glob("[0-9]*/stat"):
+      try:
+        fields = status.read_text().rsplit(")", 1)[1].split()
+        command = (status.parent / "cmdline").read_text()
+      except OSError:
+        continue
+      # Of the session that the script started, alive.
+      if int(fields[3]) == process.pid and fields[0] != "Z" and "spawn_main" in command:
+        found.append(int(status.parent.name))
+    return found
+
+  try:
+    assert process.stdout.readline() == "running\n"
+    started = workers()
+    assert len(started) == 2
+    for worker in started:
+      os.kill(worker, signal.SIGTERM)
+    time.sleep(0.5)
+    assert workers() == started
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while workers():
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+  finally:
+    process.kill()
+    process.communicate()

@@ -1,0 +1,200 @@
+"""Reading image/label pairs: what is accepted, and what is refused in which words."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rc_jax.data import source
+from rc_jax.data.source import DatasetInfo, FilePairs, pair_files, read_image, read_label
+
+INFO = DatasetInfo(
+  name="shapes",
+  class_names=("disk", "square", "star"),
+  palette=np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], np.uint8),
+  label_ids=np.array([4, 5, 9]),
+)
+TRAIN_IDS = {0: 255, 4: 0, 5: 1, 9: 2}
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(7)
+
+
+def _refused(call, *args):
+  with pytest.raises(ValueError) as error:
+    call(*args)
+  message = str(error.value)
+  assert "\n" not in message
+  return message
+
+
+def _ids(rng, size=(20, 30)):
+  return rng.choice(np.array(list(TRAIN_IDS), np.uint8), size)
+
+
+def _expected(ids):
+  out = np.zeros(ids.shape, np.uint8)
+  for index, own_id in np.ndenumerate(ids):
+    out[index] = TRAIN_IDS[int(own_id)]
+  return out
+
+
+def test_pair_is_read_in_train_ids_and_survives_pickling(tmp_path, rng):
+  image = rng.integers(0, 256, (20, 30, 3), np.uint8)
+  ids = _ids(rng)
+  Image.fromarray(image).save(tmp_path / "a.png")
+  Image.fromarray(ids).save(tmp_path / "a_label.png")
+  pairs = FilePairs(INFO, (tmp_path / "a.png",), (tmp_path / "a_label.png",), TRAIN_IDS)
+  example = pickle.loads(pickle.dumps(pairs))[0]
+  assert len(pairs) == 1 and example["name"] == "a"
+  np.testing.assert_array_equal(example["image"], image)
+  np.testing.assert_array_equal(example["label"], _expected(ids))
+  assert example["image"].dtype == example["label"].dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["grey palette", "own palette", "16 bit"])
+def test_labels_in_other_single_channel_forms(tmp_path, rng, kind):
+  ids = _ids(rng)
+  path = tmp_path / "label.png"
+  if kind == "16 bit":
+    Image.fromarray(ids.astype(np.uint16)).save(path)
+  else:
+    image = Image.fromarray(ids).convert("L")
+    image = Image.frombytes("P", image.size, image.tobytes())
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+    if kind == "own palette":
+      palette[INFO.label_ids] = INFO.palette
+    image.putpalette(palette.tobytes())
+    image.save(path)
+  np.testing.assert_array_equal(read_label(path, TRAIN_IDS, INFO), _expected(ids))
+
+
+def test_label_of_two_values_as_bits(tmp_path, rng):
+  bits = rng.integers(0, 2, (9, 11)).astype(bool)
+  Image.fromarray(bits).save(tmp_path / "label.png")
+  np.testing.assert_array_equal(read_label(tmp_path / "label.png", {0: 7, 1: 8}, INFO), bits + 7)
+
+
+@pytest.mark.parametrize("bad", [3, 200, 255])
+def test_label_out_of_range_names_file_id_and_allowed_ids(tmp_path, rng, bad):
+  ids = _ids(rng)
+  ids[3, 4] = bad
+  Image.fromarray(ids).save(tmp_path / "label.png")
+  message = _refused(read_label, tmp_path / "label.png", TRAIN_IDS, INFO)
+  assert str(tmp_path / "label.png") in message and f"ids {bad} " in message and "0, 4-5, 9" in message
+
+
+def test_wide_label_out_of_range(tmp_path, rng):
+  ids = _ids(rng).astype(np.uint16)
+  ids[0, 0] = 40_000
+  Image.fromarray(ids).save(tmp_path / "label.png")
+  assert "40000" in _refused(read_label, tmp_path / "label.png", TRAIN_IDS, INFO)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colour_masks_are_refused(tmp_path, rng, mode):
+  Image.fromarray(rng.integers(0, 5, (9, 9, len(mode)), np.uint8)).save(tmp_path / "label.png")
+  message = _refused(read_label, tmp_path / "label.png", TRAIN_IDS, INFO)
+  assert f"mode {mode}" in message and "one channel" in message
+
+
+def test_colour_mask_with_small_palette_indices_is_refused(tmp_path):
+  # Index 4 is a valid id, but painted in the colour of id 9.
+  palette = np.zeros((256, 3), np.uint8)
+  palette[4] = INFO.palette[2]
+  image = Image.frombytes("P", (6, 5), np.full((5, 6), 4, np.uint8).tobytes())
+  image.putpalette(palette.tobytes())
+  image.save(tmp_path / "label.png")
+  message = _refused(read_label, tmp_path / "label.png", TRAIN_IDS, INFO)
+  assert "index 4" in message and "id 9" in message and "palette" in message
+
+
+def test_sizes_must_agree(tmp_path, rng):
+  Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+  Image.fromarray(_ids(rng, (20, 29))).save(tmp_path / "b.png")
+  message = _refused(FilePairs(INFO, (tmp_path / "a.png",), (tmp_path / "b.png",), TRAIN_IDS).__getitem__, 0)
+  assert "29x20" in message and "30x20" in message and "a.png" in message and "b.png" in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_truncated_files_are_refused(tmp_path, rng, suffix):
+  path = tmp_path / f"a.{suffix}"
+  Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+  whole = path.read_bytes()
+  path.write_bytes(whole[: len(whole) // 2])
+  assert str(path) in _refused(read_image, path)
+  path.write_bytes(b"this is no image")
+  assert "whole image file" in _refused(read_image, path)
+  path.unlink()
+  assert "vanished" in _refused(read_image, path)
+
+
+def test_corrupt_label_is_refused(tmp_path, rng):
+  path = tmp_path / "label.png"
+  Image.fromarray(_ids(rng, (64, 64))).save(path)
+  content = bytearray(path.read_bytes())
+  content[60] ^= 0xFF
+  path.write_bytes(bytes(content))
+  assert "cannot be decoded" in _refused(read_label, path, TRAIN_IDS, INFO)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+  # Quadrants of four greys; where each must go is written down, not computed.
+  shown = {1: "abcd", 2: "badc", 3: "dcba", 4: "cdab", 5: "acbd", 6: "cadb", 7: "dbca", 8: "bdac"}[
+    orientation
+  ]
+  tones = dict(zip("abcd", (30, 90, 150, 210), strict=True))
+  stored = np.zeros((32, 64), np.uint8)
+  stored[:16, :32], stored[:16, 32:], stored[16:, :32], stored[16:, 32:] = tones.values()
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=98)
+  image = read_image(tmp_path / "a.jpg")
+  assert image.shape == ((32, 64, 3) if orientation <= 4 else (64, 32, 3))
+  height, width = image.shape[:2]
+  middles = [image[y, x, 0] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
+  np.testing.assert_allclose(np.array(middles, int), [tones[letter] for letter in shown], atol=3)
+
+
+def test_every_kind_of_image_becomes_rgb(tmp_path, rng):
+  grey = rng.integers(0, 256, (12, 10), np.uint8)
+  rgb = rng.integers(0, 256, (12, 10, 3), np.uint8)
+  Image.fromarray(grey).save(tmp_path / "grey.png")
+  Image.fromarray(grey.astype(np.uint16) * 256 + 77).save(tmp_path / "wide.png")
+  Image.fromarray(np.dstack([rgb, grey])).save(tmp_path / "rgba.png")
+  Image.fromarray(np.dstack([grey, grey])).save(tmp_path / "la.png")
+  Image.fromarray(rgb).quantize(200).save(tmp_path / "palette.png")
+  Image.fromarray(np.dstack([rgb, grey]), "CMYK").save(tmp_path / "cmyk.tif")
+  for name in ("grey", "wide", "la"):
+    np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), np.dstack([grey] * 3))
+  np.testing.assert_array_equal(read_image(tmp_path / "rgba.png"), rgb)
+  cmyk = read_image(tmp_path / "cmyk.tif").astype(int)
+  ideal = (255 - rgb.astype(float)) * (255 - grey[..., None].astype(float)) / 255
+  np.testing.assert_allclose(cmyk, ideal, atol=2)
+  for path in sorted(tmp_path.iterdir()):
+    image = read_image(path)
+    assert image.shape == (12, 10, 3) and image.dtype == np.uint8, path
+
+
+def test_halves_of_pairs_and_emptiness_are_refused(tmp_path):
+  def pair(images, labels):
+    files = [
+      {key: tmp_path / kind / f"{key}.png" for key in keys}
+      for kind, keys in zip("il", (images, labels), strict=True)
+    ]
+    return pair_files(*files, images_at="images/*.jpg", labels_at="labels/*.png")
+
+  assert [path.name for path in pair("ba", "ab")[0]] == ["a.png", "b.png"]
+  message = _refused(pair, "abc", "a")
+  assert "b.png" in message and "no label (and 1 more" in message and "labels/b.png" in message
+  message = _refused(pair, "a", "ax")
+  assert "x.png" in message and "no image" in message and "images/x.jpg" in message
+  assert "no images" in _refused(pair, "", "")
+
+
+def test_ranges_of_ids_read_well():
+  assert source._ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"
