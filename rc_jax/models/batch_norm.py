@@ -70,7 +70,8 @@ class BatchNorm(nn.Module):
 
   In training, this batch's statistics normalise, and the running ones move by ``1 - momentum`` towards them;
   the running variance towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch (Flax's own keeps the
-  biased one: a visible difference only for small ``n``, as in ASPP's image pooling, where ``n`` is the batch size).
+  biased one: a visible difference only for small ``n``, as in ASPP's image pooling, where ``n`` is the batch
+    size).
   Under ``jax.jit`` over the global batch, "this batch" is the global batch, however many devices hold it.
 
   Attributes:

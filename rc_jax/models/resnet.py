@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.models.batch_norm import BatchNorm
-from rc_jax.models.conv import Conv
+from rc_jax.models.conv import Conv, max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +180,6 @@ class DeepStem(nn.Module):
     x = Conv(self.width, 3, dtype=self.dtype, name="3")(x)
     x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="4")(x, train))
     return Conv(2 * self.width, 3, dtype=self.dtype, name="6")(x)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-  """3x3 maximum with stride 2 and padding 1: ``[B,H,W,C] -> [B,ceil(H/2),ceil(W/2),C]``."""
-  return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
 
 
 class ResNet(nn.Module):

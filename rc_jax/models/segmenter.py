@@ -108,10 +108,11 @@ def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
   _choose("output_stride", config_model.output_stride, OUTPUT_STRIDES)
   _choose("stride_on", config_model.stride_on, STRIDE_PLACES)
   multi_grid = tuple(config_model.multi_grid)
-  if len(multi_grid) != layout.blocks[3] or min(multi_grid) < 1:
+  blocks = layout.blocks[3]
+  if len(multi_grid) != blocks or min(multi_grid) < 1:
     raise ValueError(
-      f"model.multi_grid is {multi_grid}, but stage 4 of {config_model.backbone} has "
-      f"{layout.blocks[3]} blocks: give {layout.blocks[3]} factors of at least 1, for example {(1, 2, 4)[: layout.blocks[3]]}"
+      f"model.multi_grid is {multi_grid}, but stage 4 of {config_model.backbone} has {blocks} blocks: "
+      f"give {blocks} factors of at least 1, for example {(2, 2, 4)[-blocks:]}"
     )
   dtype = DTYPES[_choose("dtype", config_model.dtype, tuple(DTYPES))]
   head = HEADS[_choose("name", config_model.name, tuple(HEADS))]
