@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Starts one run as several processes on this machine: a rehearsal of a pod, or one process a GPU.
+#
+#   launch/local.sh PROCESSES --config=configs/demo.py [flags of rc_jax.main ...]
+#
+# The lines of process 0 go to the screen, those of the others to a temporary folder that it names.
+# With GPUS=1 each process sees one GPU, chosen by its number. DRY_RUN=1 prints the commands and starts nothing.
+# Ends with the first status that is not 0; when one process fails, the others are stopped.
+set -euo pipefail
+
+usage="usage: launch/local.sh PROCESSES --config=FILE [flags of rc_jax.main ...]"
+processes=${1:?$usage}
+case $processes in '' | *[!0-9]* | 0*) echo "error: PROCESSES is '$processes'; expected 1 or more. $usage" >&2; exit 2 ;; esac
+shift
+
+python=${PYTHON:-python3}
+# A port that is free now; another program could take it before process 0 does, which then says so.
+port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
+logs=$(mktemp -d)
+pids=()
+
+stop() { for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done; }
+trap stop INT TERM
+
+for ((id = 0; id < processes; id++)); do
+  variables=(RC_JAX_COORDINATOR="127.0.0.1:$port" RC_JAX_PROCESSES="$processes" RC_JAX_PROCESS_ID="$id")
+  [ -n "${GPUS:-}" ] && variables+=(CUDA_VISIBLE_DEVICES="$id")
+  if [ -n "${DRY_RUN:-}" ]; then
+    echo env "${variables[@]}" "$python" -m rc_jax.main "$@"
+    continue
+  fi
+  if [ "$id" = 0 ]; then
+    env "${variables[@]}" "$python" -m rc_jax.main "$@" &
+  else
+    env "${variables[@]}" "$python" -m rc_jax.main "$@" >"$logs/process$id.log" 2>&1 &
+  fi
+  pids+=($!)
+done
+[ -n "${DRY_RUN:-}" ] && exit 0
+[ "$processes" -gt 1 ] && echo "processes 1 to $((processes - 1)) write to $logs"
+
+status=0
+for ((left = processes; left > 0; left--)); do
+  # `wait -n` gives the status of whichever process ends first; a signal to this script interrupts it (above 128).
+  ended=0
+  wait -n || ended=$?
+  if [ "$ended" != 0 ] && [ "$status" = 0 ]; then
+    status=$ended
+    # After SIGTERM all processes save together and end by themselves; after a failure the others would wait forever.
+    [ "$ended" = 143 ] || stop
+  fi
+done
+exit "$status"
