@@ -1,5 +1,6 @@
 """The input pipeline: what is in a batch, in which order, wherever it is made and whenever it is resumed."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -328,5 +329,7 @@ def test_workers_outlive_a_job_signal_but_not_their_parent(tmp_path):
       assert time.monotonic() < deadline
       time.sleep(0.05)
   finally:
-    process.kill()
+    # All of its session: a worker that outlived it would hold the pipes open.
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
