@@ -83,7 +83,7 @@ def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   )
   assert status == 2
   assert errors.startswith("error: ") and errors.count("\n") == 1, errors
-  assert "77" in errors and ".png" in errors and "0 to 11" in errors, errors
+  assert "77" in errors and ".png" in errors and "0-11" in errors, errors
 
 
 def test_help_lists_the_modes() -> None:
