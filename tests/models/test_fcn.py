@@ -1,0 +1,38 @@
+"""The auxiliary head against PyTorch's operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc_jax.models.fcn import FCNHead
+
+
+def test_logits_equal_the_originals():
+  torch = pytest.importorskip("torch")
+  from tests.models import torch_reference
+
+  original = torch_reference.randomize(torch_reference.AuxHead(6, 4, 3), seed=3).eval()
+  params, batch_stats = torch_reference.as_trees(original.state_dict())
+  x = np.random.default_rng(0).standard_normal((2, 5, 8, 6)).astype(np.float32)
+  with torch.no_grad():
+    theirs = original(torch.tensor(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+  ours = FCNHead(3, 4).apply({"params": params, "batch_stats": batch_stats}, x, False)
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_dropout_drops_whole_channels_and_logits_are_float32():
+  module = FCNHead(3, 64, dropout=0.5, dtype=jnp.bfloat16)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 6, 6, 4)), jnp.bfloat16)
+  variables = jax.jit(lambda rng: module.init(rng, x, False))(jax.random.key(0))
+  classifier = {"kernel": jnp.eye(64)[None, None, :, :3], "bias": jnp.zeros(3)}
+  kernel = np.random.default_rng(1).standard_normal((3, 3, 4, 64)).astype(np.float32)
+  params = variables["params"] | {"classifier": classifier}
+  params["conv3x3"] = params["conv3x3"] | {"conv": {"kernel": kernel}}
+  dropped = []
+  for seed in range(8):  # the classifier shows the first 3 channels as they are
+    rngs = {"dropout": jax.random.key(seed)}
+    logits, _ = module.apply(variables | {"params": params}, x, True, rngs=rngs, mutable=["batch_stats"])
+    assert logits.dtype == jnp.float32
+    dropped.append((logits == 0).all((0, 1, 2)))
+  assert 0.2 < np.mean(dropped) < 0.8
