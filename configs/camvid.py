@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> Config:
 
   config.model.backbone = "resnet50"
   config.model.deep_stem = False  # the stem of torchvision's and Keras's weights
+  config.model.stride_on = "1x1"  # Keras's; torchvision's own weights want "3x3"
   config.model.output_stride = 8
 
   config.train.batch_size = 8
@@ -35,12 +36,11 @@ def get_config(variant: str = "") -> Config:
     config.model.multi_grid = (1, 1, 1)
     config.model.aspp_rates = (6, 12, 18)  # half the paper's, at twice its stride
     config.train.batch_size = 4
-    config.train.steps = 500
+    config.train.steps = 1_000
     config.train.crop_size = (241, 241)
-    config.train.log_every = 5
-    config.train.eval_every = 0
-    config.train.checkpoint_every = 100
-    config.augment.scale = (0.5, 1.25)
+        config.train.eval_every = 0
+    config.train.checkpoint_every = 250
+    config.augment.scale = (0.75, 1.5)
   elif variant:
     raise ValueError(f"configs/camvid.py:{variant}: no such variant; expected nothing or cpu")
   return config

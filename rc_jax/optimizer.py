@@ -37,8 +37,8 @@ def sgd(
 
   For a parameter ``p`` with gradient ``g``, as ``torch.optim.SGD`` (no dampening, no Nesterov):
 
-  ``g <- g + weight_decay * p``, ``b <- momentum * b + g`` (at first ``b = g``), ``p <- p - m * rate(step) *
-  b``
+  ``g <- g + weight_decay * p``, ``b <- momentum * b + g`` (at first ``b = g``),
+  ``p <- p - m * rate(step) * b``
 
   with ``m = head_multiplier`` for parameters outside the top-level entry ``backbone``, else 1. The paper is
   silent on ``m``; 10 is the authors' code's.
