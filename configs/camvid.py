@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> Config:
     config.train.batch_size = 4
     config.train.steps = 1_000
     config.train.crop_size = (241, 241)
-        config.train.eval_every = 0
+    config.train.eval_every = 0
     config.train.checkpoint_every = 250
     config.augment.scale = (0.75, 1.5)
   elif variant:

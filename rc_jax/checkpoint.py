@@ -217,7 +217,7 @@ def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> No
     name = differing[0]
     raise ValueError(
       f"{folder}: holds another network than the config's: {name} is {there.get(name, 'absent')} there and "
-      f"{here.get(name, 'absent')} here ({len(differing)} arrays differ); use the config that the run has in config.json"
+      f"{here.get(name, 'absent')} here ({len(differing)} arrays differ); use the config of its config.json"
     )
 
 

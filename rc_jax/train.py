@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import contrast, data, evaluate, models, optimizer, report, sharding
+from rc_jax import contrast, data, evaluate, models, optimizer, pretrained, report, sharding
 from rc_jax.checkpoint import Checkpoints
 from rc_jax.config import Config, differences, square, uses_contrast
 from rc_jax.run_log import RunLog, duration, read, say
@@ -217,8 +217,6 @@ def initial_state(
   """
   variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
   if config.model.pretrained and fresh:
-    from rc_jax import pretrained
-
     variables, imported = pretrained.load_backbone(config.model.pretrained, variables)
     say(imported.summary())
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)

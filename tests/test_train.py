@@ -90,7 +90,9 @@ def test_another_configurations_folder_is_refused(undisturbed, cache) -> None:
 
 def test_scoring_alone_gives_the_number_that_the_run_logged(undisturbed, cache, tmp_path) -> None:
   workdir, _ = undisturbed
-  process = run_tiny.start(tmp_path, "--mode=eval", f"--checkpoint={workdir / 'checkpoints' / '12'}", cache=cache)
+  process = run_tiny.start(
+    tmp_path, "--mode=eval", f"--checkpoint={workdir / 'checkpoints' / '12'}", cache=cache
+  )
   printed = run_tiny.finish(process)
   assert process.returncode == 0, printed
   alone = json.loads((tmp_path / "eval" / "val.json").read_text())
