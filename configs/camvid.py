@@ -36,10 +36,10 @@ def get_config(variant: str = "") -> Config:
     config.model.multi_grid = (1, 1, 1)
     config.model.aspp_rates = (6, 12, 18)  # half the paper's, at twice its stride
     config.train.batch_size = 4
-    config.train.steps = 1_000
+    config.train.steps = 800
     config.train.crop_size = (241, 241)
     config.train.eval_every = 0
-    config.train.checkpoint_every = 250
+    config.train.checkpoint_every = 200
     config.augment.scale = (0.75, 1.5)
   elif variant:
     raise ValueError(f"configs/camvid.py:{variant}: no such variant; expected nothing or cpu")
