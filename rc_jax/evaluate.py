@@ -49,7 +49,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
   def evaluate(
     params: Any, batch_stats: Any, poll: Callable[[], None] | None = None
   ) -> tuple[Results, np.ndarray]:
-    params, batch_stats = sharding.local_copy((params, batch_stats), mesh)
+    params, batch_stats = sharding.local_copy((params, batch_stats))
     confusion = np.zeros((info.num_classes, info.num_classes), np.int64)
     examples = data.evaluation_examples(
       source,
@@ -74,7 +74,9 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     progress.close()
 
     if not confusion.any():
-      raise ValueError(f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels")
+      raise ValueError(
+        f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels"
+      )
     scores = metrics.scores(confusion, info.absent_class)
     scores["iou"] = dict(zip(info.class_names, scores["iou"], strict=True))
     results: Results = {

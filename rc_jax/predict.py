@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from rc_jax import data, evaluate, inference, models, report
+from rc_jax import data, evaluate, inference, models, report, sharding
 from rc_jax.config import Config
 from rc_jax.data.source import IMAGE_SUFFIXES, read_image
 from rc_jax.run_log import Progress, say
@@ -38,28 +38,28 @@ def run(
   if images is None:
     source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
     count = len(source)
-    named: Iterator[tuple[str, np.ndarray]] = (
-      (example["name"], example["image"]) for example in data.evaluation_examples(source)
-    )
+    examples = data.evaluation_examples(source, jax.process_index(), jax.process_count(), config.data.threads)
+    named: Iterator[tuple[str, np.ndarray]] = ((example["name"], example["image"]) for example in examples)
   else:
     files = image_files(images)
     count = len(files)
-    named = _read(files)
+    named = ((file.stem, read_image(file)) for file in files[jax.process_index() :: jax.process_count()])
 
   predict = inference.make_predictor(network, config.eval)
-  label = jax.jit(lambda params, batch_stats, image: jnp.argmax(predict(params, batch_stats, image), axis=-1))
+  label = jax.jit(lambda weights, images: jnp.argmax(predict(*weights, images), axis=-1))
+  weights = sharding.local_copy((restored.params, restored.batch_stats))
   folder = workdir / "predictions"
   for kind in ("labels", "overlays"):
     (folder / kind).mkdir(parents=True, exist_ok=True)
   say(f"labelling {count} images with step {restored.step}; the first image of each size compiles a program")
   progress = Progress("labelling", count, unit="images")
   for name, image in named:
-    labels = np.asarray(label(restored.params, restored.batch_stats, image[None])[0], np.uint8)
+    labels = np.asarray(label(weights, image[None])[0], np.uint8)
     Image.fromarray(info.label_ids.astype(np.uint8)[labels]).save(folder / "labels" / f"{name}.png")
     Image.fromarray(report.overlay(image, labels, info.palette)).save(
       folder / "overlays" / f"{name}.jpg", quality=92
     )
-    progress.advance(1)
+    progress.advance(jax.process_count())
   progress.close()
   say(f"labels (ids of {info.name}) and overlays are in {folder}")
   return folder
@@ -89,8 +89,3 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
       )
     stems[file.stem] = file
   return files
-
-
-def _read(files: list[pathlib.Path]) -> Iterator[tuple[str, np.ndarray]]:
-  for file in files:
-    yield file.stem, read_image(file)

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-from rc_jax import data, evaluate, inference, models
+from rc_jax import data, evaluate, inference, models, sharding
 from rc_jax.config import Config
 from rc_jax.run_log import read, say
 
@@ -43,11 +43,12 @@ def panels(
   """Draws rows of image, ground truth and prediction, from images spread evenly over ``eval.split``."""
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   predict = inference.make_predictor(network, config.eval)
-  label = jax.jit(lambda images: jnp.argmax(predict(params, batch_stats, images), axis=-1).astype(jnp.uint8))
+  params, batch_stats = sharding.local_copy((params, batch_stats))
+  label = jax.jit(lambda weights, images: jnp.argmax(predict(*weights, images), axis=-1).astype(jnp.uint8))
   rows = []
   for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
     example = source[int(index)]
-    predicted = np.asarray(label(example["image"][None])[0])
+    predicted = np.asarray(label((params, batch_stats), example["image"][None])[0])
     palette = source.info.palette
     truth = example["label"]
     # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
@@ -64,7 +65,7 @@ def write(
     config: the run's config.
     workdir: the run's folder, with ``metrics.jsonl`` and ``eval/``.
     network: functions of the network.
-    params: arrays on this process's devices.
+    params: replicated arrays.
     batch_stats: likewise.
 
   Returns:

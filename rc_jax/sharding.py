@@ -93,7 +93,7 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def local_copy(tree: Any, mesh: Mesh) -> Any:
-  """Returns replicated global arrays as arrays on this process's own devices, for work done apart."""
-  sharding = replicated(mesh)
+def local_copy(tree: Any) -> Any:
+  """Returns replicated global arrays as arrays on all of this process's own devices, for work done apart."""
+  sharding = replicated(local_mesh())
   return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), sharding), tree)

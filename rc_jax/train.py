@@ -154,7 +154,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
       rate = _Rate(config.train.batch_size)
       step, pending = start_step, None
       while step < config.train.steps and not stop.requested(step):
-        batch = sharding.put_batch(next(batches), mesh)
+        batch = sharding.put_batch(_next_rows(batches, state, checkpoints), mesh)
         if step == start_step:
           step_fn = _compile(step_fn, state, batch)
           rate.restart()
@@ -278,6 +278,19 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path | None) ->
   )
 
 
+def _next_rows(
+  batches: data.TrainBatches, state: TrainState, checkpoints: Checkpoints
+) -> dict[str, np.ndarray]:
+  """Reads this process's rows of the next batch; a damaged file costs no step that was made."""
+  try:
+    return next(batches)
+  except (ValueError, OSError):
+    if int(state.step) != checkpoints.latest_step():
+      checkpoints.save(state, batches.get_state())
+    checkpoints.wait()
+    raise
+
+
 class _Rate:
   """Images per second of training alone: compilation, scoring and saving are left out."""
 
@@ -351,7 +364,11 @@ def _numbers(results: evaluate.Results) -> dict[str, Any]:
 
 
 def _was_scored(workdir: pathlib.Path, step: int) -> bool:
-  return any(line["step"] == step and "miou" in line for line in read(workdir))
+  scored = any(line["step"] == step and "miou" in line for line in read(workdir))
+  if jax.process_count() > 1:
+    # The log may lie on the first host's disk alone, and all must agree to score or not.
+    scored = bool(multihost_utils.broadcast_one_to_all(np.int32(scored)))
+  return scored
 
 
 def _as_json(config: Config) -> dict[str, Any]:

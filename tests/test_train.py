@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax import train
+from rc_jax.train_state import TrainState
 from tests import run_tiny
 
 
@@ -144,3 +146,32 @@ def test_predict_labels_a_folder(undisturbed, cache, tmp_path) -> None:
     label = Image.open(undisturbed[0] / "predictions" / "labels" / f"{name}.png")
     assert label.size == size and label.mode == "L" and np.asarray(label).max() < 11
     assert (undisturbed[0] / "predictions" / "overlays" / f"{name}.jpg").is_file()
+
+
+def test_a_damaged_file_costs_no_step_that_was_made() -> None:
+  class Damaged:
+    def __next__(self):
+      raise ValueError("b.png: truncated")
+
+    def get_state(self):
+      return {"next_batch": 9}
+
+  class Recorded:
+    def __init__(self, latest):
+      self.latest, self.saved, self.waited = latest, [], False
+
+    def latest_step(self):
+      return self.latest
+
+    def save(self, state, position):
+      self.saved.append((int(state.step), position))
+
+    def wait(self):
+      self.waited = True
+
+  state = TrainState(step=np.int32(9), params={}, batch_stats={}, opt_state=(), bank=None)
+  for latest, expected in ((4, [(9, {"next_batch": 9})]), (9, [])):
+    checkpoints = Recorded(latest)
+    with pytest.raises(ValueError, match=r"b\.png"):
+      train._next_rows(Damaged(), state, checkpoints)
+    assert checkpoints.saved == expected and checkpoints.waited

@@ -48,7 +48,7 @@ def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
   A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation
   instead, so that a dilated network computes, at every position, what the strided one computes at its own.
   The convolution that lost its stride is still read on the old grid: it has the *previous* dilation, as in
-    torchvision.
+  torchvision.
   """
   steps = []
   current, dilation = 4, 1

@@ -1,0 +1,38 @@
+"""What a score has to beat: the most frequent class everywhere, and the network before its first update.
+
+python -m benchmarks.floors --config=configs/demo.py
+"""
+
+import argparse
+
+import jax
+import numpy as np
+
+from benchmarks.contrast_share import recipe
+from rc_jax import data, evaluate, metrics, models
+from rc_jax.config import square
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/demo.py")
+  parser.add_argument("--root", default="", help="of the data set, where it lies in files")
+  arguments = parser.parse_args()
+  config = recipe(arguments.config)
+  source = data.load(config.dataset.name, arguments.root, config.eval.split)
+  network = models.build(config.model, source.info.num_classes)
+  variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
+  untrained, confusion = evaluate.make_evaluator(network, source, config)(
+    variables.params, variables.batch_stats, None
+  )
+  pixels = confusion.sum(axis=1)
+  everywhere = np.zeros_like(confusion)
+  everywhere[:, pixels.argmax()] = pixels
+  majority = metrics.scores(everywhere, source.info.absent_class)
+  print(f"{arguments.config}, {config.eval.split}: mIoU in percent")
+  print(f"  {source.info.class_names[pixels.argmax()]} everywhere: {100 * majority['miou']:.2f}")
+  print(f"  untrained network: {100 * untrained['miou']:.2f}")
+
+
+if __name__ == "__main__":
+  main()
