@@ -44,6 +44,7 @@ def defaults() -> Config:
   config.model.output_stride = 8
   config.model.multi_grid = (2, 2, 4)  # the authors' code; the paper is silent
   config.model.aspp_rates = (12, 24, 36)  # the authors' code, at output stride 8
+  config.model.aspp_project = False  # torchvision's 1x1 before the fusing 3x3; the authors have none
   config.model.channels = 256  # C, the length of a region center
   config.model.deep_stem = (
     True  # the authors' three 3x3 convolutions; False: the 7x7 of torchvision's weights

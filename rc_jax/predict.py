@@ -46,7 +46,7 @@ def run(
     named = ((file.stem, read_image(file)) for file in files[jax.process_index() :: jax.process_count()])
 
   predict = inference.make_predictor(network, config.eval)
-  label = jax.jit(lambda weights, images: jnp.argmax(predict(*weights, images), axis=-1))
+  label = jax.jit(lambda *inputs: jnp.argmax(predict(*inputs), axis=-1))
   weights = sharding.local_copy((restored.params, restored.batch_stats))
   folder = workdir / "predictions"
   for kind in ("labels", "overlays"):
@@ -54,7 +54,7 @@ def run(
   say(f"labelling {count} images with step {restored.step}; the first image of each size compiles a program")
   progress = Progress("labelling", count, unit="images")
   for name, image in named:
-    labels = np.asarray(label(weights, image[None])[0], np.uint8)
+    labels = np.asarray(label(*weights, image[None])[0], np.uint8)
     Image.fromarray(info.label_ids.astype(np.uint8)[labels]).save(folder / "labels" / f"{name}.png")
     Image.fromarray(report.overlay(image, labels, info.palette)).save(
       folder / "overlays" / f"{name}.jpg", quality=92

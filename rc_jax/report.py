@@ -44,11 +44,11 @@ def panels(
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   predict = inference.make_predictor(network, config.eval)
   params, batch_stats = sharding.local_copy((params, batch_stats))
-  label = jax.jit(lambda weights, images: jnp.argmax(predict(*weights, images), axis=-1).astype(jnp.uint8))
+  label = jax.jit(lambda *inputs: jnp.argmax(predict(*inputs), axis=-1).astype(jnp.uint8))
   rows = []
   for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
     example = source[int(index)]
-    predicted = np.asarray(label((params, batch_stats), example["image"][None])[0])
+    predicted = np.asarray(label(params, batch_stats, example["image"][None])[0])
     palette = source.info.palette
     truth = example["label"]
     # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.

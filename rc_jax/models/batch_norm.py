@@ -16,8 +16,8 @@ def normalize(
   ``y = (x - mean) / sqrt(var + epsilon) * scale + bias``, over all axes but the last.
 
   Mean and variance come from one reading of ``x``, as moments about ``shift``: exact like the two-pass form
-    when
-  ``shift`` is near the mean, and, on several devices, one all-reduce where two passes need two in sequence.
+  when ``shift`` is near the mean, and, on several devices, one all-reduce where two passes need two in
+  sequence.
 
   Args:
     x: ``[...,C]``, any float dtype.

@@ -1,11 +1,10 @@
 """Convolution and pooling with PyTorch's padding, fast on CPUs too.
 
 On a CPU, XLA computes some convolutions several times slower than the matrix products they consist of:
-  gradients
-of kernels above all, and dilated ones that read mostly padding. Those are written here as one product for
-each tap of the kernel, over the pixels alone. Other platforms get XLA's convolutions as they are: the choice
-is made when a program is lowered, so that one compiled for an accelerator on a CPU machine gets the
-accelerator's form.
+gradients of kernels above all, and dilated ones that read mostly padding. Those are written here as one
+product for each tap of the kernel, over the pixels alone. Other platforms get XLA's convolutions as they are:
+the choice is made when a program is lowered, so that one compiled for an accelerator on a CPU machine gets
+the accelerator's form.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """Values of fresh parameters and statistics, those of PyTorch's ResNet.
 
 They are drawn leaf by leaf from the shapes that the modules declare, in NumPy: initialising inside the
-  compiled
-network takes ten seconds for a ResNet-50 on a CPU, this takes one.
+compiled network takes ten seconds for a ResNet-50 on a CPU, this takes one.
 """
 
 import math

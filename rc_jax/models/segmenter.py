@@ -16,8 +16,7 @@ from rc_jax.models.fcn import FCNHead
 from rc_jax.models.initial import initial_values
 from rc_jax.models.resnet import OUTPUT_STRIDES, RESNETS, ResNet
 
-# The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0 to
-# 255.
+# The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -94,8 +93,8 @@ def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
 
   Args:
     config_model: fields ``name``, ``backbone``, ``output_stride``, ``multi_grid``, ``aspp_rates``,
-      ``channels``, ``deep_stem``, ``stride_on``, ``dropout``, ``dtype``, ``bn_momentum``, ``bn_epsilon``;
-      and, where present, ``aspp_project`` (see ``ASPP``).
+      ``channels``, ``deep_stem``, ``stride_on``, ``dropout``, ``dtype``, ``bn_momentum``, ``bn_epsilon``,
+      ``aspp_project`` (see ``ASPP``).
     num_classes: ``N``.
 
   Returns:
@@ -131,7 +130,7 @@ def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
       num_classes=num_classes,
       channels=config_model.channels,
       rates=tuple(config_model.aspp_rates),
-      project=config_model.get("aspp_project", False),
+      project=config_model.aspp_project,
       dropout=config_model.dropout,
       dtype=dtype,
       **norm,

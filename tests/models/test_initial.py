@@ -3,7 +3,6 @@
 import math
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
@@ -33,7 +32,7 @@ def test_distributions_are_pytorchs():
 
 
 def test_values_depend_on_the_key_and_the_path_alone():
-  network = models.build(ml_collections.ConfigDict(config()), 5)
+  network = models.build(config(), 5)
   one, same, other = (
     network.init(jax.random.key(seed), size) for seed, size in ((0, (33, 33)), (0, (64, 97)), (1, (33, 33)))
   )

@@ -2,33 +2,27 @@
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
 from rc_jax import models, pretrained
+from rc_jax.config import defaults
 
 CLASSES = 5
 
 
 def config(**fields):
-  """A small, complete ``config.model``."""
-  defaults = {
-    "name": "deeplabv3",
+  """The default ``config.model``, made small."""
+  model = defaults().model
+  small = {
     "backbone": "resnet_tiny",
-    "pretrained": "",
-    "output_stride": 8,
     "multi_grid": (1, 2),
     "aspp_rates": (2, 4, 6),
     "channels": 16,
-    "deep_stem": True,
-    "stride_on": "3x3",
-    "dropout": 0.1,
     "dtype": "float32",
-    "bn_momentum": 0.9,
-    "bn_epsilon": 1e-5,
   }
-  return ml_collections.ConfigDict(defaults | fields)
+  model.update(small | fields)
+  return model
 
 
 def images(size, batch=2, seed=0):
