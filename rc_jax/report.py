@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rc_jax import data, evaluate, inference, models, sharding
 from rc_jax.config import Config
@@ -40,7 +40,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity:
 def panels(
   config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PANELS
 ) -> Image.Image:
-  """Draws rows of image, ground truth and prediction, from images spread evenly over ``eval.split``."""
+  """Draws rows of image, ground truth and prediction, from images spread evenly over ``eval.split``, and a legend."""
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   predict = inference.make_predictor(network, config.eval)
   params, batch_stats = sharding.local_copy((params, batch_stats))
@@ -53,7 +53,8 @@ def panels(
     truth = example["label"]
     # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
     rows.append([example["image"], colorize(truth, palette), colorize(predicted, palette)])
-  return _grid([[_shrink(panel) for panel in row] for row in rows])
+  grid = _grid([[_shrink(panel) for panel in row] for row in rows])
+  return _grid([[grid], [_legend(source.info, grid.width)]])
 
 
 def write(
@@ -78,7 +79,9 @@ def write(
   lines = read(workdir)
   if any("loss" in line for line in lines):
     _save(_curves(lines), folder / "curves.png")
-    pictures["curves.png"] = "Losses, learning rate, bank fill and mIoU over steps"
+    pictures["curves.png"] = (
+      "Losses, fill of the memory banks (learning rate, where there are none) and mIoU over steps"
+    )
   scores_path = workdir / "eval" / f"{config.eval.split}.json"
   scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
   if scores is not None:
@@ -122,6 +125,25 @@ def _grid(rows: list[list[Image.Image]]) -> Image.Image:
       canvas.paste(panel, (left, top))
       left += panel.width + MARGIN
     top += max(panel.height for panel in row) + MARGIN
+  return canvas
+
+
+def _legend(info: data.DatasetInfo, width: int) -> Image.Image:
+  """A swatch and a name for each class, in as many lines as the width asks for."""
+  font = ImageFont.load_default(size=11)
+  swatch, line = 12, 18
+  left, top, placed = 0, 3, []
+  for name, color in zip(info.class_names, info.palette, strict=True):
+    advance = swatch + 4 + round(font.getlength(name)) + 12
+    if left and left + advance > width:
+      left, top = 0, top + line
+    placed.append((left, top, name, tuple(color.tolist())))
+    left += advance
+  canvas = Image.new("RGB", (width, top + line), "white")
+  draw = ImageDraw.Draw(canvas)
+  for left, top, name, color in placed:
+    draw.rectangle((left, top, left + swatch, top + swatch), fill=color)
+    draw.text((left + swatch + 4, top), name, fill="black", font=font)
   return canvas
 
 

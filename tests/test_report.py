@@ -1,0 +1,44 @@
+"""Pictures: colours of classes, overlays, and a page that needs no other file."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from rc_jax import report
+from tests import run_tiny
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+
+
+def test_colorize_paints_classes_and_leaves_the_rest_black() -> None:
+  labels = np.array([[0, 2], [255, 1]], np.uint8)
+  expected = [[[255, 0, 0], [0, 0, 255]], [[0, 0, 0], [0, 255, 0]]]
+  np.testing.assert_array_equal(report.colorize(labels, PALETTE), expected)
+
+
+def test_overlay_mixes_image_and_colour() -> None:
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (4, 5, 3), np.uint8)
+  labels = rng.integers(0, 3, (4, 5)).astype(np.uint8)
+  mixed = report.overlay(image, labels, PALETTE, opacity=0.25)
+  for row in range(4):
+    for column in range(5):
+      expected = 0.75 * image[row, column] + 0.25 * PALETTE[labels[row, column]]
+      assert np.abs(mixed[row, column] - expected).max() <= 0.5
+
+
+def test_the_page_needs_no_other_file(tmp_path: pathlib.Path) -> None:
+  config = run_tiny.get_config()
+  lines = [
+    {"step": 1, "loss": 2.0, "loss_pixel": 1.0, "loss_aux": 1.0, "loss_contrast": 0.5, "learning_rate": 0.1},
+    {"step": 1, "split": "val", "miou": 0.25},
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  figure = report._curves(lines)
+  report._save(figure, tmp_path / "curves.png")
+  page = report._page(config, tmp_path, {"curves.png": "Curves & <more>"}, None)
+  sources = re.findall(r"src='([^']*)'", page)
+  assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
+  assert "Curves &amp; &lt;more&gt;" in page
