@@ -22,12 +22,14 @@ def get_config(variant: str = "") -> Config:
   config.model.dtype = "float32"  # CPUs compute it faster than bfloat16
 
   config.train.batch_size = 8
-  config.train.steps = 600
+  config.train.steps = 1_000
   config.train.crop_size = (113, 161)
-  config.train.eval_every = 200
+  config.train.eval_every = 250
   config.train.checkpoint_every = 100
 
-  config.optimizer.learning_rate = 0.02
+  config.augment.scale = (0.75, 1.5)  # below, the people far away are less than a pixel wide
+
+  config.optimizer.learning_rate = 0.08
   config.optimizer.head_multiplier = 1.0  # nothing is pretrained, so nothing is to be spared
 
   if variant == "baseline":

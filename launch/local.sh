@@ -19,8 +19,9 @@ port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.
 logs=$(mktemp -d)
 pids=()
 
-stop() { for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done; }
-trap stop INT TERM
+signal_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
+interrupted=
+trap 'interrupted=1; signal_all TERM' INT TERM
 
 for ((id = 0; id < processes; id++)); do
   variables=(RC_JAX_COORDINATOR="127.0.0.1:$port" RC_JAX_PROCESSES="$processes" RC_JAX_PROCESS_ID="$id")
@@ -40,14 +41,23 @@ done
 [ "$processes" -gt 1 ] && echo "processes 1 to $((processes - 1)) write to $logs"
 
 status=0
-for ((left = processes; left > 0; left--)); do
-  # `wait -n` gives the status of whichever process ends first; a signal to this script interrupts it (above 128).
+left=$processes
+while [ "$left" -gt 0 ]; do
   ended=0
+  interrupted=
   wait -n || ended=$?
+  # A signal to this script ends `wait`, but no process: they save together, and end by themselves.
+  [ -n "$interrupted" ] && continue
+  left=$((left - 1))
   if [ "$ended" != 0 ] && [ "$status" = 0 ]; then
     status=$ended
-    # After SIGTERM all processes save together and end by themselves; after a failure the others would wait forever.
-    [ "$ended" = 143 ] || stop
+    # After a failure the others would wait for ever; 143 means that they were all told to save and stop.
+    if [ "$ended" != 143 ]; then
+      signal_all TERM
+      (sleep 15 && signal_all KILL) &
+      killer=$!
+    fi
   fi
 done
+[ -n "${killer:-}" ] && kill "$killer" 2>/dev/null
 exit "$status"

@@ -5,9 +5,11 @@ A checkpoint holds three items: ``model`` (what scoring needs), ``trainer`` (ste
 moment leaves the one before.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,24 +27,26 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
-  """The checkpoints of one run: the newest few, and the best by mIoU. Saves in the background."""
+  """The checkpoints of one run: the newest few, and the best by mIoU. Saves in the background.
 
-  def __init__(self, workdir: pathlib.Path, keep: int = 2):
+  A checkpoint is saved before it is scored, so that nothing that goes wrong in scoring costs a step. So scores come
+  from outside (``scored``, and the run's log at the start), and which one is the best is decided at the next save.
+  """
+
+  def __init__(self, workdir: pathlib.Path, keep: int = 2, scores: dict[int, float] | None = None):
     """Opens (and makes, where absent) ``workdir/checkpoints``.
 
     Args:
       workdir: the run's folder.
       keep: how many of the newest stay; the best by mIoU stays besides.
+      scores: mIoU of steps that were scored in earlier sessions of the run.
     """
     self.folder = workdir.resolve() / FOLDER
-    policies = [
-      preservation_policy.LatestN(keep),
-      preservation_policy.BestN(get_metric_fn=_miou, n=1, keep_checkpoints_without_metrics=False),
-    ]
+    self._scores = dict(scores or {})
+    policies = [preservation_policy.LatestN(keep), _KeepBest(self._scores)]
     self._manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        best_fn=_miou,
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,  # what a kill left half written
         enable_async_checkpointing=True,
@@ -55,15 +59,18 @@ class Checkpoints:
 
   def best_step(self) -> int | None:
     """Returns the step of the checkpoint with the highest mIoU, or None where none was scored."""
-    return self._manager.best_step()
+    return _best(self._manager.all_steps(), self._scores)
 
-  def save(self, state: TrainState, data_position: dict[str, Any], miou: float | None = None) -> None:
+  def scored(self, step: int, miou: float) -> None:
+    """Notes the mIoU of a step's checkpoint."""
+    self._scores[step] = miou
+
+  def save(self, state: TrainState, data_position: dict[str, Any]) -> None:
     """Starts to save the state after ``state.step`` updates; returns once the arrays are copied.
 
     Args:
       state: the whole train state; every process calls this with its part.
       data_position: JSON-able position of the training data.
-      miou: the checkpoint's score in 0..1, where it was just scored.
 
     Raises:
       OSError: the disk is full or the folder cannot be written, in this save or in the one before.
@@ -74,9 +81,8 @@ class Checkpoints:
       "trainer": ocp.args.StandardSave(_trainer_item(state)),
       "data": ocp.args.JsonSave(data_position),
     }
-    metrics = None if miou is None else {"miou": miou}
     try:
-      self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics, force=True)
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
       raise self._cannot_save(error) from error
 
@@ -134,6 +140,17 @@ class Checkpoints:
     """Waits for what was started and releases the folder."""
     self.wait()
     self._manager.close()
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    if error is None:
+      self.close()
+    else:
+      # What was started is finished, and the first error is the one to tell.
+      with contextlib.suppress(OSError):
+        self.close()
 
   def _cannot_save(self, error: Exception) -> OSError:
     last = self.latest_step()
@@ -221,8 +238,25 @@ def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> No
     )
 
 
-def _miou(metrics: dict[str, float]) -> float:
-  return metrics["miou"]
+@dataclasses.dataclass
+class _KeepBest(preservation_policy.PreservationPolicy):
+  """Keeps the checkpoint with the highest score; ``scores`` grows as steps are scored."""
+
+  scores: dict[int, float]
+
+  def should_preserve(
+    self,
+    checkpoints: Sequence[preservation_policy.PolicyCheckpointInfo],
+    *,
+    context: preservation_policy.PreservationContext,
+  ) -> Sequence[bool]:
+    best = _best([checkpoint.step for checkpoint in checkpoints], self.scores)
+    return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _best(steps: Sequence[int], scores: dict[int, float]) -> int | None:
+  # Of equal scores the later step: it was trained longer.
+  return max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
 
 
 def _model_item(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,8 @@ built, and refuses what cannot work in one line that names the field.
 """
 
 import difflib
+import json
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -18,7 +20,6 @@ SCOPES = ("bank", "image", "batch", "none")
 # Fields that do not change what a run computes: a resumed run may have others than the run it continues.
 RESUMABLE = (
   "dataset.root",
-  "model.pretrained",
   "train.log_every",
   "train.eval_every",
   "train.checkpoint_every",
@@ -26,6 +27,10 @@ RESUMABLE = (
   "data",
   "eval",
 )
+
+# Fields that decide what a checkpoint's weights compute, or what its classes mean; most change no array's shape.
+NETWORK = ("dataset.name", "model")
+TRAINING_ONLY = ("model.pretrained", "model.dropout", "model.bn_momentum")
 
 
 def defaults() -> Config:
@@ -36,6 +41,7 @@ def defaults() -> Config:
   config.dataset = Config()
   config.dataset.name = ""  # a key of rc_jax.data.DATASETS
   config.dataset.root = ""  # the folder of the official layout; `synthetic` needs none
+  config.dataset.train_split = "train"  # Cityscapes also has "trainval"
 
   config.model = Config()
   config.model.name = "deeplabv3"
@@ -145,6 +151,14 @@ def validate(config: Config) -> None:
       train.crop_size,
       f"sides above the output stride {model.output_stride}",
     )
+    # The grid's corners lie on the crop's (769 = 8 x 96 + 1), or its cells tile it (480 = 8 x 60).
+    stride = model.output_stride
+    _require(
+      side % stride in (0, 1),
+      "train.crop_size",
+      train.crop_size,
+      f"sides that the output stride {stride} fits, such as {side // stride * stride + 1}",
+    )
   if config.eval.crop_size:
     _size("eval.crop_size", config.eval.crop_size)
   if config.eval.stride:
@@ -159,14 +173,18 @@ def validate(config: Config) -> None:
       config.eval.stride,
       f"at most eval.crop_size {tuple(config.eval.crop_size)}: a longer stride leaves gaps between windows",
     )
-  scales = tuple(config.eval.scales)
-  _require(len(scales) > 0 and min(scales) > 0, "eval.scales", scales, "one or more positive scales")
-
-  low, high = config.augment.scale
-  _require(0 < low <= high, "augment.scale", (low, high), "(low, high) with 0 < low <= high")
+  _positive("eval.scales", config.eval.scales, "one or more positive scales")
+  _positive("model.multi_grid", model.multi_grid, "positive factors, one for each block of the last stage")
+  _positive("model.aspp_rates", model.aspp_rates, "positive dilation rates")
+  _positive("augment.scale", config.augment.scale, "(low, high) with 0 < low <= high")
+  scale = tuple(config.augment.scale)
+  _require(
+    len(scale) == 2 and scale[0] <= scale[1], "augment.scale", scale, "(low, high) with 0 < low <= high"
+  )
   _require(0 <= config.augment.flip <= 1, "augment.flip", config.augment.flip, "a probability in 0..1")
   _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "a probability in 0..1, below 1")
   _require(0 <= model.bn_momentum < 1, "model.bn_momentum", model.bn_momentum, "a share in 0..1, below 1")
+  _require(model.bn_epsilon > 0, "model.bn_epsilon", model.bn_epsilon, "above 0")
   _require(model.channels >= 1, "model.channels", model.channels, "1 or more")
   _require(config.data.workers >= 0, "data.workers", config.data.workers, "0 or more")
   _require(config.data.threads >= 1, "data.threads", config.data.threads, "1 or more")
@@ -198,23 +216,39 @@ def uses_contrast(config: Config) -> bool:
   return config.contrast.scope != "none" and config.loss.contrast_weight > 0
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-  """Lists the fields that make two configs two different runs, as ``field: ours, theirs``.
+def different_run(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+  """Lists the fields that make two configs two different runs, as ``field: ours, there theirs``.
 
   Args:
-    ours: a config as nested plain dicts (``config.to_dict()`` after a round through JSON).
+    ours: a config as nested plain dicts.
     theirs: the same of the other run.
 
   Returns:
     One string a field; empty when a run of one may continue the other. Fields of ``RESUMABLE`` do not count.
   """
+  return _differences(ours, theirs, lambda field: not _is_below(field, RESUMABLE))
+
+
+def different_network(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+  """Lists the fields by which a checkpoint's weights would compute something else; see ``different_run``."""
+  return _differences(ours, theirs, lambda field: _is_below(field, NETWORK) and field not in TRAINING_ONLY)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+  """Returns a config as nested plain dicts of what JSON knows."""
+  return dict(json.loads(json.dumps(config.to_dict())))
+
+
+def _is_below(field: str, groups: tuple[str, ...]) -> bool:
+  return any(field == group or field.startswith(group + ".") for group in groups)
+
+
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], counts: Callable[[str], bool]) -> list[str]:
   flat_ours, flat_theirs = _flatten(ours), _flatten(theirs)
   found = []
   for field in sorted(flat_ours.keys() | flat_theirs.keys()):
-    if any(field == free or field.startswith(free + ".") for free in RESUMABLE):
-      continue
     one, other = flat_ours.get(field, "absent"), flat_theirs.get(field, "absent")
-    if one != other:
+    if counts(field) and one != other:
       found.append(f"{field}: {one}, there {other}")
   return found
 
@@ -254,6 +288,11 @@ def _require(holds: bool, field: str, found: Any, expected: str) -> None:
 
 def _choice(field: str, found: Any, choices: tuple[Any, ...]) -> None:
   _require(found in choices, field, found, "one of " + ", ".join(map(repr, choices)))
+
+
+def _positive(field: str, found: Any, expected: str) -> None:
+  numbers = isinstance(found, tuple) and len(found) > 0 and all(isinstance(n, int | float) for n in found)
+  _require(numbers and min(found) > 0, field, found, expected)
 
 
 def _size(field: str, size: Any) -> None:

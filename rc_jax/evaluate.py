@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import checkpoint, data, inference, metrics, models, sharding
-from rc_jax.config import Config, square
+from rc_jax.config import Config, as_dict, different_network, square
 from rc_jax.run_log import Progress, say
 
 Results = dict[str, Any]
@@ -98,9 +98,11 @@ def write(workdir: pathlib.Path, results: Results, confusion: np.ndarray, step: 
   folder = workdir / "eval"
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"{results['split']}.json"
-  np.save(folder / f"{results['split']}_confusion.npy", confusion)
   # Whole or not at all: somebody may be reading the one before.
-  partial = path.with_suffix(".json.part")
+  partial = folder / f"{results['split']}.part"
+  with partial.open("wb") as file:
+    np.save(file, confusion)
+  os.replace(partial, folder / f"{results['split']}_confusion.npy")
   partial.write_text(json.dumps({"step": step, **results}, indent=2) + "\n")
   os.replace(partial, path)
   return path
@@ -136,10 +138,23 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
 
 
 def restore(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
-  """Restores the model of a checkpoint for the config's network; see ``checkpoint.restore_model``."""
+  """Restores the model of a checkpoint for the config's network; see ``checkpoint.restore_model``.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: the run that saved it has another network, or another data set; dilations, say, change no shape.
+  """
+  folder = checkpoint.find(path)
+  run_config = folder.parents[1] / "config.json"
+  if run_config.is_file():
+    found = different_network(as_dict(config), json.loads(run_config.read_text()))
+    if found:
+      raise ValueError(
+        f"{folder}: was trained as another network ({'; '.join(found)}); use that run's --config"
+      )
   template = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
-  return checkpoint.restore_model(path, template.params, template.batch_stats)
+  return checkpoint.restore_model(folder, template.params, template.batch_stats)
 
 
 def table(results: Results) -> str:

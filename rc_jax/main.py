@@ -6,6 +6,7 @@ Flags are read, a mode is picked, and a user's mistake becomes one line on the s
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import flags
@@ -24,22 +25,46 @@ _IMAGES = flags.DEFINE_string(
 )
 
 USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT
+OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the process's exit status."""
   try:
     return _run(argv)
-  except (ValueError, OSError) as error:
-    # What the project raises on purpose is one line that says what to do. RC_JAX_TRACEBACK=1 shows where it was raised.
-    if os.environ.get("RC_JAX_TRACEBACK"):
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr, flush=True)
+    return INTERRUPTED
+  except (ValueError, OSError, RuntimeError) as error:
+    message = _one_line(error)
+    if message is None:
       raise
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return USAGE_ERROR
+    if os.environ.get("RC_JAX_TRACEBACK"):
+      traceback.print_exc()
+  print(f"error: {message}", file=sys.stderr, flush=True)
+  _leave_other_processes(USAGE_ERROR)
+  return USAGE_ERROR
+
+
+def _one_line(error: Exception) -> str | None:
+  """What a person at the keyboard can act on; None for what only a traceback explains."""
+  text = " ".join(str(error).split())
+  if isinstance(error, RuntimeError):
+    return f"out of memory ({text[:200]}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
+  # What the project raises on purpose is one line that says what to do.
+  return text
+
+
+def _leave_other_processes(status: int) -> None:
+  """Exits at once where other processes run: they wait in a collective that this one will never join."""
+  if os.environ.get("RC_JAX_PROCESSES", "1") != "1":
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _run(argv: Sequence[str]) -> int:
-  config_file = _parse(argv)
+  recipe = _parse(argv)
   config = _CONFIG.value
 
   # Imported once the flags are known to be right: a typo is answered in a second, not after JAX has started.
@@ -48,11 +73,14 @@ def _run(argv: Sequence[str]) -> int:
 
   validate(config)
   config = config.copy_and_resolve_references()
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{config_file.stem}")
+  workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")
-  workdir.mkdir(parents=True, exist_ok=True)
   checkpoint = pathlib.Path(_CHECKPOINT.value) if _CHECKPOINT.value else None
+  if checkpoint is not None and _CHECKPOINT.value.isdigit() and not checkpoint.exists():
+    checkpoint = workdir / "checkpoints" / _CHECKPOINT.value
+  if _MODE.value == "train" or checkpoint is not None:
+    workdir.mkdir(parents=True, exist_ok=True)
   images = pathlib.Path(_IMAGES.value) if _IMAGES.value else None
   sharding.connect()
 
@@ -75,11 +103,15 @@ def _run(argv: Sequence[str]) -> int:
   return 0
 
 
-def _parse(argv: Sequence[str]) -> pathlib.Path:
-  """Parses the flags; returns the recipe's file."""
-  given = [argument for argument in argv[1:] if argument.startswith(("--config=", "-config="))]
-  file = pathlib.Path(given[-1].split("=", 1)[1].split(":")[0]) if given else None
-  if file is not None and not file.is_file():
+def _parse(argv: Sequence[str]) -> str:
+  """Parses the flags; returns the recipe's name with its variant, ``demo`` or ``demo_baseline``."""
+  given = ""
+  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if name == "config" and argument.startswith("-"):
+      given = value if equals else following
+  file, _, variant = given.partition(":")
+  if given and not pathlib.Path(file).is_file():
     raise ValueError(f"--config={file}: no such file; recipes are in configs/, such as configs/demo.py")
   try:
     rest = flags.FLAGS(argv)
@@ -91,9 +123,9 @@ def _parse(argv: Sequence[str]) -> pathlib.Path:
     raise ValueError(f"--config: {text}") from error
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
-  if file is None:
+  if not given:
     raise ValueError("--config is missing; try: python -m rc_jax.main --config=configs/demo.py")
-  return file
+  return "_".join(filter(None, (pathlib.Path(file).stem, variant)))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
     return [path]
   if not path.is_dir():
     raise FileNotFoundError(f"--images={path}: no such file or folder")
-  files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+  # Names that begin with a dot are what other systems leave beside a photo, not photos.
+  found = (file for file in path.iterdir() if not file.name.startswith("."))
+  files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
   if not files:
     raise FileNotFoundError(
       f"--images={path}: holds no image; expected files ending {', '.join(IMAGE_SUFFIXES)}"

@@ -99,6 +99,8 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
   """Draws the report of a run from a checkpoint, see ``write``: ``--mode=report``."""
   network = models.build(config.model, data.info(config.dataset.name).num_classes)
   restored = evaluate.restore(network, config, checkpoint_path or workdir)
+  if jax.process_index() > 0:
+    return workdir / "report" / "index.html"
   page = write(config, workdir, network, restored.params, restored.batch_stats)
   say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
   return page

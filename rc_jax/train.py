@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: batch -> step -> log -> evaluate -> save."""
+"""The training loop, top to bottom: batch -> step -> log -> save -> evaluate."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import pathlib
 import signal
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from rc_jax import contrast, data, evaluate, models, optimizer, pretrained, report, sharding
 from rc_jax.checkpoint import Checkpoints
-from rc_jax.config import Config, differences, square, uses_contrast
+from rc_jax.config import Config, as_dict, different_run, square, uses_contrast
 from rc_jax.run_log import RunLog, duration, read, say
 from rc_jax.train_state import TrainState
 from rc_jax.train_step import make_train_step
@@ -90,7 +91,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   kind = jax.devices()[0].device_kind
   say(f"{jax.device_count()} x {kind} in {jax.process_count()} process(es), run folder {workdir}")
 
-  source = data.load(config.dataset.name, config.dataset.root, "train")
+  source = data.load(config.dataset.name, config.dataset.root, config.dataset.train_split)
   eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   info = source.info
   say(
@@ -100,7 +101,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
 
   network = models.build(config.model, info.num_classes)
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
-  checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, scores=_scores(workdir, config))
 
   # Where a run begins: 1. its own newest checkpoint, 2. imported weights, 3. random.
   state, update_rule = initial_state(
@@ -127,17 +128,30 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   )
   if data_position is not None:
     batches.set_state(data_position)
-  step_fn = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
+  step_fn = jax.jit(
+    make_train_step(network, update_rule, schedule, config),
+    donate_argnums=0,
+    # Named, not left to the compiler: the compiled step is fed its own output.
+    out_shardings=sharding.replicated(mesh),
+  )
   evaluator = evaluate.make_evaluator(network, eval_source, config)
 
-  def score(state: TrainState, stop: _Stop) -> evaluate.Results:
+  def score(state: TrainState, stop: _Stop) -> None:
     step = int(state.step)
     results, confusion = evaluator(state.params, state.batch_stats, stop.poll)
     say(f"step {step}: mIoU {100 * results['miou']:.2f} on {config.eval.split}")
-    log.write({"step": step, "split": config.eval.split, **_numbers(results)})
     if jax.process_index() == 0:
       evaluate.write(workdir, results, confusion, step)
-    return results
+    # Last, because a line in the log means that the step need not be scored again.
+    log.write({"step": step, "split": config.eval.split, **_numbers(results)})
+    checkpoints.scored(step, results["miou"])
+
+  unchecked: tuple[int, Any] | None = None  # the newest step, until its loss was looked at
+
+  def save() -> None:
+    _refuse_non_finite(unchecked, checkpoints)
+    if int(state.step) not in (0, checkpoints.latest_step()):
+      checkpoints.save(state, batches.get_state())
 
   def evaluation_due(step: int) -> bool:
     every = config.train.eval_every
@@ -146,15 +160,15 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   if start_step == config.train.steps:
     say("this run is finished; nothing is left to train")
 
-  with _Stop() as stop:
+  with _Stop() as stop, batches, checkpoints:
     try:
       # A run that was stopped while it scored has a checkpoint of that step but no score.
-      if evaluation_due(start_step) and not _was_scored(workdir, start_step):
+      if evaluation_due(start_step) and not _was_scored(workdir, config, start_step):
         score(state, stop)
       rate = _Rate(config.train.batch_size)
-      step, pending = start_step, None
+      step = start_step
       while step < config.train.steps and not stop.requested(step):
-        batch = sharding.put_batch(_next_rows(batches, state, checkpoints), mesh)
+        batch = sharding.put_batch(_next_rows(batches, save), mesh)
         if step == start_step:
           step_fn = _compile(step_fn, state, batch)
           rate.restart()
@@ -163,28 +177,23 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         rate.count()
 
         # Looks at the step before, which the device has finished or nearly so: the host stays one step ahead.
-        if pending is not None:
-          _refuse_non_finite(*pending, checkpoints)
-        pending = (step, step_metrics)
-        log_due = step % config.train.log_every == 0 or step == 1
-        save_due = step % config.train.checkpoint_every == 0 or evaluation_due(step)
-        if log_due or save_due:
+        _refuse_non_finite(unchecked, checkpoints)
+        unchecked = (step, step_metrics)
+        if step % config.train.log_every == 0 or step == 1:
+          _refuse_non_finite(unchecked, checkpoints)  # waits for this step
           step_metrics = jax.device_get(step_metrics)
-          _refuse_non_finite(step, step_metrics, checkpoints)
-        if log_due:
           speed = rate.images_per_second()
           log.write(_line(step, step_metrics, info.class_names, speed))
-          say(_progress(step, config.train.steps, step_metrics, speed, config.train.batch_size))
-        if save_due:
-          miou = score(state, stop)["miou"] if evaluation_due(step) else None
-          checkpoints.save(state, batches.get_state(), miou=miou)
+          say(_progress(step, step_metrics, speed, config))
+        if step % config.train.checkpoint_every == 0 or evaluation_due(step):
+          save()
+          if evaluation_due(step):
+            score(state, stop)
           rate.restart()
     except _StopDuringEvaluation:
       pass
-    if stop.status and int(state.step) != checkpoints.latest_step():
-      checkpoints.save(state, batches.get_state())
-    checkpoints.close()
-  batches.close()
+    if stop.status:
+      save()
   log.close()
   if stop.status:
     say(
@@ -247,7 +256,7 @@ def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
   path = workdir / "config.json"
   if not path.is_file():
     return
-  found = differences(_as_json(config), json.loads(path.read_text()))
+  found = different_run(as_dict(config), json.loads(path.read_text()))
   if found:
     raise ValueError(
       f"{path}: holds a run of another configuration ({'; '.join(found)}); choose another --workdir or the same fields"
@@ -259,18 +268,17 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
   if jax.process_index() == 0:
     path = workdir / "config.json"
     partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(_as_json(config), indent=2) + "\n")
+    partial.write_text(json.dumps(as_dict(config), indent=2) + "\n")
     os.replace(partial, path)
 
 
 def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path | None) -> str:
   """Returns the paragraph that ends a run: where everything is, and what to try next."""
-  scores = [line for line in read(workdir) if "miou" in line]
-  last = f"{100 * scores[-1]['miou']:.2f}" if scores else "not scored"
-  best = max(scores, key=lambda line: line["miou"], default=None)
-  best_text = f" (best {100 * best['miou']:.2f} at step {best['step']})" if best else ""
+  scores = _scores(workdir, config)
+  last, best = max(scores), max(scores, key=lambda step: scores[step])
+  best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
   return (
-    f"\nFinished: mIoU {last}{best_text} on {config.dataset.name}/{config.eval.split}. "
+    f"\nFinished: mIoU {100 * scores[last]:.2f}{best_text} on {config.dataset.name}/{config.eval.split}. "
     f"Pictures and curves: {page}. Scores: {workdir / 'eval'}. Every step: {workdir / 'metrics.jsonl'} "
     f"(tensorboard --logdir {workdir}). Checkpoints: {workdir / 'checkpoints'}.\n"
     f"Next: the same command with --mode=predict --images=FOLDER labels your own images; with "
@@ -278,16 +286,18 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path | None) ->
   )
 
 
-def _next_rows(
-  batches: data.TrainBatches, state: TrainState, checkpoints: Checkpoints
-) -> dict[str, np.ndarray]:
+def _next_rows(batches: data.TrainBatches, save: Callable[[], None]) -> dict[str, np.ndarray]:
   """Reads this process's rows of the next batch; a damaged file costs no step that was made."""
   try:
     return next(batches)
-  except (ValueError, OSError):
-    if int(state.step) != checkpoints.latest_step():
-      checkpoints.save(state, batches.get_state())
-    checkpoints.wait()
+  except (ValueError, OSError, RuntimeError) as error:
+    # Saving needs all processes, and the others have met no damaged file.
+    if jax.process_count() == 1:
+      save()
+    if isinstance(error, RuntimeError):
+      raise ValueError(
+        f"data.workers: a process that reads training data failed ({error}); start again"
+      ) from error
     raise
 
 
@@ -319,8 +329,12 @@ def _compile(step_fn: Any, state: TrainState, batch: Any) -> Any:
   return compiled
 
 
-def _refuse_non_finite(step: int, step_metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
-  if all(math.isfinite(float(step_metrics[name])) for name in ("loss", "gradient_norm")):
+def _refuse_non_finite(unchecked: tuple[int, dict[str, Any]] | None, checkpoints: Checkpoints) -> None:
+  """Raises for a step whose loss, gradient or new parameters are not finite; None: nothing to look at."""
+  if unchecked is None:
+    return
+  step, step_metrics = unchecked
+  if all(math.isfinite(float(step_metrics[name])) for name in ("loss", "gradient_norm", "parameter_norm")):
     return
   terms = {name: float(value) for name, value in step_metrics.items() if np.ndim(value) == 0}
   checkpoints.wait()
@@ -333,7 +347,7 @@ def _refuse_non_finite(step: int, step_metrics: dict[str, Any], checkpoints: Che
   )
   raise NonFiniteLoss(
     f"step {step}: the loss is not finite ({shown}, gradient norm {terms['gradient_norm']:.4g}); {kept}; "
-    f"try a lower --config.optimizer.learning_rate"
+    f"try a lower --config.optimizer.learning_rate in another --workdir"
   )
 
 
@@ -350,11 +364,16 @@ def _line(
   return line
 
 
-def _progress(step: int, steps: int, step_metrics: dict[str, Any], speed: float, batch_size: int) -> str:
-  left = duration((steps - step) * batch_size / speed)
+def _progress(step: int, step_metrics: dict[str, Any], speed: float, config: Config) -> str:
+  steps, weights = config.train.steps, config.loss
+  left = duration((steps - step) * config.train.batch_size / speed)
+  terms = (
+    f"pixel {step_metrics['loss_pixel']:.3f} + {weights.aux_weight:g} x aux {step_metrics['loss_aux']:.3f}"
+  )
+  if uses_contrast(config):
+    terms += f" + {weights.contrast_weight:g} x contrast {step_metrics['loss_contrast']:.3f}"
   return (
-    f"step {step}/{steps}  loss {step_metrics['loss']:.4f} = pixel {step_metrics['loss_pixel']:.4f}, "
-    f"aux {step_metrics['loss_aux']:.4f}, contrast {step_metrics['loss_contrast']:.4f}  "
+    f"step {step}/{steps}  loss {step_metrics['loss']:.3f} = {terms}  "
     f"lr {step_metrics['learning_rate']:.2e}  {speed:.2f} images/s  {left} left"
   )
 
@@ -363,13 +382,14 @@ def _numbers(results: evaluate.Results) -> dict[str, Any]:
   return {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
 
 
-def _was_scored(workdir: pathlib.Path, step: int) -> bool:
-  scored = any(line["step"] == step and "miou" in line for line in read(workdir))
+def _scores(workdir: pathlib.Path, config: Config) -> dict[int, float]:
+  """mIoU of the steps that the log has scores of, on the config's split."""
+  return {line["step"]: line["miou"] for line in read(workdir) if line.get("split") == config.eval.split}
+
+
+def _was_scored(workdir: pathlib.Path, config: Config, step: int) -> bool:
+  scored = step in _scores(workdir, config)
   if jax.process_count() > 1:
     # The log may lie on the first host's disk alone, and all must agree to score or not.
     scored = bool(multihost_utils.broadcast_one_to_all(np.int32(scored)))
   return scored
-
-
-def _as_json(config: Config) -> dict[str, Any]:
-  return dict(json.loads(json.dumps(config.to_dict())))

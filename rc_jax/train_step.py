@@ -60,6 +60,8 @@ def make_train_step(
       loss = loss + contrast_weight * loss_contrast
       metrics["loss_contrast"] = loss_contrast
       metrics.update({f"contrast_{name}": value for name, value in stats.items()})
+    metrics["loss_aux_scaled"] = config.loss.aux_weight * loss_aux
+    metrics["loss_contrast_scaled"] = contrast_weight * metrics["loss_contrast"]
     metrics["loss"] = loss
     return loss, (metrics, batch_stats, centers)
 
@@ -71,11 +73,13 @@ def make_train_step(
       # After the loss: a center must not meet itself among its own positives.
       bank = contrast.enqueue(bank, centers)
       metrics["bank_fill"] = bank.count / jnp.float32(bank.keys.shape[1])
+    params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)
+    metrics["parameter_norm"] = optax.tree.norm(params)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
     next_state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       batch_stats=batch_stats,
       opt_state=opt_state,
       bank=bank,

@@ -32,6 +32,10 @@ def state(step: int, seed: int = 0, dtype: str = "float32", with_bank: bool = Tr
   )
 
 
+def steps_on_disk(workdir: pathlib.Path) -> set[int]:
+  return {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+
+
 def assert_same(one: TrainState, other: TrainState) -> None:
   assert jax.tree.structure(one) == jax.tree.structure(other)
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
@@ -57,11 +61,21 @@ def test_a_state_comes_back_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, 
 def test_the_newest_and_the_best_stay(tmp_path: pathlib.Path) -> None:
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   for step, miou in [(1, 0.2), (2, 0.6), (3, None), (4, 0.5), (5, None), (6, None)]:
-    checkpoints.save(state(step), {"next_batch": step}, miou=miou)
+    checkpoints.save(state(step), {"next_batch": step})
+    if miou is not None:
+      checkpoints.scored(step, miou)
   checkpoints.wait()
   assert checkpoints.latest_step() == 6 and checkpoints.best_step() == 2
   checkpoints.close()
-  assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()} == {2, 5, 6}
+  assert steps_on_disk(tmp_path) == {2, 5, 6}
+
+  # A later session knows the scores from the run's log.
+  again = checkpoint.Checkpoints(tmp_path, keep=1, scores={2: 0.6, 4: 0.5, 6: 0.7})
+  assert again.best_step() == 6
+  again.save(state(7), {"next_batch": 7})
+  again.save(state(8), {"next_batch": 8})
+  again.close()
+  assert steps_on_disk(tmp_path) == {6, 8}
 
 
 def test_the_model_alone(tmp_path: pathlib.Path) -> None:

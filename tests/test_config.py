@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from rc_jax.config import defaults, differences, square, validate
+from rc_jax.config import defaults, different_network, different_run, square, validate
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 VARIANTS = {
   "demo": ["", "baseline"],
   "camvid": ["", "cpu"],
-  "cityscapes": ["", "resnet50", "resnet101", "resnet50_ohem", "resnet101_ohem"],
+  "cityscapes": ["", "resnet50", "resnet101", "resnet101_test"],
 }
 
 
@@ -68,9 +68,9 @@ def test_cityscapes_is_the_papers_recipe() -> None:
     section, name = field.split(".")
     assert config[section][name] == value, field
   assert square(config.train.crop_size) == (769, 769)
-  ohem = recipe("cityscapes", "resnet101_ohem")
-  assert (ohem.loss.pixel, ohem.loss.ohem_threshold, ohem.loss.ohem_min_kept) == ("ohem", 0.7, 100_000)
-  assert ohem.model.backbone == "resnet101"
+  test = recipe("cityscapes", "resnet101_test")
+  assert (test.loss.pixel, test.loss.ohem_threshold, test.loss.ohem_min_kept) == ("ohem", 0.7, 100_000)
+  assert (test.model.backbone, test.dataset.train_split) == ("resnet101", "trainval")
 
 
 BAD = [
@@ -94,6 +94,12 @@ BAD = [
   ("eval.scales", ()),
   ("eval.stride", (9, 9)),
   ("data.workers", -1),
+  ("train.crop_size", (70, 70)),
+  ("augment.scale", (1.0,)),
+  ("eval.scales", ("a",)),
+  ("model.aspp_rates", (0, 6)),
+  ("model.multi_grid", ()),
+  ("model.bn_epsilon", 0.0),
 ]
 
 
@@ -134,4 +140,15 @@ def test_differences_name_the_fields_that_change_a_run() -> None:
   theirs["train"]["log_every"] = 1  # does not change what is computed
   theirs["data"]["threads"] = 9
   theirs["model"]["multi_grid"] = list(theirs["model"]["multi_grid"])  # as JSON gives it back
-  assert differences(ours, theirs) == ["train.steps: 600, there 7"]
+  assert different_run(ours, theirs) == ["train.steps: 1000, there 7"]
+
+
+def test_weights_of_another_network_are_told_by_the_fields_that_change_no_shape() -> None:
+  ours, theirs = recipe("camvid").to_dict(), recipe("camvid", "cpu").to_dict()
+  found = different_network(ours, theirs)
+  assert "model.output_stride: 8, there 16" in found and not any(
+    field.startswith("train.") for field in found
+  )
+  theirs = recipe("camvid").to_dict()
+  theirs["model"]["pretrained"], theirs["eval"]["flip"] = "elsewhere.npz", True
+  assert different_network(ours, theirs) == []

@@ -8,7 +8,7 @@ from rc_jax.predict import image_files
 
 
 def test_a_file_or_the_images_of_a_folder_in_order(tmp_path: pathlib.Path) -> None:
-  for name in ("b.jpg", "a.PNG", "notes.txt"):
+  for name in ("b.jpg", "a.PNG", "notes.txt", "._b.jpg"):
     (tmp_path / name).touch()
   assert [path.name for path in image_files(tmp_path)] == ["a.PNG", "b.jpg"]
   assert image_files(tmp_path / "b.jpg") == [tmp_path / "b.jpg"]

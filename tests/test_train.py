@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from rc_jax import train
-from rc_jax.train_state import TrainState
 from tests import run_tiny
 
 
@@ -38,6 +37,8 @@ def test_a_run_leaves_what_the_design_promises(undisturbed) -> None:
   assert [line["step"] for line in steps] == list(range(1, run_tiny.STEPS + 1))
   wanted = {"loss", "loss_pixel", "loss_aux", "loss_contrast", "learning_rate", "gradient_norm", "bank_fill"}
   assert wanted <= steps[-1].keys()
+  scaled = steps[-1]["loss_pixel"] + steps[-1]["loss_aux_scaled"] + steps[-1]["loss_contrast_scaled"]
+  assert steps[-1]["loss"] == pytest.approx(scaled, rel=1e-5)
   assert steps[-1]["loss_contrast"] > 0 and steps[-1]["bank_fill"]["road"] == 1.0
   scores = [line for line in lines if "miou" in line]
   assert [line["step"] for line in scores] == [6, 12] and scores[0]["split"] == "val"
@@ -54,7 +55,8 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(undisturbed, cache, tmp_path
     run_tiny.signal_at(process, tmp_path, step, signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-  process = run_tiny.start(tmp_path, cache=cache)
+  # Compiled anew, as after a reboot: the other sessions shared their programs.
+  process = run_tiny.start(tmp_path, cache=tmp_path / "no programs yet")
   printed = run_tiny.finish(process)
   assert process.returncode == 0 and "resuming at step" in printed, printed
   assert run_tiny.lines(tmp_path) == run_tiny.lines(undisturbed[0])
@@ -103,18 +105,30 @@ def test_scoring_alone_gives_the_number_that_the_run_logged(undisturbed, cache, 
 
 
 def test_two_processes_train_the_same_run(undisturbed, cache, tmp_path) -> None:
-  """``launch/local.sh`` with a device each: the same batches, spread; the same scores, shared."""
+  """``launch/local.sh`` with a device each: stopped by SIGTERM together, resumed, and the run is the same."""
   flags = run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")[3:]
   environment = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
-  finished = subprocess.run(
-    ["launch/local.sh", "2", *flags],
-    cwd=run_tiny.ROOT,
-    env={**os.environ, **environment},
-    capture_output=True,
-    text=True,
-    timeout=240,
+
+  def start() -> subprocess.Popen:
+    return subprocess.Popen(
+      ["launch/local.sh", "2", *flags],
+      cwd=run_tiny.ROOT,
+      env={**os.environ, **environment},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  process = start()
+  run_tiny.signal_at(process, tmp_path, 2, signal.SIGTERM)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 143 and "saved" in printed, printed
+  process = start()
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "2 x cpu in 2 process(es)" in printed and "resuming at" in printed, (
+    printed
   )
-  assert finished.returncode == 0 and "2 x cpu in 2 process(es)" in finished.stdout, finished
+
   one, two = run_tiny.lines(undisturbed[0]), run_tiny.lines(tmp_path)
   assert [line["step"] for line in one] == [line["step"] for line in two]
   np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
@@ -131,6 +145,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path) -> None:
   last = printed.strip().splitlines()[-1]
   assert last.startswith("error: step ") and "not finite" in last and "loss_pixel" in last
   assert "Traceback" not in printed
+
+
+def test_another_networks_weights_are_not_scored(undisturbed, cache) -> None:
+  workdir, _ = undisturbed
+  before = (workdir / "eval" / "val.json").read_text()
+  process = run_tiny.start(workdir, "--mode=eval", "--config.model.output_stride=16", cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 2 and "model.output_stride: 16, there 8" in printed, printed
+  assert (workdir / "eval" / "val.json").read_text() == before
 
 
 def test_predict_labels_a_folder(undisturbed, cache, tmp_path) -> None:
@@ -153,25 +176,7 @@ def test_a_damaged_file_costs_no_step_that_was_made() -> None:
     def __next__(self):
       raise ValueError("b.png: truncated")
 
-    def get_state(self):
-      return {"next_batch": 9}
-
-  class Recorded:
-    def __init__(self, latest):
-      self.latest, self.saved, self.waited = latest, [], False
-
-    def latest_step(self):
-      return self.latest
-
-    def save(self, state, position):
-      self.saved.append((int(state.step), position))
-
-    def wait(self):
-      self.waited = True
-
-  state = TrainState(step=np.int32(9), params={}, batch_stats={}, opt_state=(), bank=None)
-  for latest, expected in ((4, [(9, {"next_batch": 9})]), (9, [])):
-    checkpoints = Recorded(latest)
-    with pytest.raises(ValueError, match=r"b\.png"):
-      train._next_rows(Damaged(), state, checkpoints)
-    assert checkpoints.saved == expected and checkpoints.waited
+  saved = []
+  with pytest.raises(ValueError, match=r"b\.png"):
+    train._next_rows(Damaged(), lambda: saved.append(True))
+  assert saved == [True]
