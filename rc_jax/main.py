@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
+MODES = ("train", "eval", "predict", "report")
+
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder. Default: runs/<name of the recipe>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "predict", "report"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, f"What to do: {', '.join(MODES)}.")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "A run or one step of it. Default: the newest of --workdir."
 )
@@ -64,6 +66,12 @@ def _leave_other_processes(status: int) -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
+  if {"--help", "-h", "-help"} & set(argv[1:]):
+    print(__doc__)
+    for flag in (_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES):
+      print(f"  --{flag.name}: {flags.FLAGS[flag.name].help}")
+    print("\nFields of a recipe, their meanings and defaults: rc_jax/config.py")
+    return 0
   recipe = _parse(argv)
   config = _CONFIG.value
 
