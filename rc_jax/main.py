@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder. Default: runs/<name of the recipe>.")
-_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, f"What to do: {', '.join(MODES)}.")
+_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.")
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint", "", "A run or one step of it. Default: the newest of --workdir."
 )
