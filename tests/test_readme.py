@@ -26,6 +26,10 @@ def test_recipes_and_scripts_that_it_names_exist() -> None:
     assert (ROOT / name).is_file(), f"the README names {name}"
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+  assert not re.findall(r"@[A-Z_]+@|TODO|TBD", README)
+
+
 def test_every_recipe_is_named() -> None:
   for recipe in (ROOT / "configs").glob("*.py"):
     assert f"configs/{recipe.name}" in README
