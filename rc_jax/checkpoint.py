@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ from rc_jax.train_state import TrainState
 
 FOLDER = "checkpoints"
 
-# Orbax tells at INFO and WARNING of every file it opens; a person at the progress line wants none of it.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax logs every file it opens, and an error once in each of its threads before it raises it here.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 class Checkpoints:
@@ -81,10 +82,11 @@ class Checkpoints:
       "trainer": ocp.args.StandardSave(_trainer_item(state)),
       "data": ocp.args.JsonSave(data_position),
     }
+    self._refuse_full_disk(state)
     try:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
-      raise self._cannot_save(error) from error
+      raise self._cannot_save(_first_line(error)) from error
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads the newest checkpoint.
@@ -134,7 +136,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
     except Exception as error:
-      raise self._cannot_save(error) from error
+      raise self._cannot_save(_first_line(error)) from error
 
   def close(self) -> None:
     """Waits for what was started and releases the folder."""
@@ -152,12 +154,17 @@ class Checkpoints:
       with contextlib.suppress(OSError):
         self.close()
 
-  def _cannot_save(self, error: Exception) -> OSError:
+  def _refuse_full_disk(self, state: TrainState) -> None:
+    """Looks before it leaps: a save that runs out of space half way fails in a dozen threads, each with a traceback."""
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.folder).free
+    if free < needed:
+      raise self._cannot_save(f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+
+  def _cannot_save(self, reason: str) -> OSError:
     last = self.latest_step()
     kept = f"the last good checkpoint is step {last}" if last is not None else "no checkpoint was saved yet"
-    return OSError(
-      f"{self.folder}: cannot save a checkpoint ({_first_line(error)}); {kept}; free space and start again"
-    )
+    return OSError(f"{self.folder}: cannot save a checkpoint ({reason}); {kept}; free space and start again")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,8 +88,11 @@ class RunLog:
     """Appends a line; ``step`` is required, nested dicts become ``outer/inner`` in TensorBoard."""
     if not self._active:
       return
-    self._file.write(json.dumps(line) + "\n")
-    self._file.flush()
+    try:
+      self._file.write(json.dumps(line) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise OSError(f"{self._path}: cannot write ({error.strerror}); make room and start again") from error
     for name, value in line.items():
       values = value.items() if isinstance(value, dict) else [("", value)]
       for inner, number in values:

@@ -49,7 +49,10 @@ class _Stop:
 
   def _remember(self, number: int, frame: types.FrameType | None) -> None:
     self.status = 128 + number
-    say(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+    # Not `print`: the signal may have come in the middle of one, which must not be entered twice.
+    os.write(
+      1, f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once\n".encode()
+    )
     signal.signal(number, signal.SIG_DFL)
 
   def requested(self, step: int) -> bool:

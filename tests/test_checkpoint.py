@@ -1,6 +1,7 @@
 """What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -126,14 +127,16 @@ def test_no_checkpoint_says_where_it_looked(tmp_path: pathlib.Path) -> None:
   checkpoints.close()
 
 
-def test_a_disk_that_refuses_names_the_last_good_checkpoint(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: pathlib.Path, monkeypatch) -> None:
   checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+    with pytest.raises(OSError, match=r"0 MB free.*no checkpoint was saved yet"):
+      checkpoints.save(state(4), {"next_batch": 4})
   checkpoints.save(state(4), {"next_batch": 4})
   checkpoints.wait()
-
-  def full(*args, **kwargs):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(checkpoints._manager, "save", full)
-  with pytest.raises(OSError, match=r"No space left.*last good checkpoint is step 4"):
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+  with pytest.raises(OSError, match=r"0 MB free.*last good checkpoint is step 4; free space"):
     checkpoints.save(state(5), {"next_batch": 5})
+  checkpoints.close()
+  assert steps_on_disk(tmp_path) == {4}
