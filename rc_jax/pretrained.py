@@ -18,6 +18,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from rc_jax.models import Variables
 from rc_jax.models.resnet import RESNETS, Layout
@@ -239,16 +240,13 @@ def _read(path: str) -> dict[str, np.ndarray]:
           return {name: loaded[name] for name in loaded.files}
       return _read_torch(file)
     if start[8:] == b"{":
-      import safetensors.numpy  # optional: only this format needs it
-
       return dict(safetensors.numpy.load_file(file))
     if start[:1] == b"\x80":  # a pickle: torch.save before PyTorch 1.6
       return _read_torch(file)
   except ImportError as error:
-    package = "torch" if "torch" in str(error) else "safetensors"
     raise ValueError(
-      f"model.pretrained: reading {path} needs the package {package}, which is not installed: "
-      f"pip install {package}, or convert the file to .npz"
+      f"model.pretrained: reading {path} needs the package torch, which is not installed: "
+      "pip install torch, or convert the file to .safetensors or .npz"
     ) from error
   except Exception as error:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -5,6 +5,7 @@ import builtins
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from rc_jax import models, pretrained
 from tests.models.test_segmenter import config
@@ -106,9 +107,8 @@ def test_other_names_of_the_deep_stem(tmp_path):
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.npz"])
 def test_contents_decide_not_the_extension(fresh, tmp_path, name):
-  safetensors = pytest.importorskip("safetensors.numpy")
   arrays = torch_arrays(fresh)
-  safetensors.save_file(arrays, tmp_path / name)
+  safetensors.numpy.save_file(arrays, tmp_path / name)
   variables, report = pretrained.load_backbone(str(tmp_path / name), fresh)
   assert not report.missing
   stem = variables.params["backbone"]["conv1"]["kernel"]
