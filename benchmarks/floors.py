@@ -8,7 +8,7 @@ import argparse
 import jax
 import numpy as np
 
-from benchmarks.contrast_share import recipe
+from benchmarks.steps import recipe
 from rc_jax import data, evaluate, metrics, models
 from rc_jax.config import square
 

@@ -1,0 +1,72 @@
+"""The train step of a recipe as something to time: no data set, no files."""
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rc_jax import data, models, optimizer, sharding, train
+from rc_jax.config import Config, square
+from rc_jax.train_step import make_train_step
+
+# Sizes of the training sets, for banks of `bank_size = 0`: a benchmark needs no data.
+TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 400}
+
+
+def recipe(path: str) -> Config:
+  """Loads ``FILE[:VARIANT]``."""
+  file, _, variant = path.partition(":")
+  spec = importlib.util.spec_from_file_location("recipe", pathlib.Path(file))
+  assert spec and spec.loader, f"{file}: no such recipe"
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config: Config = module.get_config(variant) if variant else module.get_config()
+  return config
+
+
+def one_step(config: Config) -> Callable[[], Any]:
+  """Returns a function that makes one update, compiled, and returns its metrics; full banks, made-up images."""
+  info = data.info(config.dataset.name)
+  network = models.build(config.model, info.num_classes)
+  mesh = sharding.global_mesh()
+  state, update_rule = train.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)
+  if state.bank is not None:
+    keys = jax.random.normal(jax.random.key(1), state.bank.keys.shape)
+    full = dataclasses.replace(
+      state.bank,
+      keys=(keys / jnp.linalg.norm(keys, axis=-1, keepdims=True)).astype(state.bank.keys.dtype),
+      count=jnp.full_like(state.bank.count, state.bank.keys.shape[1]),
+    )
+    state = dataclasses.replace(state, bank=sharding.put_replicated(full, mesh))
+  rng = np.random.default_rng(0)
+  size = (config.train.batch_size, *square(config.train.crop_size))
+  # Blocks of a class, so that an image holds regions; noise would put every class into every image.
+  blocks = rng.integers(0, info.num_classes, (size[0], 4, 4))
+  label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
+  batch = sharding.put_batch(
+    {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}, mesh
+  )
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
+  step = step.lower(state, batch).compile()
+  holder = [state]
+
+  def update() -> Any:
+    holder[0], metrics = step(holder[0], batch)
+    return metrics
+
+  return update
+
+
+def describe(config: Config) -> str:
+  """Returns what was timed, and on what."""
+  size = " x ".join(map(str, square(config.train.crop_size)))
+  kind = jax.devices()[0].device_kind
+  return (
+    f"batch {config.train.batch_size}, crop {size}, on {jax.device_count()} x {kind}, jax {jax.__version__}"
+  )
