@@ -3,7 +3,8 @@
   python -m rc_jax.main --config=configs/demo.py
 
 RegionContrast as the paper has it (dynamic region centers, one bank a class as long as the training set,
-temperature 0.2, weight 0.1), on a ResNet of 16 to 128 channels instead of 64 to 2048. Expect mIoU 37 on val, see the README.
+temperature 0.2, weight 0.1), on a ResNet of 16 to 128 channels instead of 64 to 2048. Expect mIoU 37
+on val, see the README.
 """
 
 from rc_jax.config import Config, defaults
