@@ -204,10 +204,9 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     )
     return stop.status
 
-  page = None
   if jax.process_index() == 0:
     page = report.write(config, workdir, network, state.params, state.batch_stats)
-  say(closing(config, workdir, page))
+    say(closing(config, workdir, page))
   return 0
 
 
@@ -275,7 +274,7 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
     os.replace(partial, path)
 
 
-def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path | None) -> str:
+def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
   """Returns the paragraph that ends a run: where everything is, and what to try next."""
   scores = _scores(workdir, config)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
