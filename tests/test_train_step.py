@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rc_jax import contrast, losses, models, optimizer, sharding, train
-from rc_jax.config import defaults
 from rc_jax.train_step import make_train_step
+from tests import run_tiny
 
 CLASSES = 4
 CROP = (33, 41)
@@ -21,13 +21,7 @@ CROP = (33, 41)
 
 def tiny(**fields):
   """A config of a network that compiles in seconds; ``section__field=value`` overrides."""
-  config = defaults()
-  config.dataset.name = "synthetic"
-  config.model.backbone = "resnet_tiny"
-  config.model.multi_grid = (1, 1)
-  config.model.aspp_rates = (1, 2, 3)
-  config.model.channels = 16
-  config.model.dtype = "float32"
+  config = run_tiny.get_config()
   config.model.dropout = 0.0
   config.train.crop_size = CROP
   config.train.batch_size = 8
