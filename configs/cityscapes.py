@@ -15,8 +15,8 @@ Scores that the paper reports on val (its tables 1 and 4), single scale, cross e
 
 and on the test server, for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip), 82.3.
 
-This recipe has not been run to its end here yet: the table is the paper's. Hardware: 8 crops of 769 take 8 GPUs of
-11 GB or one of 80 GB; any number of devices that divides 8 computes the same.
+This recipe has not been run to its end here yet: the table is the paper's. Hardware: any number of accelerators that
+divides 8 computes the same; how much memory each needs has not been measured yet.
 """
 
 from rc_jax.config import Config, defaults

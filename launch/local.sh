@@ -5,7 +5,8 @@
 #
 # The lines of process 0 go to the screen, those of the others to a temporary folder that it names.
 # With GPUS=1 each process sees one GPU, chosen by its number. DRY_RUN=1 prints the commands and starts nothing.
-# Ends with the first status that is not 0; when one process fails, the others are stopped.
+# Ends with the first status that is not 0; when one process fails, the others are told to stop and, after GRACE
+# seconds (15), killed.
 set -euo pipefail
 
 usage="usage: launch/local.sh PROCESSES --config=FILE [flags of rc_jax.main ...]"
@@ -16,7 +17,7 @@ shift
 python=${PYTHON:-python3}
 # A port that is free now; another program could take it before process 0 does, which then says so.
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
-logs=$(mktemp -d)
+[ -n "${DRY_RUN:-}" ] || logs=$(mktemp -d)
 pids=()
 
 signal_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
@@ -54,10 +55,10 @@ while [ "$left" -gt 0 ]; do
     # After a failure the others would wait for ever; 143 means that they were all told to save and stop.
     if [ "$ended" != 143 ]; then
       signal_all TERM
-      (sleep 15 && signal_all KILL) &
-      killer=$!
+      # JAX takes SIGTERM for a notice, which a process that waits for a dead one never gets to read.
+      sleep "${GRACE:-15}"
+      signal_all KILL
     fi
   fi
 done
-[ -n "${killer:-}" ] && kill "$killer" 2>/dev/null
 exit "$status"

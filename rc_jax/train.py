@@ -341,7 +341,9 @@ def _refuse_non_finite(unchecked: tuple[int, dict[str, Any]] | None, checkpoints
   terms = {name: float(value) for name, value in step_metrics.items() if np.ndim(value) == 0}
   checkpoints.wait()
   last = checkpoints.latest_step()
-  shown = ", ".join(f"{name} {terms[name]:.4g}" for name in terms if name.startswith("loss"))
+  shown = ", ".join(
+    f"{name} {terms[name]:.4g}" for name in terms if name.startswith(("loss", "parameter_norm"))
+  )
   kept = (
     f"the last good checkpoint is {checkpoints.folder / str(last)}"
     if last is not None
