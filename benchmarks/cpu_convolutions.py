@@ -22,8 +22,9 @@ def main() -> None:
   def xla(x, kernel, stride, dilation):  # type: ignore[no-untyped-def]
     return conv._xla(x, kernel, stride=stride, dilation=dilation)
 
-  def max_pool(x):  # type: ignore[no-untyped-def]
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+  def max_pool(x, ceil):  # type: ignore[no-untyped-def]
+    pads = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]
+    return nn.max_pool(x, (3, 3), (2, 2), padding=pads)
 
   # Compiled inside, so that it stays what it is outside.
   with (

@@ -17,7 +17,8 @@ def get_config(variant: str = "") -> Config:
   config.dataset.name = "camvid"
 
   config.model.backbone = "resnet50"
-  config.model.deep_stem = False  # the stem of torchvision's and Keras's weights
+  config.model.stem = "7x7"  # that of torchvision's and Keras's weights, as is the pooling
+  config.model.ceil_pool = False
   config.model.stride_on = "1x1"  # Keras's; torchvision's own weights want "3x3"
   config.model.output_stride = 8
 

@@ -5,7 +5,7 @@
 
 CITYSCAPES is the folder of ``leftImg8bit/`` and ``gtFine/`` as downloaded. WEIGHTS is an ImageNet checkpoint under
 torchvision's key names; the paper's networks have the deep stem, with torchvision's own weights add
-``--config.model.deep_stem=False``.
+``--config.model.stem=7x7 --config.model.ceil_pool=False``.
 
 Scores that the paper reports on val (its tables 1 and 4), single scale, cross entropy -> RegionContrast:
 

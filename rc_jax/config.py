@@ -30,7 +30,7 @@ RESUMABLE = (
 
 # Fields that decide what a checkpoint's weights compute, or what its classes mean; most change no array's shape.
 NETWORK = ("dataset.name", "model")
-TRAINING_ONLY = ("model.pretrained", "model.dropout", "model.bn_momentum")
+TRAINING_ONLY = ("model.pretrained", "model.pretrained_part", "model.dropout", "model.bn_momentum")
 
 
 def defaults() -> Config:
@@ -44,20 +44,30 @@ def defaults() -> Config:
   config.dataset.train_split = "train"  # Cityscapes also has "trainval"
 
   config.model = Config()
-  config.model.name = "deeplabv3"
-  config.model.backbone = "resnet50"
-  config.model.pretrained = ""  # path of ImageNet weights (.npz, .safetensors, .pth); empty: random
+  config.model.name = "deeplabv3"  # the head: a key of rc_jax.models.HEADS
+  config.model.backbone = "resnet50"  # a key of rc_jax.models.BACKBONES
+  config.model.pretrained = ""  # path of weights (.npz, .safetensors, .pth); empty: random
+  config.model.pretrained_part = "backbone"  # or "all": the head too, for the same classes
+  config.model.channels = 256  # of the head's features
+  config.model.embedding_channels = (
+    0  # C of a linear projection for the contrast alone; 0: the features as they are
+  )
+  config.model.aux_channels = 256  # of the auxiliary head on stage 3
+  config.model.align_corners = True  # of all resampling; False in mmsegmentation's and torchvision's networks
+  # Of ResNets alone:
   config.model.output_stride = 8
   config.model.multi_grid = (2, 2, 4)  # the authors' code; the paper is silent
+  config.model.stem = "64-64-128"  # the authors'; "32-32-64": ResNetV1c (mmsegmentation); "7x7": torchvision
+  config.model.stride_on = (
+    "3x3"  # the convolution of a bottleneck that strides: "3x3" (torchvision), "1x1" (Caffe)
+  )
+  config.model.ceil_pool = True  # the authors' max pooling; torchvision's and mmsegmentation's is False
+  # Of single heads:
   config.model.aspp_rates = (12, 24, 36)  # the authors' code, at output stride 8
   config.model.aspp_project = False  # torchvision's 1x1 before the fusing 3x3; the authors have none
-  config.model.channels = 256  # C, the length of a region center
-  config.model.deep_stem = (
-    True  # the authors' three 3x3 convolutions; False: the 7x7 of torchvision's weights
-  )
-  config.model.stride_on = (
-    "3x3"  # which convolution of a bottleneck strides: "3x3" (torchvision) or "1x1" (Caffe)
-  )
+  config.model.fcn_convs = 1  # mmsegmentation's FCN: 2
+  config.model.fcn_kernel_size = 3  # HRNetV2's: 1
+  config.model.fcn_concat_input = False  # mmsegmentation's FCN: True
   config.model.dropout = 0.1  # before the classifiers, as the authors' code
   config.model.dtype = "bfloat16"  # of activations; parameters, statistics and losses are float32
   config.model.bn_momentum = 0.9  # the share of the old statistic that stays: PyTorch's momentum 0.1
@@ -87,6 +97,8 @@ def defaults() -> Config:
   config.loss.ohem_threshold = 0.7
   config.loss.ohem_min_kept = 100_000
   config.loss.aux_weight = 0.4
+  config.loss.branch_weight = 1.0  # of DANet's two attentions alone, as its authors
+  config.loss.presence_weight = 0.2  # of EncNet's classes in the image, as its authors
   config.loss.contrast_weight = 0.1  # 0 or scope "none": the paper's baseline
 
   config.contrast = Config()
@@ -135,8 +147,7 @@ def validate(config: Config) -> None:
   _choice("contrast.centers", contrast.centers, CENTERS)
   _choice("contrast.bank_dtype", contrast.bank_dtype, ("float32", "bfloat16"))
   _choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-  _choice("model.stride_on", model.stride_on, ("3x3", "1x1"))
-  _choice("model.output_stride", model.output_stride, (8, 16, 32))
+  _choice("model.pretrained_part", model.pretrained_part, ("backbone", "all"))
 
   for field in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
     _require(train[field] >= 1, f"train.{field}", train[field], "1 or more")
@@ -185,7 +196,11 @@ def validate(config: Config) -> None:
   _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "a probability in 0..1, below 1")
   _require(0 <= model.bn_momentum < 1, "model.bn_momentum", model.bn_momentum, "a share in 0..1, below 1")
   _require(model.bn_epsilon > 0, "model.bn_epsilon", model.bn_epsilon, "above 0")
-  _require(model.channels >= 1, "model.channels", model.channels, "1 or more")
+  for field in ("output_stride", "channels", "aux_channels", "fcn_kernel_size"):
+    _require(model[field] >= 1, f"model.{field}", model[field], "1 or more")
+  for field in ("embedding_channels", "fcn_convs"):
+    _require(model[field] >= 0, f"model.{field}", model[field], "0 or more")
+  _require(model.fcn_kernel_size % 2 == 1, "model.fcn_kernel_size", model.fcn_kernel_size, "an odd number")
   _require(config.data.workers >= 0, "data.workers", config.data.workers, "0 or more")
   _require(config.data.threads >= 1, "data.threads", config.data.threads, "1 or more")
 
@@ -200,6 +215,8 @@ def validate(config: Config) -> None:
     ("optimizer", "power"),
     ("optimizer", "head_multiplier"),
     ("loss", "aux_weight"),
+    ("loss", "branch_weight"),
+    ("loss", "presence_weight"),
     ("loss", "contrast_weight"),
   ):
     _require(config[section][field] >= 0, f"{section}.{field}", config[section][field], "0 or more")

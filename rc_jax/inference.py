@@ -1,5 +1,6 @@
 """Class probabilities of full images: whole or by sliding window, over scales, mirrored or not."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import losses
+from rc_jax import resize
 from rc_jax.config import Config, square
 from rc_jax.models import Network
 
@@ -36,10 +37,12 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   if window and not stride:
     stride = (math.ceil(window[0] * 2 / 3), math.ceil(window[1] * 2 / 3))
 
+  upsample = functools.partial(resize.upsample, align_corners=network.align_corners)
+
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
     def whole(pixels: jax.Array) -> jax.Array:
       logits = network.predict(params, batch_stats, pixels).logits
-      return jax.nn.softmax(losses.upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
+      return jax.nn.softmax(upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
 
     def one_scale(pixels: jax.Array) -> jax.Array:
       if window is None or stride is None:
@@ -57,7 +60,7 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
       if config_eval.flip:
         views.append(one_scale(pixels[:, :, ::-1])[:, :, ::-1])
       for view in views:
-        total = total + (view if scale == 1 else losses.upsample(view, size))
+        total = total + (view if scale == 1 else upsample(view, size))
     return total / (len(config_eval.scales) * (2 if config_eval.flip else 1))
 
   return predict

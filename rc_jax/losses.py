@@ -1,64 +1,9 @@
-"""Pixel losses at label resolution, and the resampling between it and the feature grid."""
+"""Losses over pixels at label resolution, and over the classes that an image holds."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-
-
-def upsample(logits: ArrayLike, size: tuple[int, int]) -> Array:
-  """Bilinear interpolation with aligned corners.
-
-  Output pixel ``(y,x)`` reads the input at ``(y (h-1)/(H-1), x (w-1)/(W-1))``, so corners map to corners, as
-  ``torch.nn.functional.interpolate(mode="bilinear", align_corners=True)``.
-
-  Args:
-    logits: ``[B,h,w,N]``, float.
-    size: ``(H,W)``.
-
-  Returns:
-    ``[B,H,W,N]`` float32.
-  """
-  logits = jnp.asarray(logits)
-  if logits.ndim != 4:
-    raise ValueError(f"logits must be [B,h,w,N], got {logits.shape}")
-  # Two matrix products rather than gathers: their gradient is a matrix product too, where that of a gather
-  # scatters. Width first, because street images are wider than tall and the second product dominates.
-  rows, columns = (_interpolation(*lengths) for lengths in zip(logits.shape[1:3], size, strict=True))
-  highest = jax.lax.Precision.HIGHEST
-  wide = jnp.einsum("bhwn,Ww->bhWn", logits.astype(jnp.float32), columns, precision=highest)
-  return jnp.einsum("bhWn,Hh->bHWn", wide, rows, precision=highest)
-
-
-def _interpolation(source: int, target: int) -> np.ndarray:
-  """The matrix ``[target,source]`` float32 of linear interpolation with aligned ends; rows sum to 1."""
-  # In float64: at 2048 pixels float32 positions would be wrong in the fourth decimal.
-  position = np.arange(target) * ((source - 1) / max(target - 1, 1))
-  return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
-
-
-def downsample_labels(labels: ArrayLike, size: tuple[int, int]) -> Array:
-  """Nearest neighbour with aligned corners: the labels that the features of `upsample`'s grid stand for.
-
-  Args:
-    labels: ``[B,H,W]``.
-    size: ``(h,w)``. Row ``i`` is row ``i (H-1)/(h-1)`` of the input, to the nearest, halves up.
-
-  Returns:
-    ``[B,h,w]`` of the same dtype.
-  """
-  labels = jnp.asarray(labels)
-  if labels.ndim != 3:
-    raise ValueError(f"labels must be [B,H,W], got {labels.shape}")
-  rows, columns = (_nearest(*lengths) for lengths in zip(labels.shape[1:], size, strict=True))
-  return labels[:, rows[:, None], columns]
-
-
-def _nearest(source: int, target: int) -> np.ndarray:
-  """Indices ``[target]`` into ``source``: ``i (source-1)/(target-1)`` rounded, in exact integers."""
-  steps = max(target - 1, 1)
-  return (2 * np.arange(target) * (source - 1) + steps) // (2 * steps)
 
 
 def cross_entropy(logits: ArrayLike, labels: ArrayLike, ignore_label: int = 255) -> Array:
@@ -111,6 +56,29 @@ def ohem_cross_entropy(
   at_least = jnp.where(hardest > 0, _kth_smallest(probability, counted, hardest), -jnp.inf)
   kept = counted & (probability <= jnp.maximum(threshold, at_least))
   return jnp.where(kept, losses, 0).sum() / jnp.maximum(kept.sum(), 1)
+
+
+def presence_loss(logits: ArrayLike, labels: ArrayLike, ignore_label: int = 255) -> Array:
+  """Binary cross entropy of "this class is somewhere in this image", the mean over images and classes.
+
+  Args:
+    logits: ``[B,N]``, float; computed in float32.
+    labels: ``[B,H,W]``, integer; a pixel counts as in `cross_entropy`.
+    ignore_label: the label of pixels that do not count.
+
+  Returns:
+    A float32 scalar.
+
+  Source: Zhang et al., Context Encoding for Semantic Segmentation (CVPR 2018), section 3.1: the semantic encoding loss.
+  """
+  logits, labels = jnp.asarray(logits, jnp.float32), jnp.asarray(labels).astype(jnp.int32)
+  if logits.ndim != 2 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
+    raise ValueError(f"labels must be [B,H,W] for logits [B,N], got {labels.shape} and {logits.shape}")
+  classes = jnp.arange(logits.shape[1])
+  found = (labels[..., None] == classes) & (labels != ignore_label)[..., None]
+  present = found.any(axis=(1, 2))
+  # log(1 + e^z) - z y, which no z overflows.
+  return (jax.nn.softplus(logits) - jnp.where(present, logits, 0)).mean()
 
 
 def _pixel_losses(logits: ArrayLike, labels: ArrayLike, ignore_label: int) -> tuple[Array, Array]:

@@ -122,7 +122,7 @@ def load_backbone(path: str, variables: Variables) -> tuple[Variables, Report]:
   if held.deep_stem != wanted.deep_stem:
     raise ValueError(
       f"model.pretrained: {path} holds {held}, but the network is {wanted}: "
-      f"set model.deep_stem={held.deep_stem}"
+      f"set model.stem={'64-64-128' if held.deep_stem else '7x7'}"
     )
   for name in expected.keys() & arrays.keys():
     if shapes[name] != expected[name]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rc_jax import contrast, losses
+from rc_jax import contrast, losses, resize
 from rc_jax.config import Config, uses_contrast
 from rc_jax.models import Network
 from rc_jax.train_state import TrainState
@@ -44,15 +44,27 @@ def make_train_step(
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     outputs, batch_stats = network.train(params, state.batch_stats, batch["image"], rng)
 
-    loss_pixel = _pixel_loss(outputs.logits, labels, config.loss)
-    assert outputs.aux_logits is not None, "a network in training gives auxiliary logits"
-    loss_aux = losses.cross_entropy(_upsample_to(outputs.aux_logits, labels), labels)
+    def upsampled(logits: jax.Array) -> jax.Array:  # [B,h,w,N] -> [B,H,W,N]
+      return resize.upsample(logits, (labels.shape[1], labels.shape[2]), network.align_corners)
+
+    loss_pixel = _pixel_loss(upsampled(outputs.logits), labels, config.loss)
+    loss_aux = jnp.float32(0.0)  # where neither backbone nor head has anything to supervise
+    if outputs.aux_logits is not None:
+      loss_aux = losses.cross_entropy(upsampled(outputs.aux_logits), labels)
     loss = loss_pixel + config.loss.aux_weight * loss_aux
     metrics = {"loss_pixel": loss_pixel, "loss_aux": loss_aux, "loss_contrast": jnp.float32(0.0)}
+    for branch in outputs.branch_logits:
+      loss_branch = _pixel_loss(upsampled(branch), labels, config.loss)
+      metrics["loss_branch"] = metrics.get("loss_branch", 0.0) + loss_branch
+      loss += config.loss.branch_weight * loss_branch
+    if outputs.presence_logits is not None:
+      metrics["loss_presence"] = losses.presence_loss(outputs.presence_logits, labels)
+      loss += config.loss.presence_weight * metrics["loss_presence"]
 
     centers = None
     if contrast_weight:
-      grid_labels = losses.downsample_labels(labels, (outputs.logits.shape[1], outputs.logits.shape[2]))
+      grid = (outputs.logits.shape[1], outputs.logits.shape[2])
+      grid_labels = resize.downsample_labels(labels, grid, network.align_corners)
       centers = contrast.region_centers(
         outputs.features, outputs.logits, grid_labels, method=config.contrast.centers
       )
@@ -89,12 +101,7 @@ def make_train_step(
   return train_step
 
 
-def _upsample_to(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  return losses.upsample(logits, (labels.shape[1], labels.shape[2]))  # [B,h,w,N] -> [B,H,W,N]
-
-
 def _pixel_loss(logits: jax.Array, labels: jax.Array, config_loss: Config) -> jax.Array:
-  logits = _upsample_to(logits, labels)
   if config_loss.pixel == "ohem":
     return losses.ohem_cross_entropy(
       logits, labels, threshold=config_loss.ohem_threshold, min_kept=config_loss.ohem_min_kept

@@ -57,54 +57,6 @@ def assert_matches(found, expected):
   np.testing.assert_allclose(gradient, expected[1], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-  ("source", "target"),
-  [((5, 7), (33, 49)), ((4, 6), (9, 13)), ((1, 3), (4, 1)), ((9, 5), (3, 5)), ((97, 3), (769, 17))],
-)
-def test_upsample_is_pytorchs_with_aligned_corners(source, target):
-  torch = pytest.importorskip("torch")
-  logits = np.random.default_rng(0).normal(size=(B, *source, N)).astype(np.float32)
-  expected = torch.nn.functional.interpolate(
-    torch.from_numpy(logits).permute(0, 3, 1, 2).double(), size=target, mode="bilinear", align_corners=True
-  )
-  found = losses.upsample(logits, target)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), atol=2e-6)
-
-
-def test_upsample_keeps_corners_and_lines_and_widens_bfloat16():
-  logits = jnp.asarray(np.random.default_rng(1).normal(size=(1, 4, 5, 3)), jnp.bfloat16)
-  found = losses.upsample(logits, (13, 21))
-  assert found.dtype == jnp.float32
-  np.testing.assert_array_equal(found[:, ::4, ::5], logits.astype(jnp.float32))
-  plane = np.arange(4.0)[:, None] + 10 * np.arange(5.0)
-  expected = np.linspace(0, 3, 13)[:, None] + 10 * np.linspace(0, 4, 21)
-  np.testing.assert_allclose(
-    losses.upsample(plane[None, ..., None], (13, 21))[0, ..., 0], expected, atol=1e-5
-  )
-
-
-def test_downsample_labels_takes_the_pixels_that_features_stand_on():
-  labels = np.random.default_rng(2).integers(0, 255, size=(B, 33, 49)).astype(np.uint8)
-  found = losses.downsample_labels(labels, (5, 7))
-  assert found.dtype == jnp.uint8
-  np.testing.assert_array_equal(found, labels[:, ::8, ::8])
-  # Upsampled with aligned corners, a feature lies on the pixel whose label it was given.
-  np.testing.assert_array_equal(
-    losses.upsample(found[..., None], (33, 49))[:, ::8, ::8, 0], labels[:, ::8, ::8]
-  )
-
-
-@pytest.mark.parametrize(("source", "target"), [((12, 10), (5, 4)), ((96, 5), (12, 5)), ((6, 1), (1, 1))])
-def test_downsample_labels_takes_the_nearest(source, target):
-  labels = np.random.default_rng(3).integers(0, 255, size=(1, *source))
-  rows, columns = (
-    [min(range(n), key=lambda j, i=i, n=n, m=m: (abs(j - i * (n - 1) / max(m - 1, 1)), -j)) for i in range(m)]
-    for n, m in zip(source, target, strict=True)
-  )
-  np.testing.assert_array_equal(losses.downsample_labels(labels, target), labels[:, rows][:, :, columns])
-
-
 def test_cross_entropy_is_pytorchs():
   torch = pytest.importorskip("torch")
   logits, labels = random_inputs(4)
@@ -212,7 +164,20 @@ def test_mistakes_are_named():
       loss(logits, labels[:, :3])
   with pytest.raises(ValueError, match="min_kept must not be negative, got -1"):
     losses.ohem_cross_entropy(logits, labels, min_kept=-1)
-  with pytest.raises(ValueError, match=r"\(7, 9, 5\)"):
-    losses.upsample(logits[0], (3, 3))
-  with pytest.raises(ValueError, match=r"\(7, 9\)"):
-    losses.downsample_labels(labels[0], (3, 3))
+  with pytest.raises(ValueError, match=r"\(2, 7, 9\) and \(2, 7, 9, 5\)"):
+    losses.presence_loss(logits, labels)
+
+
+def test_presence_loss_is_binary_cross_entropy_of_a_loops_presence():
+  random = np.random.default_rng(8)
+  labels = random.integers(0, 4, (3, 5, 6)).astype(np.uint8)
+  labels[0][labels[0] == 2], labels[1] = 255, 255  # the second image holds nothing at all
+  logits = 3 * random.standard_normal((3, 7)).astype(np.float32)
+  logits[2, :2] = 200, -200  # no overflow
+  total = 0.0
+  for b, n in np.ndindex(3, 7):
+    z = float(logits[b, n])
+    total += max(-z if n in labels[b] else z, 0) + np.log1p(np.exp(-abs(z)))
+  np.testing.assert_allclose(losses.presence_loss(logits, labels), total / 21, rtol=1e-6)
+  zeroed = losses.presence_loss(logits[:, :4], labels, ignore_label=3)
+  np.testing.assert_allclose(zeroed, losses.presence_loss(logits[:, :4], np.where(labels == 3, 255, labels)))

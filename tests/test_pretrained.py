@@ -14,7 +14,7 @@ from tests.models.test_segmenter import config
 @pytest.fixture(scope="module")
 def fresh():
   """Variables of the tiny ResNet with a plain stem."""
-  return models.build(config(deep_stem=False), 5).init(jax.random.key(0))
+  return models.build(config(stem="7x7"), 5).init(jax.random.key(0))
 
 
 def torch_arrays(variables, seed=0, dtype=np.float32):
@@ -151,12 +151,12 @@ def save(path, arrays):
 
 
 def test_another_architecture_is_named_with_the_field_to_change(fresh, tmp_path):
-  deeper = torch_arrays(models.build(config(backbone="resnet18", deep_stem=False), 5).init(jax.random.key(0)))
+  deeper = torch_arrays(models.build(config(backbone="resnet18", stem="7x7"), 5).init(jax.random.key(0)))
   stemmed = torch_arrays(models.build(config(), 5).init(jax.random.key(0)))
   unknown = torch_arrays(fresh) | {"layer3.2.conv1.weight": np.ones((64, 64, 3, 3), np.float32)}
   for arrays, words in (
     (deeper, ("holds resnet18 with a plain 7x7 stem", "network is resnet_tiny", "model.backbone=resnet18")),
-    (stemmed, ("deep stem", "set model.deep_stem=True")),
+    (stemmed, ("deep stem", "set model.stem=64-64-128")),
     (unknown, ("a ResNet of 2-2-3-2 basic blocks, 16 channels wide", "give a file of resnet_tiny")),
   ):
     with pytest.raises(ValueError) as error:
@@ -193,9 +193,7 @@ def test_damaged_and_foreign_files(fresh, tmp_path):
 
 def test_the_real_resnet50_is_complete(shared_dir):
   path = shared_dir / "weights" / "resnet50_imagenet.npz"
-  network = models.build(
-    config(backbone="resnet50", multi_grid=(2, 2, 4), deep_stem=False, stride_on="1x1"), 5
-  )
+  network = models.build(config(backbone="resnet50", multi_grid=(2, 2, 4), stem="7x7", stride_on="1x1"), 5)
   variables, report = pretrained.load_backbone(str(path), network.init(jax.random.key(0)))
   assert report.architecture == "resnet50 with a plain 7x7 stem"
   assert (len(report.matched), len(report.transposed)) == (265, 53)

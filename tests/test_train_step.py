@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax import contrast, losses, models, optimizer, sharding, train
+from rc_jax import contrast, losses, models, optimizer, resize, sharding, train
 from rc_jax.train_step import make_train_step
 from tests import run_tiny
 
@@ -68,8 +68,8 @@ def test_loss_is_the_weighted_sum_of_its_terms(run) -> None:
   rng = jax.random.fold_in(jax.random.key(0), 3)
   outputs, _ = network.train(states[3].params, states[3].batch_stats, batch()["image"], rng)
   labels = batch()["label"].astype(jnp.int32)
-  pixel = losses.cross_entropy(losses.upsample(outputs.logits, CROP), labels)
-  aux = losses.cross_entropy(losses.upsample(outputs.aux_logits, CROP), labels)
+  pixel = losses.cross_entropy(resize.upsample(outputs.logits, CROP), labels)
+  aux = losses.cross_entropy(resize.upsample(outputs.aux_logits, CROP), labels)
   grid = labels[:, ::8, ::8]  # 33 x 41 at output stride 8: 5 x 6 points, corners aligned
   centers = contrast.region_centers(outputs.features, outputs.logits, grid)
   rc, _ = contrast.region_contrast_loss(centers, states[3].bank, temperature=0.2)

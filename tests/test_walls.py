@@ -34,7 +34,7 @@ FLOORS = (
   ("optimizer.py", "checkpoint.py", "pretrained.py"),
   ("train_state.py",),
   ("models/", "data/", "losses.py", "metrics.py", "contrast/", "sharding.py", "run_log.py"),
-  ("config.py", "__init__.py"),
+  ("config.py", "resize.py", "__init__.py"),
 )
 
 

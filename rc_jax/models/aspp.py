@@ -4,24 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.models.batch_norm import BatchNorm
-from rc_jax.models.conv import Conv
-
-
-class ConvNormRelu(nn.Module):
-  """Convolution ``conv``, BatchNorm ``bn``, ReLU."""
-
-  features: int
-  kernel_size: int
-  dilation: int = 1
-  dtype: jnp.dtype = jnp.float32
-  momentum: float = 0.9
-  epsilon: float = 1e-5
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
-    return nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn")(x, train))
+from rc_jax.models.blocks import ConvNormRelu
 
 
 class ASPP(nn.Module):

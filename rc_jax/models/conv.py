@@ -88,18 +88,27 @@ def _conv2d_backward(
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-  """3x3 maximum with stride 2 and padding 1: ``[B,H,W,C] -> [B,ceil(H/2),ceil(W/2),C]``."""
+def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
+  """3x3 maximum with stride 2 and padding 1, as PyTorch's ``MaxPool2d(3, 2, 1, ceil_mode=ceil)``.
+
+  Args:
+    x: ``[B,H,W,C]``.
+    ceil: keeps a last window that lies half outside.
+
+  Returns:
+    ``[B,ceil(H/2),ceil(W/2),C]``; with ``ceil``, ``[B,H//2+1,W//2+1,C]``.
+  """
+  height, width = (n // 2 + 1 if ceil else -(-n // 2) for n in x.shape[1:3])
+  pads = [(1, 2 * n - size) for n, size in ((height, x.shape[1]), (width, x.shape[2]))]
 
   def shifted(x: jax.Array) -> jax.Array:
     # Nine strided slices: on a CPU, forward and backward take a ninth of XLA's window and its scatter.
-    height, width = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     spans = [((i, i + 2 * height - 1), (j, j + 2 * width - 1)) for i in range(3) for j in range(3)]
     return functools.reduce(jnp.maximum, [_slice(padded, span, 2) for span in spans])
 
   def window(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), (2, 2), padding=pads)
 
   pooled: jax.Array = lax.platform_dependent(x, cpu=shifted, default=window)
   return pooled

@@ -1,11 +1,11 @@
 """DeepLabV3's head (Chen et al., *Rethinking Atrous Convolution*, 2017), in RegionContrast's form."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from rc_jax.models.aspp import ASPP, ConvNormRelu
-from rc_jax.models.conv import Conv
+from rc_jax.models.aspp import ASPP
+from rc_jax.models.blocks import ConvNormRelu, classify
+from rc_jax.models.outputs import Outputs, Stages
 
 
 class DeepLabV3Head(nn.Module):
@@ -30,10 +30,8 @@ class DeepLabV3Head(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Computes stage 4 ``[B,h,w,C4]`` -> logits ``[B,h,w,N]`` float32, features ``F [B,h,w,C]``."""
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
     norm = (self.dtype, self.momentum, self.epsilon)
-    x = ASPP(self.channels, self.rates, self.project, *norm, name="aspp")(x, train)
+    x = ASPP(self.channels, self.rates, self.project, *norm, name="aspp")(stages.last, train)
     features = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(x, train)
-    x = nn.Dropout(self.dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
-    return Conv(self.num_classes, 1, use_bias=True, name="classifier")(x), features
+    return Outputs(classify(features, self.num_classes, self.dropout, train), features)

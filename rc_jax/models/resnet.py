@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from rc_jax.models.batch_norm import BatchNorm
 from rc_jax.models.conv import Conv, max_pool
+from rc_jax.models.outputs import Stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,15 @@ RESNETS = {
   "resnet34": Layout((3, 4, 6, 3), bottleneck=False),
   "resnet50": Layout((3, 4, 6, 3), bottleneck=True),
   "resnet101": Layout((3, 4, 23, 3), bottleneck=True),
+  "resnet152": Layout((3, 8, 36, 3), bottleneck=True),
   # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
   "resnet_tiny": Layout((2, 2, 2, 2), bottleneck=False, width=16),
 }
 
 OUTPUT_STRIDES = (8, 16, 32)
+
+# Channels of the convolutions before the pooling, at the width 64 of all published ResNets.
+STEMS = ("7x7", "32-32-64", "64-64-128")
 
 
 def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
@@ -166,6 +171,9 @@ class DeepStem(nn.Module):
   """Three 3x3 convolutions, the first with stride 2; the BatchNorm after the last is the backbone's ``bn1``.
 
   Names are those of the ``nn.Sequential`` in PyTorch: convolutions 0, 3, 6 and BatchNorms 1, 4.
+
+  Attributes:
+    width: channels of the first two; the last has twice as many.
   """
 
   width: int
@@ -189,9 +197,12 @@ class ResNet(nn.Module):
     layout: depth, kind of block and width.
     output_stride: 8, 16 or 32.
     multi_grid: factors on the dilations of stage 4's blocks.
-    deep_stem: three 3x3 convolutions (64, 64, 128 channels) as in the authors' code, instead of one 7x7 (64).
+    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 of so many channels: ``"64-64-128"`` as in the
+      authors' code, ``"32-32-64"`` as in ResNetV1c.
     stride_on: the convolution of a bottleneck that has the stride: ``"3x3"`` as in torchvision, or the first
       ``"1x1"`` as in the original. A basic block has it on its first 3x3 always.
+    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code: of 240
+      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same either way.
     dtype: of the computation.
     momentum: fraction of BatchNorm's running statistics kept at a step.
     epsilon: of BatchNorm.
@@ -200,31 +211,32 @@ class ResNet(nn.Module):
   layout: Layout
   output_stride: int = 8
   multi_grid: tuple[int, ...] = (2, 2, 4)
-  deep_stem: bool = True
+  stem: str = "64-64-128"
   stride_on: str = "3x3"
+  ceil_pool: bool = True
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-    """Computes the features of stages 3 and 4.
+  def __call__(self, x: jax.Array, train: bool) -> Stages:
+    """Computes the features of stages 1, 3 and 4.
 
     Args:
       x: normalised images ``[B,H,W,3]``.
       train: normalise with the batch's statistics and update the running ones.
 
     Returns:
-      Stage 3 ``[B,h3,w3,C3]`` and stage 4 ``[B,h,w,C4]``, ``C4 = 2 C3``; 1024 and 2048 channels for a
-      ResNet-50.
+      The stages; 256, 1024 and 2048 channels for a ResNet-50.
     """
     width = self.layout.width
-    if self.deep_stem:
-      x = DeepStem(width, self.dtype, self.momentum, self.epsilon, name="conv1")(x, train)
-    else:
+    if self.stem == "7x7":
       x = Conv(width, 7, 2, dtype=self.dtype, name="conv1")(x)
+    else:
+      first = width if self.stem == "64-64-128" else width // 2
+      x = DeepStem(first, self.dtype, self.momentum, self.epsilon, name="conv1")(x, train)
     x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn1")(x, train))
-    x = max_pool(x)
+    x = max_pool(x, self.ceil_pool)
     stages = []
     for i, (blocks, steps) in enumerate(
       zip(self.layout.blocks, stage_steps(self.output_stride), strict=True)
@@ -241,4 +253,4 @@ class ResNet(nn.Module):
         name=f"layer{i + 1}",
       )(x, train)
       stages.append(x)
-    return stages[2], stages[3]
+    return Stages(early=stages[0], middle=stages[2], last=stages[3])

@@ -1,100 +1,119 @@
-"""Segmentation networks as plain functions of plain trees: what the rest of the project sees of them."""
+"""Segmentation networks as plain functions of plain trees: any head on any backbone."""
 
-import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 
+from rc_jax.config import Config
+from rc_jax.models.conv import Conv
 from rc_jax.models.deeplabv3 import DeepLabV3Head
 from rc_jax.models.fcn import FCNHead
-from rc_jax.models.initial import initial_values
-from rc_jax.models.resnet import OUTPUT_STRIDES, RESNETS, ResNet
+from rc_jax.models.initial import initial_variables
+from rc_jax.models.outputs import Network, Outputs, Tree, Variables
+from rc_jax.models.resnet import OUTPUT_STRIDES, RESNETS, STEMS, ResNet
 
 # The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-HEADS = {"deeplabv3": DeepLabV3Head}
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 STRIDE_PLACES = ("3x3", "1x1")
 
-Tree = dict[str, Any]
+
+def numerics(model: Config) -> dict[str, Any]:
+  """Returns the fields that most modules share: ``dtype``, and BatchNorm's ``momentum`` and ``epsilon``."""
+  return {"dtype": DTYPES[model.dtype], "momentum": model.bn_momentum, "epsilon": model.bn_epsilon}
 
 
-class Variables(NamedTuple):
-  """Nested dicts of float32 arrays; the top level of each is ``backbone``, ``head``, ``aux_head``."""
+def _resnet(model: Config) -> nn.Module:
+  layout = RESNETS[model.backbone]
+  _choose("output_stride", model.output_stride, OUTPUT_STRIDES)
+  _choose("stride_on", model.stride_on, STRIDE_PLACES)
+  _choose("stem", model.stem, STEMS)
+  multi_grid = tuple(model.multi_grid)
+  blocks = layout.blocks[3]
+  if len(multi_grid) != blocks or min(multi_grid) < 1:
+    raise ValueError(
+      f"model.multi_grid is {multi_grid}, but stage 4 of {model.backbone} has {blocks} blocks: "
+      f"give {blocks} factors of at least 1, for example {(2, 2, 4)[-blocks:]}"
+    )
+  return ResNet(
+    layout=layout,
+    output_stride=model.output_stride,
+    multi_grid=multi_grid,
+    stem=model.stem,
+    stride_on=model.stride_on,
+    ceil_pool=model.ceil_pool,
+    **numerics(model),
+  )
 
-  params: Tree
-  batch_stats: Tree
 
+# A name of ``model.backbone`` -> from ``config.model`` to a module ``(x [B,H,W,3], train) -> Stages``.
+BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
+  "resnet18": _resnet,
+  "resnet34": _resnet,
+  "resnet50": _resnet,
+  "resnet101": _resnet,
+  "resnet152": _resnet,
+  "resnet_tiny": _resnet,
+}
 
-class Outputs(NamedTuple):
-  """What a network says about a batch, on its feature grid.
-
-  Attributes:
-    logits: ``P [B,h,w,N]`` float32.
-    features: ``F [B,h,w,C]`` in the compute dtype, the map that the classifier reads (before dropout).
-    aux_logits: ``[B,h3,w3,N]`` float32, of the auxiliary head in training; None in prediction.
-  """
-
-  logits: jax.Array
-  features: jax.Array
-  aux_logits: jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """A segmentation network as pure functions; all may be traced by ``jax.jit`` except ``init``.
-
-  Images are ``[B,H,W,3]`` RGB of 0 to 255, uint8 or float; they are normalised inside.
-
-  Attributes:
-    init: ``(rng, image_size=(H,W)) -> Variables``; the same for the same ``rng``.
-    train: ``(params, batch_stats, images, rng) -> (Outputs, new batch_stats)``: statistics of this batch,
-      dropout.
-    predict: ``(params, batch_stats, images) -> Outputs``: running statistics, no dropout, no auxiliary head.
-    num_classes: ``N``.
-    channels: ``C``.
-    output_stride: ``H / h``, rounded up at each halving.
-  """
-
-  init: Callable[..., Variables]
-  train: Callable[[Tree, Tree, jax.Array, jax.Array], tuple[Outputs, Tree]]
-  predict: Callable[[Tree, Tree, jax.Array], Outputs]
-  num_classes: int
-  channels: int
-  output_stride: int
+# A name of ``model.name`` -> from ``config.model`` and ``N`` to a module ``(Stages, train) -> Outputs``.
+HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
+  "deeplabv3": lambda model, classes: DeepLabV3Head(
+    classes,
+    model.channels,
+    rates=tuple(model.aspp_rates),
+    project=model.aspp_project,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+  "fcn": lambda model, classes: FCNHead(
+    classes,
+    model.channels,
+    convs=model.fcn_convs,
+    kernel_size=model.fcn_kernel_size,
+    concat_input=model.fcn_concat_input,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+}
 
 
 class Segmenter(nn.Module):
-  """Normalisation, backbone, head and auxiliary head."""
+  """Normalisation, backbone and head; in training an auxiliary head and the projection, where they are of use."""
 
   backbone: nn.Module
   head: nn.Module
   aux_head: nn.Module
+  projection: nn.Module | None
   dtype: jnp.dtype
 
   def __call__(self, images: jax.Array, train: bool) -> Outputs:
     mean, std = jnp.array(PIXEL_MEAN, jnp.float32), jnp.array(PIXEL_STD, jnp.float32)
     x = ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
-    stage3, stage4 = self.backbone(x, train)
-    logits, features = self.head(stage4, train)
-    return Outputs(logits, features, self.aux_head(stage3, train) if train else None)
+    stages = self.backbone(x, train)
+    outputs: Outputs = self.head(stages, train)
+    if not train:
+      return Outputs(outputs.logits, outputs.features)
+    if outputs.aux_logits is None and stages.middle is not None:
+      supervised = self.aux_head(stages._replace(last=stages.middle), train)
+      outputs = outputs._replace(aux_logits=supervised.logits)
+    if self.projection is not None:
+      outputs = outputs._replace(features=self.projection(outputs.features))
+    return outputs
 
 
-def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
+def build(config_model: Config, num_classes: int) -> Network:
   """Builds the network that ``config.model`` describes.
 
   Args:
-    config_model: fields ``name``, ``backbone``, ``output_stride``, ``multi_grid``, ``aspp_rates``,
-      ``channels``, ``deep_stem``, ``stride_on``, ``dropout``, ``dtype``, ``bn_momentum``, ``bn_epsilon``,
-      ``aspp_project`` (see ``ASPP``).
+    config_model: the fields of ``rc_jax.config.defaults().model``; a head or a backbone reads those that concern it.
     num_classes: ``N``.
 
   Returns:
@@ -103,46 +122,25 @@ def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
   Raises:
     ValueError: a field has no such choice.
   """
-  layout = RESNETS[_choose("backbone", config_model.backbone, tuple(RESNETS))]
-  _choose("output_stride", config_model.output_stride, OUTPUT_STRIDES)
-  _choose("stride_on", config_model.stride_on, STRIDE_PLACES)
-  multi_grid = tuple(config_model.multi_grid)
-  blocks = layout.blocks[3]
-  if len(multi_grid) != blocks or min(multi_grid) < 1:
-    raise ValueError(
-      f"model.multi_grid is {multi_grid}, but stage 4 of {config_model.backbone} has {blocks} blocks: "
-      f"give {blocks} factors of at least 1, for example {(2, 2, 4)[-blocks:]}"
-    )
-  dtype = DTYPES[_choose("dtype", config_model.dtype, tuple(DTYPES))]
-  head = HEADS[_choose("name", config_model.name, tuple(HEADS))]
-  norm = {"momentum": config_model.bn_momentum, "epsilon": config_model.bn_epsilon}
+  model = config_model
+  dtype = DTYPES[_choose("dtype", model.dtype, tuple(DTYPES))]
+  backbone = BACKBONES[_choose("backbone", model.backbone, tuple(BACKBONES))](model)
+  head = HEADS[_choose("name", model.name, tuple(HEADS))](model, num_classes)
   module = Segmenter(
-    backbone=ResNet(
-      layout=layout,
-      output_stride=config_model.output_stride,
-      multi_grid=multi_grid,
-      deep_stem=config_model.deep_stem,
-      stride_on=config_model.stride_on,
-      dtype=dtype,
-      **norm,
-    ),
-    head=head(
-      num_classes=num_classes,
-      channels=config_model.channels,
-      rates=tuple(config_model.aspp_rates),
-      project=config_model.aspp_project,
-      dropout=config_model.dropout,
-      dtype=dtype,
-      **norm,
-    ),
-    aux_head=FCNHead(num_classes, config_model.channels, config_model.dropout, dtype=dtype, **norm),
+    backbone=backbone,
+    head=head,
+    aux_head=FCNHead(num_classes, model.aux_channels, dropout=model.dropout, **numerics(model)),
+    projection=Conv(model.embedding_channels, 1, use_bias=True, dtype=dtype)
+    if model.embedding_channels
+    else None,
     dtype=dtype,
   )
 
   def init(rng: jax.Array, image_size: tuple[int, int] = (64, 64)) -> Variables:
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
-    shapes = jax.eval_shape(functools.partial(module.init, train=True), rng, images)
-    return Variables(initial_values(rng, shapes["params"]), initial_values(rng, shapes["batch_stats"]))
+    shapes, _ = jax.eval_shape(functools.partial(module.init_with_output, train=True), rng, images)
+    _check_outputs(shapes, model, num_classes)
+    return Variables(*initial_variables(functools.partial(module.init, train=True), rng, images))
 
   def train(params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array) -> tuple[Outputs, Tree]:
     outputs, updates = module.apply(
@@ -159,7 +157,29 @@ def build(config_model: ml_collections.ConfigDict, num_classes: int) -> Network:
     outputs: Outputs = module.apply(variables, images, train=False)  # type: ignore[assignment]
     return outputs
 
-  return Network(init, train, predict, num_classes, config_model.channels, config_model.output_stride)
+  channels = model.embedding_channels or model.channels
+  return Network(init, train, predict, num_classes, channels, bool(model.align_corners))
+
+
+def _check_outputs(outputs: Outputs, model: Config, num_classes: int) -> None:
+  """Holds heads, those from elsewhere above all, to what the rest of the project relies on."""
+  classes, channels = outputs.logits.shape[-1], outputs.features.shape[-1]
+  if classes != num_classes or outputs.logits.dtype != jnp.float32:
+    raise ValueError(
+      f"model.name: the head {model.name} gives {outputs.logits.dtype} logits of {classes} classes; "
+      f"expected float32 and {num_classes}"
+    )
+  expected = model.embedding_channels or model.channels
+  if channels != expected:
+    raise ValueError(
+      f"model.channels is {expected}, but the features of the head {model.name} have {channels} channels: "
+      f"set model.channels={channels}, or model.embedding_channels to project them"
+    )
+  if outputs.features.shape[:-1] != outputs.logits.shape[:-1]:
+    raise ValueError(
+      f"model.name: the head {model.name} gives features {outputs.features.shape} and logits {outputs.logits.shape}; "
+      "expected one grid"
+    )
 
 
 def _choose(field: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -8,9 +8,8 @@ from rc_jax.models.aspp import ASPP
 
 
 @pytest.mark.parametrize("project", [False, True])
-@pytest.mark.parametrize(
-  "rates", [(1, 3, 12), (2, 4)]
-)  # 12 is wider than the grid: only its center reads pixels
+# 12 is wider than the grid: only its center reads pixels
+@pytest.mark.parametrize("rates", [(1, 3, 12), (2, 4)])
 def test_branches_equal_the_originals(project, rates):
   torch = pytest.importorskip("torch")
   from tests.models import torch_reference

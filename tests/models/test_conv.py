@@ -1,5 +1,7 @@
 """Convolutions and pooling against XLA's own and loops."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,18 +91,19 @@ def test_other_platforms_get_xlas_convolution():
     assert "dot_general" not in text
 
 
+@pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
-def test_max_pool_is_a_loops_and_its_gradient_goes_to_the_maxima(size):
+def test_max_pool_is_a_loops_and_its_gradient_goes_to_the_maxima(size, ceil):
   x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
-  height, width = (size[0] + 1) // 2, (size[1] + 1) // 2
+  height, width = (math.ceil((n + 2 - 3) / 2) + 1 if ceil else (n + 2 - 3) // 2 + 1 for n in size)
   expected, counts = np.zeros((2, height, width, 3), np.float32), np.zeros_like(x)
   for b, i, j, c in np.ndindex(expected.shape):
     rows, columns = slice(max(0, 2 * i - 1), 2 * i + 2), slice(max(0, 2 * j - 1), 2 * j + 2)
     window = x[b, rows, columns, c]
     expected[b, i, j, c] = window.max()
     counts[b, rows, columns, c] += window == window.max()
-  np.testing.assert_array_equal(max_pool(x), expected)
-  np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x).sum())(x), counts)
+  np.testing.assert_array_equal(max_pool(x, ceil), expected)
+  np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x, ceil).sum())(x), counts)
 
 
 def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from rc_jax.models import Stages
 from rc_jax.models.deeplabv3 import DeepLabV3Head
 
 
@@ -19,6 +20,8 @@ def test_logits_and_features_equal_the_originals():
     features = original.fuse(original.aspp(inputs))
     theirs = [y.permute(0, 2, 3, 1).numpy() for y in (original(inputs), features)]
   module = DeepLabV3Head(3, channels=4, rates=(1, 2))
-  ours = jax.jit(lambda v, x: module.apply(v, x, False))({"params": params, "batch_stats": batch_stats}, x)
-  for ours_, theirs_ in zip(ours, theirs, strict=True):
+  variables = {"params": params, "batch_stats": batch_stats}
+  ours = jax.jit(lambda v, x: module.apply(v, Stages(x, None, x), False))(variables, x)
+  assert ours.aux_logits is None and ours.branch_logits == () and ours.presence_logits is None
+  for ours_, theirs_ in zip((ours.logits, ours.features), theirs, strict=True):
     np.testing.assert_allclose(ours_, theirs_, rtol=0, atol=1e-5 * np.abs(theirs_).max())

@@ -47,24 +47,24 @@ PLANS = {
 
 
 @pytest.mark.parametrize(
-  ("output_stride", "stride_on", "deep_stem", "size"),
+  ("output_stride", "stride_on", "stem", "ceil_pool", "size"),
   [
-    (8, "3x3", True, (65, 97)),
-    (16, "3x3", False, (64, 90)),
-    (32, "3x3", True, (71, 64)),
-    (8, "1x1", False, (64, 65)),
-    (32, "1x1", True, (97, 70)),
+    (8, "3x3", "64-64-128", True, (65, 97)),
+    (16, "3x3", "7x7", False, (64, 90)),
+    (32, "3x3", "64-64-128", False, (71, 64)),
+    (8, "1x1", "7x7", True, (64, 67)),
+    (32, "1x1", "32-32-64", True, (97, 70)),
   ],
 )
-def test_bottleneck_features_equal_the_originals(output_stride, stride_on, deep_stem, size):
+def test_bottleneck_features_equal_the_originals(output_stride, stride_on, stem, ceil_pool, size):
   torch = pytest.importorskip("torch")
   from tests.models import torch_reference
 
   plan = PLANS[output_stride, stride_on]
-  original = torch_reference.ResNet(plan, True, 8, deep_stem, stride_on)
+  original = torch_reference.ResNet(plan, True, 8, stem, stride_on, ceil_pool)
   original = torch_reference.randomize(original, seed=1).eval()
   params, batch_stats = torch_reference.as_trees(original.state_dict())
-  module = ResNet(BOTTLENECK, output_stride, (2, 2, 4), deep_stem, stride_on)
+  module = ResNet(BOTTLENECK, output_stride, (2, 2, 4), stem, stride_on, ceil_pool)
   x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
   ours = jax.jit(lambda v, x: module.apply(v, x, False))({"params": params, "batch_stats": batch_stats}, x)
   with torch.no_grad():
@@ -80,14 +80,14 @@ def test_basic_features_equal_the_originals():
   from tests.models import torch_reference
 
   plan = [[(1, 1, 1)], [(2, 1, 1), (1, 1, 1)], [(1, 1, 2)], [(1, 2, 4), (1, 8, 8)]]
-  original = torch_reference.randomize(torch_reference.ResNet(plan, False, 8, False, "3x3"), seed=2).eval()
+  original = torch_reference.randomize(torch_reference.ResNet(plan, False, 8, "7x7", "3x3"), seed=2).eval()
   params, batch_stats = torch_reference.as_trees(original.state_dict())
-  module = ResNet(BASIC, 8, (1, 2), deep_stem=False)
+  module = ResNet(BASIC, 8, (1, 2), stem="7x7")
   x = np.random.default_rng(0).standard_normal((1, 65, 50, 3)).astype(np.float32)
   ours = jax.jit(lambda v, x: module.apply(v, x, False))({"params": params, "batch_stats": batch_stats}, x)
   with torch.no_grad():
-    theirs = original(torch.tensor(x).permute(0, 3, 1, 2))[1].permute(0, 2, 3, 1).numpy()
-  np.testing.assert_allclose(ours[1], theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    theirs = original(torch.tensor(x).permute(0, 3, 1, 2))[2].permute(0, 2, 3, 1).numpy()
+  np.testing.assert_allclose(ours.last, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_dilated_network_computes_the_strided_one_at_more_places(layout, strid
   shapes = jax.eval_shape(lambda rng: strided.init(rng, x, True), jax.random.key(0))
   random = np.random.default_rng(1)
   variables = jax.tree.map(lambda leaf: random.uniform(0, 0.2, leaf.shape).astype(np.float32), shapes)
-  few, many = (jax.jit(lambda v, x, m=m: m.apply(v, x, False)[1])(variables, x) for m in (strided, dilated))
+  few, many = (jax.jit(lambda v, x, m=m: m.apply(v, x, False).last)(variables, x) for m in (strided, dilated))
   np.testing.assert_allclose(many[:, ::4, ::4], few, rtol=1e-4)
 
 

@@ -19,6 +19,7 @@ def config(**fields):
     "multi_grid": (1, 2),
     "aspp_rates": (2, 4, 6),
     "channels": 16,
+    "aux_channels": 16,
     "dtype": "float32",
   }
   model.update(small | fields)
@@ -52,7 +53,7 @@ def test_shapes_dtypes_and_top_level_names(tiny):
   assert all(jax.tree.leaves(changed))
   outputs = predict(*variables, images((65, 97)))
   assert outputs.aux_logits is None
-  assert (network.num_classes, network.channels, network.output_stride) == (CLASSES, 16, 8)
+  assert (network.num_classes, network.channels, network.align_corners) == (CLASSES, 16, True)
 
 
 def test_dropout_works_in_training_and_only_there(tiny):
@@ -80,7 +81,7 @@ def reference(plan, seed=0, **fields):
   """A random PyTorch DeepLabV3 on the tiny ResNet, and our variables of the same values."""
   from tests.models import torch_reference
 
-  backbone = torch_reference.ResNet(plan, False, 16, True, "3x3")
+  backbone = torch_reference.ResNet(plan, False, 16, "64-64-128", "3x3")
   original = torch_reference.DeepLabV3(backbone, 128, 16, (2, 4, 6), CLASSES, **fields)
   torch_reference.randomize(original, seed)
   return original, models.Variables(*torch_reference.as_trees(original.state_dict()))
@@ -117,7 +118,7 @@ def test_resnet50_from_a_file_gives_the_originals_logits(tmp_path):
 
   plan = [[(1, 1, 1)] * 3, [(2, 1, 1)] + [(1, 1, 1)] * 3, [(1, 1, 1)] + [(1, 2, 2)] * 5]
   plan.append([(1, 4, 4), (1, 8, 8), (1, 16, 16)])
-  backbone = torch_reference.ResNet(plan, True, 64, True, "3x3")
+  backbone = torch_reference.ResNet(plan, True, 64, "64-64-128", "3x3")
   original = torch_reference.DeepLabV3(backbone, 2048, 16, (12, 24, 36), CLASSES)
   torch_reference.randomize(original, seed=4).eval()
   torch.save({"state_dict": original.state_dict()}, tmp_path / "whole.pth")
@@ -141,7 +142,7 @@ def test_training_gradients_and_statistics_equal_the_originals():
   network = models.build(config(dropout=0.0), CLASSES)
   batch = images((65, 80), batch=3)
   random = np.random.default_rng(1)
-  weights = [random.standard_normal((3, 9, 10, CLASSES)).astype(np.float32) for _ in range(2)]
+  weights = [random.standard_normal((3, 9, 11, CLASSES)).astype(np.float32) for _ in range(2)]
 
   logits, aux_logits = original(torch.tensor(batch).permute(0, 3, 1, 2).double())
   pairs = zip((logits, aux_logits), weights, strict=True)

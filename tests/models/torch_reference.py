@@ -36,17 +36,18 @@ class Block(nn.Module):
 class ResNet(nn.Module):
   """``dilations[i]`` lists stage i's blocks as (stride, dilation of the first 3x3, dilation of the second)."""
 
-  def __init__(self, plan, bottleneck, width, deep_stem, stride_on):
+  def __init__(self, plan, bottleneck, width, stem, stride_on, ceil_pool=True):
     super().__init__()
-    channels = 2 * width if deep_stem else width
-    if deep_stem:
-      parts = [conv(3, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU()]
-      parts += [conv(width, width, 3), nn.BatchNorm2d(width), nn.ReLU(), conv(width, channels, 3)]
+    first = {"7x7": width // 2, "32-32-64": width // 2, "64-64-128": width}[stem]
+    channels = 2 * first
+    if stem != "7x7":
+      parts = [conv(3, first, 3, 2), nn.BatchNorm2d(first), nn.ReLU()]
+      parts += [conv(first, first, 3), nn.BatchNorm2d(first), nn.ReLU(), conv(first, channels, 3)]
       self.conv1 = nn.Sequential(*parts)
     else:
       self.conv1 = conv(3, width, 7, 2)
     self.bn1 = nn.BatchNorm2d(channels)
-    self.pool = nn.MaxPool2d(3, 2, 1)
+    self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_pool)
     for i, blocks in enumerate(plan):
       stage = []
       for stride, *dilations in blocks:
@@ -55,9 +56,9 @@ class ResNet(nn.Module):
       setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
 
   def forward(self, x):
-    x = self.layer2(self.layer1(self.pool(self.bn1(self.conv1(x)).relu())))
-    x = self.layer3(x)
-    return x, self.layer4(x)
+    early = self.layer1(self.pool(self.bn1(self.conv1(x)).relu()))
+    middle = self.layer3(self.layer2(early))
+    return early, middle, self.layer4(middle)
 
 
 class ConvNormRelu(nn.Module):
@@ -97,14 +98,21 @@ class Head(nn.Module):
     return self.classifier(self.fuse(self.aspp(x)))
 
 
-class AuxHead(nn.Module):
-  def __init__(self, inputs, outputs, classes):
+class FCN(nn.Module):
+  def __init__(self, inputs, outputs, classes, convs=1, size=3, concat=False):
     super().__init__()
-    self.conv3x3 = ConvNormRelu(inputs, outputs, 3)
-    self.classifier = nn.Conv2d(outputs, classes, 1)
+    self.convs, self.concat = convs, concat
+    for i in range(convs):
+      setattr(self, f"conv{i}", ConvNormRelu(outputs if i else inputs, outputs, size))
+    if concat:
+      self.fuse = ConvNormRelu((outputs if convs else inputs) + inputs, outputs, size)
+    self.classifier = nn.Conv2d(outputs if convs or concat else inputs, classes, 1)
 
   def forward(self, x):
-    return self.classifier(self.conv3x3(x))
+    y = x
+    for i in range(self.convs):
+      y = getattr(self, f"conv{i}")(y)
+    return self.classifier(self.fuse(torch.cat([x, y], 1)) if self.concat else y)
 
 
 class DeepLabV3(nn.Module):
@@ -112,14 +120,14 @@ class DeepLabV3(nn.Module):
     super().__init__()
     self.backbone = backbone
     self.head = Head(inputs, outputs, rates, classes, project)
-    self.aux_head = AuxHead(inputs // 2, outputs, classes)
+    self.aux_head = FCN(inputs // 2, outputs, classes)
 
   def forward(self, images):
     """Takes ``[B,3,H,W]`` of 0 to 255; returns logits and auxiliary logits on their own grids."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=images.dtype).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=images.dtype).view(3, 1, 1)
-    stage3, stage4 = self.backbone((images / 255 - mean) / std)
-    return self.head(stage4), self.aux_head(stage3)
+    _, middle, last = self.backbone((images / 255 - mean) / std)
+    return self.head(last), self.aux_head(middle)
 
 
 def randomize(module, seed):

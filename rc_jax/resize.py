@@ -1,0 +1,89 @@
+"""Resampling between an image, its labels and a feature grid, with aligned corners or without."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+
+def upsample(x: ArrayLike, size: tuple[int, int], align_corners: bool = True) -> Array:
+  """Bilinear interpolation, as ``torch.nn.functional.interpolate(mode="bilinear")``.
+
+  With aligned corners, output pixel ``(y,x)`` reads the input at ``(y (h-1)/(H-1), x (w-1)/(W-1))``: corners map
+  to corners. Without, pixels are areas that tile the image: it reads at ``((y + 1/2) h/H - 1/2, ...)``, clamped
+  to the grid. A smaller ``size`` is sampled, not averaged.
+
+  Args:
+    x: ``[B,h,w,C]``.
+    size: ``(H,W)``.
+    align_corners: which of the two.
+
+  Returns:
+    ``[B,H,W,C]`` in the dtype of ``x``, or float32 where that is an integer.
+  """
+  x = jnp.asarray(x)
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = x.astype(jnp.float32)
+  if x.ndim != 4:
+    raise ValueError(f"what is resized must be [B,h,w,C], got {x.shape}")
+  pairs = zip(x.shape[1:3], size, strict=True)
+  rows, columns = (interpolation(*lengths, align_corners) for lengths in pairs)
+  return apply_separable(x, rows, columns)
+
+
+def apply_separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+  """Mixes the rows and the columns of a map: ``y[b,Y,X,c] = sum rows[Y,y] columns[X,x] x[b,y,x,c]``.
+
+  Args:
+    x: ``[B,h,w,C]``, float.
+    rows: ``[H,h]``.
+    columns: ``[W,w]``.
+
+  Returns:
+    ``[B,H,W,C]`` in the dtype of ``x``; sums are in float32.
+  """
+  # Two matrix products rather than gathers: their gradient is a matrix product too, where that of a gather
+  # scatters. Width first, because street images are wider than tall and the second product dominates.
+  options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+  wide = jnp.einsum("bhwc,Ww->bhWc", x, columns.astype(x.dtype), **options).astype(x.dtype)
+  return jnp.einsum("bhWc,Hh->bHWc", wide, rows.astype(x.dtype), **options).astype(x.dtype)
+
+
+def interpolation(source: int, target: int, align_corners: bool = True) -> np.ndarray:
+  """Returns the matrix ``[target,source]`` float32 of linear interpolation along one side; rows sum to 1."""
+  # In float64: at 2048 pixels float32 positions would be wrong in the fourth decimal.
+  if align_corners:
+    position = np.arange(target) * ((source - 1) / max(target - 1, 1))
+  else:
+    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+  return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
+
+
+def downsample_labels(labels: ArrayLike, size: tuple[int, int], align_corners: bool = True) -> Array:
+  """Nearest neighbour: the labels that the features of `upsample`'s grid stand for.
+
+  Args:
+    labels: ``[B,H,W]``.
+    size: ``(h,w)``. Row ``i`` is row ``i (H-1)/(h-1)`` of the input with aligned corners, ``(i + 1/2) H/h - 1/2``
+      without, to the nearest, halves up.
+    align_corners: as in `upsample`.
+
+  Returns:
+    ``[B,h,w]`` of the same dtype.
+  """
+  labels = jnp.asarray(labels)
+  if labels.ndim != 3:
+    raise ValueError(f"labels must be [B,H,W], got {labels.shape}")
+  pairs = zip(labels.shape[1:], size, strict=True)
+  rows, columns = (_nearest(*lengths, align_corners) for lengths in pairs)
+  return labels[:, rows[:, None], columns]
+
+
+def _nearest(source: int, target: int, align_corners: bool) -> np.ndarray:
+  """Indices ``[target]`` into ``source``, rounded in exact integers."""
+  index = np.arange(target)
+  if not align_corners:
+    return (2 * index + 1) * source // (2 * target)
+  steps = max(target - 1, 1)
+  return (2 * index * (source - 1) + steps) // (2 * steps)
