@@ -62,12 +62,23 @@ def defaults() -> Config:
     "3x3"  # the convolution of a bottleneck that strides: "3x3" (torchvision), "1x1" (Caffe)
   )
   config.model.ceil_pool = True  # the authors' max pooling; torchvision's and mmsegmentation's is False
+  # Of HRNets alone; their output stride is 4:
+  config.model.hrnet_upsample = (
+    "bilinear"  # as their authors segment; "bilinear-twice": mmsegmentation's; "nearest": timm's classifiers
+  )
   # Of single heads:
   config.model.aspp_rates = (12, 24, 36)  # the authors' code, at output stride 8
   config.model.aspp_project = False  # torchvision's 1x1 before the fusing 3x3; the authors have none
   config.model.fcn_convs = 1  # mmsegmentation's FCN: 2
   config.model.fcn_kernel_size = 3  # HRNetV2's: 1
   config.model.fcn_concat_input = False  # mmsegmentation's FCN: True
+  config.model.psp_bins = (1, 2, 3, 6)  # PSPNet: sides of the grids that the map is averaged to
+  config.model.early_channels = 48  # DeepLabV3+: what the finest stage is brought to
+  config.model.separable = True  # DeepLabV3+: depthwise separable 3x3 convolutions
+  config.model.ocr_key_channels = 256  # OCRNet: of queries, keys and values between pixels and object regions
+  config.model.danet_key_channels = 64  # DANet: of queries and keys between pixels
+  config.model.ccnet_recurrence = 2  # CCNet: rounds of criss-cross attention
+  config.model.encnet_codes = 32  # EncNet: codewords
   config.model.dropout = 0.1  # before the classifiers, as the authors' code
   config.model.dtype = "bfloat16"  # of activations; parameters, statistics and losses are float32
   config.model.bn_momentum = 0.9  # the share of the old statistic that stays: PyTorch's momentum 0.1
@@ -147,6 +158,7 @@ def validate(config: Config) -> None:
   _choice("contrast.centers", contrast.centers, CENTERS)
   _choice("contrast.bank_dtype", contrast.bank_dtype, ("float32", "bfloat16"))
   _choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+  _choice("model.hrnet_upsample", model.hrnet_upsample, ("bilinear", "bilinear-twice", "nearest"))
   _choice("model.pretrained_part", model.pretrained_part, ("backbone", "all"))
 
   for field in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
@@ -196,7 +208,11 @@ def validate(config: Config) -> None:
   _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "a probability in 0..1, below 1")
   _require(0 <= model.bn_momentum < 1, "model.bn_momentum", model.bn_momentum, "a share in 0..1, below 1")
   _require(model.bn_epsilon > 0, "model.bn_epsilon", model.bn_epsilon, "above 0")
-  for field in ("output_stride", "channels", "aux_channels", "fcn_kernel_size"):
+  _positive("model.psp_bins", model.psp_bins, "positive sides of pooling grids")
+  for field in (
+    *("output_stride", "channels", "aux_channels", "fcn_kernel_size", "early_channels", "ocr_key_channels"),
+    *("danet_key_channels", "ccnet_recurrence", "encnet_codes"),
+  ):
     _require(model[field] >= 1, f"model.{field}", model[field], "1 or more")
   for field in ("embedding_channels", "fcn_convs"):
     _require(model[field] >= 0, f"model.{field}", model[field], "0 or more")

@@ -60,7 +60,7 @@ def initial_values(rng: jax.Array, shapes: dict[str, Any]) -> dict[str, Any]:
 
 
 def initial_variables(
-  init: Callable[[jax.Array, jax.Array], dict[str, Any]], rng: jax.Array, images: jax.ShapeDtypeStruct
+  init: Callable[..., Any], rng: jax.Array, images: jax.ShapeDtypeStruct
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Draws the parameters and the statistics of a module.
 
