@@ -1,5 +1,6 @@
 """What the README shows works as it stands there."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -9,8 +10,36 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def example(word: str) -> str:
+  """The one block of Python in the README that holds ``word``."""
+  (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in code]
+  return code
+
+
+def test_the_network_of_ones_own_trains_and_is_scored(tmp_path: pathlib.Path) -> None:
+  code = example("models.BACKBONES")
+  assert len(code.splitlines()) < 40
+  (tmp_path / "mine.py").write_text(code)
+  fields = {
+    "train.steps": 8,
+    "train.log_every": 4,
+    "train.crop_size": 65,
+    "contrast.bank_size": 10,
+    "eval.batch_size": 20,
+  }
+  given = [f"--config.{field}={value}" for field, value in fields.items()]
+  flags = [f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}", *given]
+  finished = subprocess.run(
+    [sys.executable, "-m", "rc_jax.main", *flags], capture_output=True, text=True, cwd=ROOT
+  )
+  assert finished.returncode == 0, finished.stderr
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert lines[-1]["step"] == 8 and lines[-1]["miou"] > 0
+  assert lines[-2]["loss_contrast"] > 0  # the first steps have put keys into the banks
+
+
 def test_the_example_of_the_loss_alone_runs() -> None:
-  (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  code = example("region_contrast_loss")
   finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
   assert finished.returncode == 0, finished.stderr
   loss, queries = re.fullmatch(r"([\d.]+) over (\d+) queries\n", finished.stdout).groups()

@@ -172,7 +172,7 @@ def test_training_gradients_and_statistics_equal_the_originals():
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
-    ({"backbone": "resnet52"}, ("model.backbone", "'resnet52'", "resnet18", "closest is resnet50")),
+    ({"backbone": "resnet_50"}, ("model.backbone", "'resnet_50'", "resnet18", "closest is resnet50")),
     ({"name": "deeplab"}, ("model.name", "closest is deeplabv3")),
     ({"output_stride": 4}, ("model.output_stride", "4", "8, 16, 32")),
     ({"dtype": "bf16"}, ("model.dtype", "closest is bfloat16")),
