@@ -158,6 +158,7 @@ def validate(config: Config) -> None:
   _choice("contrast.centers", contrast.centers, CENTERS)
   _choice("contrast.bank_dtype", contrast.bank_dtype, ("float32", "bfloat16"))
   _choice("model.dtype", model.dtype, ("float32", "bfloat16"))
+  _require(model.output_stride >= 1, "model.output_stride", model.output_stride, "4, 8, 16 or 32")
   _choice("model.hrnet_upsample", model.hrnet_upsample, ("bilinear", "bilinear-twice", "nearest"))
   _choice("model.pretrained_part", model.pretrained_part, ("backbone", "all"))
 
@@ -210,7 +211,7 @@ def validate(config: Config) -> None:
   _require(model.bn_epsilon > 0, "model.bn_epsilon", model.bn_epsilon, "above 0")
   _positive("model.psp_bins", model.psp_bins, "positive sides of pooling grids")
   for field in (
-    *("output_stride", "channels", "aux_channels", "fcn_kernel_size", "early_channels", "ocr_key_channels"),
+    *("channels", "aux_channels", "fcn_kernel_size", "early_channels", "ocr_key_channels"),
     *("danet_key_channels", "ccnet_recurrence", "encnet_codes"),
   ):
     _require(model[field] >= 1, f"model.{field}", model[field], "1 or more")
