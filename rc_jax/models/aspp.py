@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.models.blocks import ConvNormRelu
+from rc_jax.models.blocks import ConvNormRelu, SeparableConvNormRelu
 
 
 class ASPP(nn.Module):
@@ -15,6 +15,7 @@ class ASPP(nn.Module):
     rates: dilations of the 3x3 branches.
     project: adds torchvision's 1x1 convolution back to ``features`` channels after the concatenation. The
       authors of RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
+    separable: the dilated branches are depthwise separable, as in DeepLabV3+.
   """
 
   features: int = 256
@@ -23,21 +24,24 @@ class ASPP(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  separable: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Computes ``[B,h,w,C] -> [B,h,w,(2+len(rates)) features]``, or ``[B,h,w,features]`` if ``project``."""
+    norm = (self.dtype, self.momentum, self.epsilon)
+    dilated = SeparableConvNormRelu if self.separable else ConvNormRelu
 
-    def branch(name: str, kernel_size: int, dilation: int = 1) -> ConvNormRelu:
-      return ConvNormRelu(
-        self.features, kernel_size, dilation, self.dtype, self.momentum, self.epsilon, name=name
-      )
+    def pointwise(name: str) -> ConvNormRelu:
+      return ConvNormRelu(self.features, 1, 1, *norm, name=name)
 
-    branches = [branch("conv1x1", 1)(x, train)]
-    branches += [branch(f"rate{i}", 3, rate)(x, train) for i, rate in enumerate(self.rates)]
+    branches = [pointwise("conv1x1")(x, train)]
+    branches += [
+      dilated(self.features, 3, rate, *norm, name=f"rate{i}")(x, train) for i, rate in enumerate(self.rates)
+    ]
     # Summed in float32: a bfloat16 sum over thousands of positions loses its digits.
     pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-    pooled = branch("pool", 1)(pooled, train)
+    pooled = pointwise("pool")(pooled, train)
     branches.append(jnp.broadcast_to(pooled, branches[0].shape))
     x = jnp.concatenate(branches, axis=-1)
-    return branch("project", 1)(x, train) if self.project else x
+    return pointwise("project")(x, train) if self.project else x

@@ -88,6 +88,44 @@ def _conv2d_backward(
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+  """Convolves each channel by itself, as PyTorch's ``Conv2d`` with ``groups = C`` and ``conv2d``'s padding.
+
+  Args:
+    x: ``[B,H,W,C]``.
+    kernel: ``[k,k,1,C]`` of the same dtype, ``k`` odd.
+    dilation: distance of the kernel's taps along both axes.
+
+  Returns:
+    ``[B,H,W,C]``. Both gradients are those of the convolution.
+  """
+  # On a CPU, the taps one by one take a tenth of the time of XLA's grouped convolution or less.
+  taps, grouped = (functools.partial(f, dilation=dilation) for f in (_depthwise_taps, _depthwise_xla))
+  y: jax.Array = lax.platform_dependent(x, kernel, cpu=taps, default=grouped)
+  return y
+
+
+def _depthwise_forward(
+  x: jax.Array, kernel: jax.Array, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return depthwise_conv2d(x, kernel, dilation), (x, kernel)
+
+
+def _depthwise_backward(
+  dilation: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = residuals
+  forms = (_depthwise_kernel_gradient_rows, _depthwise_kernel_gradient_xla)
+  rows, grouped = (functools.partial(f, dilation=dilation) for f in forms)
+  d_kernel = lax.platform_dependent(dy, x, kernel, cpu=rows, default=grouped)
+  # Padding is symmetric and there is no stride: the adjoint is the convolution with the kernel turned round.
+  return depthwise_conv2d(dy, kernel[::-1, ::-1], dilation), d_kernel
+
+
+depthwise_conv2d.defvjp(_depthwise_forward, _depthwise_backward)
+
+
 def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
   """3x3 maximum with stride 2 and padding 1, as PyTorch's ``MaxPool2d(3, 2, 1, ceil_mode=ceil)``.
 
@@ -143,6 +181,26 @@ class Conv(nn.Module):
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       y += bias.astype(self.dtype)
     return y
+
+
+class DepthwiseConv(nn.Module):
+  """``Conv2d`` with a group for each channel, without bias: parameter ``kernel [k,k,1,C]`` float32.
+
+  Attributes:
+    kernel_size: ``k``, odd.
+    dilation: distance of the kernel's taps.
+    dtype: of the computation and of the output.
+  """
+
+  kernel_size: int
+  dilation: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+    kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
+    return depthwise_conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation)
 
 
 def valid_taps(size: tuple[int, ...], kernel_size: int, stride: int, dilation: int) -> list[Tap]:
@@ -274,3 +332,57 @@ def _split_kernel_gradient(
     part = slice(start, start + SPLIT_CHANNELS)
     parts.append(_xla_kernel_gradient(dy[..., part], x, kernel[..., part], stride=stride, dilation=dilation))
   return jnp.concatenate(parts, axis=-1)
+
+
+def _depthwise_taps(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
+  parts = []
+  for tap in valid_taps(x.shape[1:3], kernel.shape[0], 1, dilation):
+    pixels, weights = _slice(x, tap.inputs, 1), kernel[tap.row, tap.column, 0]
+    parts.append((pixels.astype(jnp.float32) * weights.astype(jnp.float32), tap.outputs))
+  return _sum_placed(parts, 1, x.shape[1:3]).astype(x.dtype)
+
+
+def _depthwise_kernel_gradient_rows(
+  dy: jax.Array, x: jax.Array, kernel: jax.Array, *, dilation: int
+) -> jax.Array:
+  """Walks over the rows once, all taps together; a reduction for each tap takes several times as long."""
+  size = kernel.shape[0]
+  taps = valid_taps(x.shape[1:3], size, 1, dilation)
+  offsets = [(tap.row - size // 2) * dilation for tap in taps]
+  reach = max(offsets)  # of the taps that read pixels: less than the height
+  padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0)))
+
+  def add_row(i: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+    gradient = lax.dynamic_index_in_dim(dy, i, 1, keepdims=False).astype(jnp.float32)
+    added = []
+    for total, tap, offset in zip(sums, taps, offsets, strict=True):
+      pixels = lax.dynamic_index_in_dim(padded, i + reach + offset, 1, keepdims=False).astype(jnp.float32)
+      added.append(total + pixels[:, slice(*tap.inputs[1])] * gradient[:, slice(*tap.outputs[1])])
+    return added
+
+  widths = [tap.outputs[1][1] - tap.outputs[1][0] for tap in taps]
+  zeros = [jnp.zeros((x.shape[0], width, x.shape[3]), jnp.float32) for width in widths]
+  sums = lax.fori_loop(0, dy.shape[1], add_row, zeros)
+  gradient = jnp.zeros(kernel.shape, jnp.float32)
+  for total, tap in zip(sums, taps, strict=True):
+    gradient = gradient.at[tap.row, tap.column, 0].set(total.sum((0, 1)))
+  return gradient.astype(kernel.dtype)
+
+
+def _depthwise_xla(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
+  pad = dilation * (kernel.shape[0] // 2)
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    window_strides=(1, 1),
+    padding=((pad, pad), (pad, pad)),
+    rhs_dilation=(dilation, dilation),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=x.shape[3],
+  )
+
+
+def _depthwise_kernel_gradient_xla(
+  dy: jax.Array, x: jax.Array, kernel: jax.Array, *, dilation: int
+) -> jax.Array:
+  return jax.linear_transpose(lambda k: _depthwise_xla(x, k, dilation=dilation), kernel)(dy)[0]

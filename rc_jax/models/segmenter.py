@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from rc_jax.config import Config
 from rc_jax.models.conv import Conv
 from rc_jax.models.deeplabv3 import DeepLabV3Head
+from rc_jax.models.deeplabv3plus import DeepLabV3PlusHead
 from rc_jax.models.fcn import FCNHead
 from rc_jax.models.initial import initial_variables
+from rc_jax.models.ocrnet import OCRHead
 from rc_jax.models.outputs import Network, Outputs, Tree, Variables
+from rc_jax.models.pspnet import PSPHead
 from rc_jax.models.resnet import OUTPUT_STRIDES, RESNETS, STEMS, ResNet
 
 # The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
@@ -73,12 +76,40 @@ HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
     dropout=model.dropout,
     **numerics(model),
   ),
+  "deeplabv3plus": lambda model, classes: DeepLabV3PlusHead(
+    classes,
+    model.channels,
+    rates=tuple(model.aspp_rates),
+    project=model.aspp_project,
+    early_channels=model.early_channels,
+    separable=model.separable,
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
   "fcn": lambda model, classes: FCNHead(
     classes,
     model.channels,
     convs=model.fcn_convs,
     kernel_size=model.fcn_kernel_size,
     concat_input=model.fcn_concat_input,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+  "ocrnet": lambda model, classes: OCRHead(
+    classes,
+    model.channels,
+    key_channels=model.ocr_key_channels,
+    coarse_channels=model.aux_channels,
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+  "pspnet": lambda model, classes: PSPHead(
+    classes,
+    model.channels,
+    bins=tuple(model.psp_bins),
+    align_corners=model.align_corners,
     dropout=model.dropout,
     **numerics(model),
   ),

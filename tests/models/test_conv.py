@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rc_jax.models.conv import Conv, conv2d, max_pool, valid_taps
+from rc_jax.models.conv import Conv, conv2d, depthwise_conv2d, max_pool, valid_taps
 
 
 def xla_convolution(x, kernel, stride, dilation):
@@ -89,6 +89,53 @@ def test_other_platforms_get_xlas_convolution():
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 2  # the forward pass is not needed for the gradients
     assert "dot_general" not in text
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype"), [("cpu", "float32"), ("cpu", "bfloat16"), ("default", "float32")]
+)
+@pytest.mark.parametrize(
+  ("size", "kernel_size", "dilation"),
+  [((9, 12), 3, 1), ((8, 7), 5, 1), ((9, 8), 3, 3), ((9, 6), 3, 7), ((5, 8), 3, 12), ((1, 6), 3, 2)],
+)
+def test_depthwise_value_and_gradients_are_pytorchs(
+  size, kernel_size, dilation, platform, dtype, monkeypatch
+):
+  torch = pytest.importorskip("torch")
+  monkeypatch.setattr(lax, "platform_dependent", lambda *arrays, **forms: forms[platform](*arrays))
+  random = np.random.default_rng(0)
+  shapes = ((2, *size, 5), (kernel_size, kernel_size, 1, 5), (2, *size, 5))
+  x, kernel, dy = (jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes)
+
+  def both(x, kernel, dy):
+    y, gradients = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, dilation), x, kernel)
+    return y, *gradients(dy)
+
+  axes = ((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+  pixels, weight, gradient = (
+    torch.tensor(np.asarray(value, np.float64)).permute(order).requires_grad_()
+    for value, order in zip((x, kernel, dy), axes, strict=True)
+  )
+  reach = dilation * (kernel_size // 2)
+  y = torch.nn.functional.conv2d(pixels, weight, None, 1, reach, dilation, groups=5)
+  expected = [y, *torch.autograd.grad(y, (pixels, weight), gradient)]
+  back = ((0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0))
+  tolerance = 1e-6 if dtype == "float32" else 2**-8  # one rounding, of the result
+  for ours, theirs, order in zip(jax.jit(both)(x, kernel, dy), expected, back, strict=True):
+    theirs = theirs.detach().permute(order).numpy()
+    assert ours.shape == theirs.shape and ours.dtype == dtype
+    largest = np.abs(theirs).max()
+    np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=tolerance, atol=1e-6 * largest)
+
+
+def test_other_platforms_get_xlas_depthwise_convolution():
+  x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
+  gradients = jax.jit(lambda x, kernel: jax.vjp(depthwise_conv2d, x, kernel)[1](x))
+  traced = gradients.trace(x, kernel)
+  assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+  for platform in ("cuda", "tpu"):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == 2 and "stablehlo.while" not in text
 
 
 @pytest.mark.parametrize("ceil", [False, True])
