@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report")
+MODES = ("train", "eval", "predict", "report", "summary")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -81,6 +81,12 @@ def _run(argv: Sequence[str]) -> int:
 
   validate(config)
   config = config.copy_and_resolve_references()
+  if _MODE.value == "summary":
+    from rc_jax import summary
+
+    # Of a config, not of a run: no folder is looked at, and one process is enough.
+    summary.run(config)
+    return 0
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")

@@ -20,18 +20,25 @@ ROOMS = {
   "absl": ("main.py",),
   "ml_collections.config_flags": ("main.py",),
   "tensorflow": (),
-  "torch": ("pretrained.py",),
+  "torch": ("weight_files.py",),
 }
 
 # From the top of the house to its foundations: a module imports from its own floor or from floors below.
 FLOORS = (
   ("main.py",),
   ("train.py",),
-  ("predict.py", "report.py"),
+  ("predict.py", "report.py", "summary.py"),
   ("evaluate.py",),
   ("train_step.py",),
   ("inference.py",),
-  ("optimizer.py", "checkpoint.py", "pretrained.py"),
+  (
+    "optimizer.py",
+    "checkpoint.py",
+    "pretrained.py",
+    "weight_fields.py",
+    "weight_files.py",
+    "weight_names.py",
+  ),
   ("train_state.py",),
   ("models/", "data/", "losses.py", "metrics.py", "contrast/", "sharding.py", "run_log.py"),
   ("config.py", "resize.py", "__init__.py"),
