@@ -1,70 +1,55 @@
-"""Backbone weights from PyTorch's files, with an account of every array.
+"""Weights from elsewhere, with an account of every array.
 
-| in the file (torchvision's names) | in the network, below ``["backbone"]`` |
+| in the file, under our names (``rc_jax/weight_names.py``) | in the network |
 |---|---|
-| ``layer1.0.conv1.weight [O,I,k,k]`` | ``params["layer1"]["0"]["conv1"]["kernel"] [k,k,I,O]`` |
-| ``layer1.0.bn1.weight``, ``.bias`` | ``params["layer1"]["0"]["bn1"]["scale"]``, ``["bias"]`` |
-| ``layer1.0.bn1.running_mean``, ``.running_var`` | ``batch_stats["layer1"]["0"]["bn1"]["mean"]``, ``["var"]`` |
-
-The same rule holds for every other name, the deep stem's ``conv1.0`` to ``conv1.6`` included.
+| ``backbone.layer1.0.conv1.weight [O,I,k,k]`` | ``params["backbone"]["layer1"]["0"]["conv1"]["kernel"] [k,k,I,O]`` |
+| ``backbone.layer1.0.bn1.weight``, ``.bias`` | ``params["backbone"]["layer1"]["0"]["bn1"]["scale"]``, ``["bias"]`` |
+| ``backbone.layer1.0.bn1.running_mean``, ``.running_var`` | ``batch_stats[...]["bn1"]["mean"]``, ``["var"]`` |
 """
 
 import dataclasses
-import pathlib
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
+from rc_jax import weight_fields, weight_files, weight_names
+from rc_jax.config import Config
 from rc_jax.models import Variables
-from rc_jax.models.resnet import RESNETS, Layout
+from rc_jax.models.resnet import RESNETS
 
-# What wrappers (data parallel, compiled, a whole segmentation model) put before the backbone's own names.
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
-
-# The deep stem under the names that other releases give it: (a key that only they have, their name -> ours).
-DEEP_STEMS = (
-  ("stem.0.weight", {f"stem.{i}": f"conv1.{i}" for i in (0, 1, 3, 4, 6)} | {"stem.7": "bn1"}),
-  (
-    "conv3.weight",
-    {
-      "conv1": "conv1.0",
-      "bn1": "conv1.1",
-      "conv2": "conv1.3",
-      "bn2": "conv1.4",
-      "conv3": "conv1.6",
-      "bn3": "bn1",
-    },
-  ),
-)
-
-PARAMETERS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-STATISTICS = {"mean": "running_mean", "var": "running_var"}
+PARTS = ("backbone", "head", "aux_head", "projection")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of each array; names are the file's, without prefixes.
+  """What became of each array; names are the file's, those of ``missing`` ours.
 
   Attributes:
     path: the file.
     architecture: what the file holds, for example ``"resnet50 with a plain 7x7 stem"``.
     matched: arrays now in the network.
-    transposed: those of ``matched`` that changed their order of axes: the convolutions, ``OIHW -> HWIO``.
-    left_out: arrays of the file that the backbone has no place for, such as the classifier ``fc``.
-    missing: arrays of the backbone that the file lacks; they keep their fresh values.
+    transposed: those of ``matched`` that changed their order of axes, such as convolutions, ``OIHW -> HWIO``.
+    reordered: those of ``matched`` whose input channels changed their order.
+    folded: biases of convolutions that were subtracted from the mean of the BatchNorm behind.
+    left_out: arrays of the file that the requested part has no place for, such as a classifier ``fc``.
+    missing: arrays of the requested part that the file lacks; they keep their fresh values.
+    expected: fields of ``config.model`` that no shape tells, as the file's family has them.
+    different: those of them that the config has otherwise.
   """
 
   path: str
   architecture: str
   matched: tuple[str, ...]
   transposed: tuple[str, ...]
+  reordered: tuple[str, ...]
+  folded: tuple[str, ...]
   left_out: tuple[str, ...]
   missing: tuple[str, ...]
+  expected: tuple[str, ...]
+  different: tuple[str, ...]
 
   def summary(self) -> str:
     """Says all of it in one line; names, too, of what is missing or left out."""
@@ -74,195 +59,240 @@ class Report:
     others = [name for name in self.left_out if name not in counters]
     named = ", ".join(others + ([f"{len(counters)} num_batches_tracked"] if counters else []))
     left_out = f"{len(self.left_out)} left out" + (f" ({named})" if named else "")
-    return (
-      f"{self.path}: {self.architecture}; {len(self.matched)} arrays matched, {len(self.transposed)} of them "
-      f"transposed; {left_out}; {missing}"
-    )
+    changed = f"{len(self.transposed)} of them transposed"
+    for what, which in (("with input channels reordered", self.reordered), ("folded", self.folded)):
+      changed += f", {len(which)} {what} ({', '.join(which)})" if which else ""
+    line = f"{self.path}: {self.architecture}; {len(self.matched)} arrays matched, {changed}; {left_out}; {missing}"
+    if self.expected:
+      line += f"; such weights expect {' '.join(self.expected)}"
+    if self.different:
+      line += f"; WARNING: the config has {' '.join(self.different)}"
+    return line
 
 
-def load_backbone(path: str, variables: Variables) -> tuple[Variables, Report]:
-  """Fills the backbone with the weights of a file.
+def load(path: str, variables: Variables, config_model: Config) -> tuple[Variables, Report]:
+  """Fills a network, or its backbone, with the weights of a file.
 
   Args:
-    path: a ``.npz`` or ``.safetensors`` file, or a ``.pth`` that ``torch.save`` wrote (needs PyTorch); its
-      contents decide, whatever its extension. Arrays have torchvision's names, with or without a wrapper's
-      prefix, in any float dtype.
-    variables: of a network with a ResNet backbone.
+    path: a file that ``weight_files.read`` reads, under the names of any family of ``weight_names.translate``.
+    variables: of the network.
+    config_model: what the network was built from; its ``pretrained_part`` is ``"backbone"`` or ``"all"``.
 
   Returns:
-    Variables whose ``params["backbone"]`` and ``batch_stats["backbone"]`` hold the file's values in float32;
-    everything else is as it was. And the report.
+    Variables that hold the file's values in float32; what is outside the requested part is as it was. And the report.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file is none of the formats, holds another architecture, another shape or a value that is not
-      finite, or PyTorch is needed and missing.
+    ValueError: the file is none of the formats; holds another architecture, another shape or a value that is not
+      finite; lacks an array of the requested part, or has one that fits nowhere; or PyTorch is needed and missing.
   """
-  arrays = _rename(_read(path), path)
-  trees = {"params": variables.params["backbone"], "batch_stats": variables.batch_stats["backbone"]}
-  expected = {name: leaf.shape for name, leaf in _torch_names(trees).items()}
-  shapes = {
-    name: tuple(a.shape[i] for i in (2, 3, 1, 0)) if a.ndim == 4 else a.shape for name, a in arrays.items()
+  part = config_model.pretrained_part
+  arrays = {name: _float32(array) for name, array in weight_files.read(path).items()}
+  names = weight_names.translate(arrays)
+  _refuse_twice(path, names.ours)
+  trees = {"params": variables.params, "batch_stats": variables.batch_stats}
+  leaves = weight_names.our_names(**trees)
+  network = {name: _torch_shape(where[-1], _at(trees, where).shape) for name, where in leaves.items()}
+  found = {ours: arrays[name].shape for name, ours in names.ours.items()}
+  fields = _refuse_other_architecture(path, names, found, network, part)
+
+  requested = {name for name in network if part == "all" or name.startswith("backbone.")}
+  file_name = {ours: name for name, ours in names.ours.items()}
+  folded = {
+    ours: norm
+    for ours in found
+    if ours not in network and _requests(part, ours) and (norm := _norm_behind(ours, network))
   }
-  held = _architecture(shapes)
-  if held is None:
-    found = ", ".join(list(arrays)[:3]) or "nothing"
-    raise ValueError(
-      f"model.pretrained: {path} holds no ResNet: expected names like layer1.0.conv1.weight, found {found}"
-    )
-  wanted = _architecture(expected)
-  assert wanted is not None, "a network of rc_jax.models with a ResNet backbone"
-  if held.name != wanted.name:
-    raise ValueError(
-      f"model.pretrained: {path} holds {held}, but the network is {wanted}: "
-      f"set model.backbone={held.name}, or give a file of {wanted.name}"
-      if held.name in RESNETS
-      else f"model.pretrained: {path} holds {held}, but the network is {wanted}: give a file of {wanted.name}"
-    )
-  if held.deep_stem != wanted.deep_stem:
-    raise ValueError(
-      f"model.pretrained: {path} holds {held}, but the network is {wanted}: "
-      f"set model.stem={'64-64-128' if held.deep_stem else '7x7'}"
-    )
-  for name in expected.keys() & arrays.keys():
-    if shapes[name] != expected[name]:
+  parts_of_network = {name.partition(".")[0] for name in network}
+  has_auxiliary = any(ours.startswith("aux_head.") for ours in found)
+  stray = [
+    file_name[ours]
+    for ours in found
+    if ours not in network
+    and ours not in folded
+    and _requests(part, ours)
+    # An auxiliary head serves training alone; a network without one has no use for the file's.
+    and not (ours.startswith("aux_head.") and "aux_head" not in parts_of_network)
+  ]
+  missing = [name for name in sorted(requested) if name not in found]
+  refused = [
+    name
+    for name in missing
+    if not name.startswith("projection.") and (has_auxiliary or not name.startswith("aux_head."))
+  ]
+  architecture = weight_fields.describe(fields, weight_fields.classes(found)) if fields else "a network"
+  for name in sorted(requested & found.keys()):
+    if found[name] != network[name] and not (found[name] in ((), (1,)) and network[name] in ((), (1,))):
       raise ValueError(
-        f"model.pretrained: {path} has {name} of shape {shapes[name]} (axes as in the network), "
-        f"expected {expected[name]}: it seems to be a variant of {wanted.name} that is not built here"
+        f"model.pretrained: {path} has {file_name[name]} of shape {found[name]}, expected {network[name]}: "
+        f"it seems to be a variant of {architecture} that is not built here"
       )
+  if refused:
+    raise ValueError(
+      f"model.pretrained: {path} holds {architecture}, but lacks {_listed(refused)}: give a complete file"
+    )
+  if stray:
+    raise ValueError(
+      f"model.pretrained: {path} seems to hold {architecture}, but has {_listed(stray)}, which this network has "
+      "no place for: it is a variant that is not built here"
+    )
+
+  matched = [name for name, ours in names.ours.items() if ours in requested]
+  for name in [*matched, *(file_name[ours] for ours in folded)]:
     if not np.isfinite(arrays[name]).all():
       raise ValueError(f"model.pretrained: {path} has NaN or infinity in {name}: give an undamaged file")
-
-  def fill(tree: Mapping[str, Any], leaf_names: Mapping[str, str], prefix: str) -> dict[str, Any]:
-    filled: dict[str, Any] = {}
-    for key, leaf in tree.items():
-      name = f"{prefix}{leaf_names.get(key, '')}"
-      if isinstance(leaf, Mapping):
-        filled[key] = fill(leaf, leaf_names, f"{prefix}{key}.")
-      elif name not in arrays:
-        filled[key] = leaf
-      else:
-        array = arrays[name]
-        filled[key] = jnp.asarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array)
-    return filled
-
-  matched = tuple(name for name in arrays if name in expected)
+  values = {names.ours[name]: arrays[name] for name in matched}
+  reordered = _pool_last(names, values)
+  for ours, norm in folded.items():
+    values[norm] = values[norm] - arrays[file_name[ours]]
+  filled = {
+    leaves[ours]: _our_axes(leaves[ours][-1], array).reshape(_at(trees, leaves[ours]).shape)
+    for ours, array in values.items()
+  }
+  expected = weight_fields.untold(names.family, fields, part)
+  used = {*matched, *(file_name[ours] for ours in folded)}
   report = Report(
     path=str(path),
-    architecture=str(held),
-    matched=matched,
-    transposed=tuple(name for name in matched if arrays[name].ndim == 4),
-    left_out=tuple(name for name in arrays if name not in expected),
-    missing=tuple(name for name in expected if name not in arrays),
+    architecture=architecture,
+    matched=tuple(matched),
+    transposed=tuple(name for name in matched if leaves[names.ours[name]][-1] == "kernel"),
+    reordered=tuple(file_name[ours] for ours in reordered),
+    folded=tuple(file_name[ours] for ours in folded),
+    left_out=tuple(name for name in arrays if name not in used),
+    missing=tuple(missing),
+    expected=tuple(f"{field}={_shown(value)}" for field, value in expected.items()),
+    different=tuple(
+      f"model.{field}={_shown(config_model[field])}"
+      for field, value in expected.items()
+      if _shown(config_model[field]) != _shown(value)
+    ),
   )
-  params = variables.params | {"backbone": fill(trees["params"], PARAMETERS, "")}
-  batch_stats = variables.batch_stats | {"backbone": fill(trees["batch_stats"], STATISTICS, "")}
-  return Variables(params, batch_stats), report
+  return Variables(
+    _fill(variables.params, filled, ("params",)), _fill(variables.batch_stats, filled, ("batch_stats",))
+  ), report
 
 
-@dataclasses.dataclass(frozen=True)
-class _Architecture:
-  name: str
-  deep_stem: bool
-
-  def __str__(self) -> str:
-    return f"{self.name} with {'the deep stem of three 3x3' if self.deep_stem else 'a plain 7x7 stem'}"
-
-
-def _architecture(shapes: Mapping[str, tuple[int, ...]]) -> _Architecture | None:
-  """Tells a ResNet from its names and shapes (``HWIO``); None where there is none."""
-  blocks = []
-  for stage in (1, 2, 3, 4):
-    found = [re.match(rf"layer{stage}\.(\d+)\.conv1\.weight$", name) for name in shapes]
-    blocks.append(max((int(match[1]) + 1 for match in found if match), default=0))
-  width = shapes.get("layer1.0.conv1.weight")
-  if not all(blocks) or width is None:
-    return None
-  layout = Layout((blocks[0], blocks[1], blocks[2], blocks[3]), "layer1.0.conv3.weight" in shapes, width[-1])
-  name = next((name for name, known in RESNETS.items() if known == layout), None)
-  if name is None:
-    kind = "bottleneck" if layout.bottleneck else "basic"
-    name = f"a ResNet of {'-'.join(map(str, blocks))} {kind} blocks, {layout.width} channels wide"
-  return _Architecture(name, "conv1.0.weight" in shapes)
-
-
-def _torch_names(trees: Mapping[str, Any]) -> dict[str, Any]:
-  """Maps the name each leaf has in a file to the leaf."""
-  names: dict[str, Any] = {}
-
-  def visit(tree: Mapping[str, Any], leaf_names: Mapping[str, str], prefix: str) -> None:
-    for key, leaf in tree.items():
-      if isinstance(leaf, Mapping):
-        visit(leaf, leaf_names, f"{prefix}{key}.")
-      else:
-        names[prefix + leaf_names[key]] = leaf
-
-  visit(trees["params"], PARAMETERS, "")
-  visit(trees["batch_stats"], STATISTICS, "")
-  return names
-
-
-def _rename(arrays: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
-  """Strips prefixes, brings the deep stem's names to ours, and makes float16 and its like float32."""
-  renamed: dict[str, np.ndarray] = {}
-  for name, array in arrays.items():
-    while prefix := next((p for p in PREFIXES if name.startswith(p)), None):
-      name = name[len(prefix) :]
-    if name in renamed:
-      raise ValueError(
-        f"model.pretrained: {path} has {name} twice, under different prefixes: give one backbone"
-      )
-    # 8-byte and unsigned kinds are counters; every other dtype here, bfloat16 included, is a float of some width.
-    renamed[name] = array if array.dtype.kind in "iub" else array.astype(np.float32)
-  for key, stem in DEEP_STEMS:
-    if key in renamed:
-      split = {name: name.rpartition(".") for name in renamed}
-      renamed = {
-        f"{stem[layer]}.{leaf}" if layer in stem else name: renamed[name]
-        for name, (layer, _, leaf) in split.items()
-      }
-  return renamed
-
-
-def _read(path: str) -> dict[str, np.ndarray]:
-  """Reads all arrays of a file, in whichever of the three formats it is."""
-  file = pathlib.Path(path)
-  if not file.is_file():
-    raise FileNotFoundError(f"model.pretrained: {path} is not a file: give a .npz, .safetensors or .pth file")
-  with file.open("rb") as opened:
-    start = opened.read(9)
-  try:
-    if zipfile.is_zipfile(file):
-      with zipfile.ZipFile(file) as archive:
-        numpy_file = all(name.endswith(".npy") for name in archive.namelist())
-      if numpy_file:
-        with np.load(file, allow_pickle=False) as loaded:
-          return {name: loaded[name] for name in loaded.files}
-      return _read_torch(file)
-    if start[8:] == b"{":
-      return dict(safetensors.numpy.load_file(file))
-    if start[:1] == b"\x80":  # a pickle: torch.save before PyTorch 1.6
-      return _read_torch(file)
-  except ImportError as error:
+def _refuse_other_architecture(
+  path: str,
+  names: weight_names.Names,
+  found: weight_fields.Shapes,
+  network: weight_fields.Shapes,
+  part: str,
+) -> dict[str, Any]:
+  """Returns the fields that the file's arrays tell, where they are those of the network."""
+  ours = weight_fields.told(weight_names.translate(network), network)
+  held = weight_fields.told(names, found)
+  if "backbone" not in held and "backbone" in ours:
+    listed = ", ".join([*names.ours, *names.harmless][:3]) or "nothing"
     raise ValueError(
-      f"model.pretrained: reading {path} needs the package torch, which is not installed: "
-      "pip install torch, or convert the file to .safetensors or .npz"
-    ) from error
-  except Exception as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise ValueError(f"model.pretrained: {path} cannot be read, it may be damaged: {reason}") from error
-  raise ValueError(
-    f"model.pretrained: {path} is neither .npz, .safetensors nor .pth, by its first bytes {start[:4]!r}"
-  )
+      f"model.pretrained: {path} holds no ResNet or HRNet: expected names like layer1.0.conv1.weight, found {listed}"
+    )
+  if "backbone" not in ours:
+    return held
+  of_part = ("backbone", "stem") if part == "backbone" else tuple(ours)
+  different = {field: held[field] for field in of_part if field in held and held[field] != ours.get(field)}
+  held_classes, our_classes = weight_fields.classes(found), weight_fields.classes(network)
+  words = f"model.pretrained: {path} holds {weight_fields.describe(held, held_classes)}"
+  shown = {field: value for field, value in ours.items() if field in of_part}
+  but = f"but the network is {weight_fields.describe(shown, our_classes)}"
+  unbuilt = held["backbone"] not in RESNETS
+  if different and unbuilt:
+    raise ValueError(f"{words}, {but}: give a file of {ours['backbone']}")
+  alone = "set model.pretrained_part=backbone to import the backbone alone"
+  if part == "all" and "name" in ours and "name" not in held:
+    unknown = [name.partition("?")[2] for name in names.ours.values() if "?" in name]
+    without = f"and a head that is not built here ({unknown[0]})" if unknown else "and no head"
+    raise ValueError(f"{words} {without}: {alone}")
+  if different:
+    fields = " ".join(f"model.{field}={_shown(value)}" for field, value in different.items())
+    also = f", and {alone}" if part == "all" and held_classes != our_classes else ""
+    raise ValueError(f"{words}, {but}: set {fields}{also}, or give a file of {ours['backbone']}")
+  if part == "all" and held_classes != our_classes:
+    raise ValueError(f"{words}, {but}: {alone}")
+  return held
 
 
-def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
-  import torch  # optional: only this format needs it
+def _refuse_twice(path: str, ours: Mapping[str, str]) -> None:
+  seen = set()
+  for name in ours.values():
+    if name in seen:
+      plain = name.removeprefix("backbone.")
+      raise ValueError(
+        f"model.pretrained: {path} has {plain} twice, under different prefixes: give one network"
+      )
+    seen.add(name)
 
-  # weights_only: a pickle may otherwise run any code.
-  state = torch.load(file, map_location="cpu", weights_only=True)
-  for wrapper in ("state_dict", "model"):
-    if isinstance(state.get(wrapper), Mapping):
-      state = state[wrapper]
-  tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-  return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in tensors.items()}
+
+def _requests(part: str, name: str) -> bool:
+  return part == "all" or name.startswith("backbone.")
+
+
+def _norm_behind(bias: str, network: Mapping[str, Any]) -> str | None:
+  """Returns the name of the mean of the BatchNorm right behind a convolution whose bias the network has not."""
+  layer, _, leaf = bias.rpartition(".")
+  if leaf != "bias" or f"{layer}.weight" not in network:
+    return None
+  *path, last = layer.split(".")
+  candidates = [re.sub(r"^conv", "bn", last), f"{last}_bn"]
+  if last.isdigit():
+    candidates.append(str(int(last) + 1))
+  means = [".".join([*path, norm, "running_mean"]) for norm in candidates if norm != last]
+  return next((mean for mean in means if mean in network), None)
+
+
+def _pool_last(names: weight_names.Names, values: dict[str, np.ndarray]) -> list[str]:
+  """Moves the input channels of ASPP's pooled branch to the end, in place; returns what it changed."""
+  fuse, pool = "head.fuse.conv.weight", "head.aspp.pool.conv.weight"
+  if (names.family, names.head) not in weight_names.POOLED_FIRST or fuse not in values:
+    return []
+  values[fuse] = np.roll(values[fuse], -values[pool].shape[0], axis=1)
+  return [fuse]
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+  # 8-byte and unsigned kinds are counters; every other dtype here, bfloat16 included, is a float of some width.
+  return array if array.dtype.kind in "iub" else array.astype(np.float32)
+
+
+def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  if leaf != "kernel":
+    return tuple(shape)
+  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else tuple(shape[::-1])
+
+
+def _our_axes(leaf: str, array: np.ndarray) -> np.ndarray:
+  if leaf != "kernel":
+    return array
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _at(trees: Mapping[str, Any], path: Iterable[str]) -> Any:
+  node: Any = trees
+  for key in path:
+    node = node[key]
+  return node
+
+
+def _fill(
+  tree: Mapping[str, Any], filled: Mapping[tuple[str, ...], np.ndarray], path: tuple[str, ...]
+) -> dict[str, Any]:
+  """Replaces leaves; a part of the tree without any is the same object as before."""
+  result: dict[str, Any] = {}
+  for key, leaf in tree.items():
+    here = (*path, key)
+    if not any(where[: len(here)] == here for where in filled):
+      result[key] = leaf
+    elif isinstance(leaf, Mapping):
+      result[key] = _fill(leaf, filled, here)
+    else:
+      result[key] = jnp.asarray(filled[here])
+  return result
+
+
+def _shown(value: Any) -> str:
+  return "(" + ",".join(map(str, value)) + ")" if isinstance(value, list | tuple) else str(value)
+
+
+def _listed(names: Sequence[str]) -> str:
+  shown = ", ".join(names[:12])
+  return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -228,7 +228,7 @@ def initial_state(
   """
   variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
   if config.model.pretrained and fresh:
-    variables, imported = pretrained.load_backbone(config.model.pretrained, variables)
+    variables, imported = pretrained.load(config.model.pretrained, variables, config.model)
     say(imported.summary())
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
   bank = None

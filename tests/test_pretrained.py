@@ -10,11 +10,13 @@ import safetensors.numpy
 from rc_jax import models, pretrained
 from tests.models.test_segmenter import config
 
+PLAIN = config(stem="7x7")
+
 
 @pytest.fixture(scope="module")
 def fresh():
   """Variables of the tiny ResNet with a plain stem."""
-  return models.build(config(stem="7x7"), 5).init(jax.random.key(0))
+  return models.build(PLAIN, 5).init(jax.random.key(0))
 
 
 def torch_arrays(variables, seed=0, dtype=np.float32):
@@ -34,7 +36,7 @@ def test_values_land_at_their_names_transposed_and_in_float32(fresh, tmp_path):
   arrays = torch_arrays(fresh, dtype=np.float16)
   extra = {"fc.weight": np.ones((10, 128), np.float32), "bn1.num_batches_tracked": np.array(7)}
   np.savez(tmp_path / "weights.npz", **arrays, **extra)
-  variables, report = pretrained.load_backbone(str(tmp_path / "weights.npz"), fresh)
+  variables, report = pretrained.load(str(tmp_path / "weights.npz"), fresh, PLAIN)
   kernel = variables.params["backbone"]["layer2"]["0"]["downsample"]["0"]["kernel"]
   expected = arrays["layer2.0.downsample.0.weight"].astype(np.float32)
   assert kernel.dtype == np.float32 and kernel.shape == (1, 1, 16, 32)
@@ -66,15 +68,13 @@ def test_values_land_at_their_names_transposed_and_in_float32(fresh, tmp_path):
     assert words in summary
 
 
-def test_what_the_file_lacks_is_reported_and_kept(fresh, tmp_path):
+def test_what_the_file_lacks_is_an_error(fresh, tmp_path):
   arrays = torch_arrays(fresh)
-  del arrays["layer4.1.bn2.running_var"]
+  del arrays["layer4.1.bn2.running_var"], arrays["layer1.0.conv2.weight"]
   np.savez(tmp_path / "weights.npz", **arrays)
-  variables, report = pretrained.load_backbone(str(tmp_path / "weights.npz"), fresh)
-  assert report.missing == ("layer4.1.bn2.running_var",)
-  assert "1 missing (layer4.1.bn2.running_var)" in report.summary()
-  kept = variables.batch_stats["backbone"]["layer4"]["1"]["bn2"]["var"]
-  np.testing.assert_array_equal(kept, fresh.batch_stats["backbone"]["layer4"]["1"]["bn2"]["var"])
+  lacks = r"lacks backbone\.layer1\.0\.conv2\.weight, backbone\.layer4\.1\.bn2\.running_var: "
+  with pytest.raises(ValueError, match=lacks):
+    pretrained.load(str(tmp_path / "weights.npz"), fresh, PLAIN)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.backbone.", "_orig_mod.encoder."])
@@ -82,7 +82,7 @@ def test_prefixes_of_wrappers_are_stripped(fresh, tmp_path, prefix):
   arrays = {prefix + name: array for name, array in torch_arrays(fresh).items()}
   arrays["decode_head.conv_seg.weight"] = np.ones((3, 3, 1, 1), np.float32)
   np.savez(tmp_path / "weights.npz", **arrays)
-  _, report = pretrained.load_backbone(str(tmp_path / "weights.npz"), fresh)
+  _, report = pretrained.load(str(tmp_path / "weights.npz"), fresh, PLAIN)
   assert not report.missing and report.left_out == ("decode_head.conv_seg.weight",)
 
 
@@ -98,7 +98,7 @@ def test_other_names_of_the_deep_stem(tmp_path):
     split = {name: name.rpartition(".") for name in arrays}
     renamed = {f"{names.get(layer, layer)}.{leaf}": arrays[name] for name, (layer, _, leaf) in split.items()}
     np.savez(tmp_path / "weights.npz", **renamed)
-    variables, report = pretrained.load_backbone(str(tmp_path / "weights.npz"), deep)
+    variables, report = pretrained.load(str(tmp_path / "weights.npz"), deep, config())
     assert not report.missing and not report.left_out
     last = variables.params["backbone"]["conv1"]["6"]["kernel"]
     np.testing.assert_array_equal(last, arrays["conv1.6.weight"].transpose(2, 3, 1, 0))
@@ -109,7 +109,7 @@ def test_other_names_of_the_deep_stem(tmp_path):
 def test_contents_decide_not_the_extension(fresh, tmp_path, name):
   arrays = torch_arrays(fresh)
   safetensors.numpy.save_file(arrays, tmp_path / name)
-  variables, report = pretrained.load_backbone(str(tmp_path / name), fresh)
+  variables, report = pretrained.load(str(tmp_path / name), fresh, PLAIN)
   assert not report.missing
   stem = variables.params["backbone"]["conv1"]["kernel"]
   np.testing.assert_array_equal(stem, arrays["conv1.weight"].transpose(2, 3, 1, 0))
@@ -124,7 +124,7 @@ def test_pytorch_files(fresh, tmp_path, legacy, wrapper):
   state["module.layer1.0.conv1.weight"] = state["module.layer1.0.conv1.weight"].bfloat16()
   saved = {wrapper: state, "epoch": 3} if wrapper else state
   torch.save(saved, tmp_path / "weights.pth", _use_new_zipfile_serialization=not legacy)
-  variables, report = pretrained.load_backbone(str(tmp_path / "weights.pth"), fresh)
+  variables, report = pretrained.load(str(tmp_path / "weights.pth"), fresh, PLAIN)
   assert not report.missing
   kernel = variables.params["backbone"]["layer1"]["0"]["conv1"]["kernel"]
   np.testing.assert_allclose(kernel, arrays["layer1.0.conv1.weight"].transpose(2, 3, 1, 0), rtol=1e-2)
@@ -142,7 +142,7 @@ def test_a_pytorch_file_without_pytorch(fresh, tmp_path, monkeypatch):
 
   monkeypatch.setattr(builtins, "__import__", without_torch)
   with pytest.raises(ValueError, match=r"weights.pth needs the package torch.*pip install torch.*\.npz"):
-    pretrained.load_backbone(str(path), fresh)
+    pretrained.load(str(path), fresh, PLAIN)
 
 
 def save(path, arrays):
@@ -160,7 +160,7 @@ def test_another_architecture_is_named_with_the_field_to_change(fresh, tmp_path)
     (unknown, ("a ResNet of 2-2-3-2 basic blocks, 16 channels wide", "give a file of resnet_tiny")),
   ):
     with pytest.raises(ValueError) as error:
-      pretrained.load_backbone(save(tmp_path / "weights.npz", arrays), fresh)
+      pretrained.load(save(tmp_path / "weights.npz", arrays), fresh, PLAIN)
     assert "\n" not in str(error.value)
     for word in (*words, "weights.npz", "model.pretrained"):
       assert word in str(error.value)
@@ -187,14 +187,15 @@ def test_damaged_and_foreign_files(fresh, tmp_path):
     (str(tmp_path / "none.npz"), FileNotFoundError, "none.npz is not a file"),
   ):
     with pytest.raises(kind, match=words) as error:
-      pretrained.load_backbone(path, fresh)
+      pretrained.load(path, fresh, PLAIN)
     assert "\n" not in str(error.value)
 
 
 def test_the_real_resnet50_is_complete(shared_dir):
   path = shared_dir / "weights" / "resnet50_imagenet.npz"
-  network = models.build(config(backbone="resnet50", multi_grid=(2, 2, 4), stem="7x7", stride_on="1x1"), 5)
-  variables, report = pretrained.load_backbone(str(path), network.init(jax.random.key(0)))
+  model = config(backbone="resnet50", multi_grid=(2, 2, 4), stem="7x7", stride_on="1x1")
+  network = models.build(model, 5)
+  variables, report = pretrained.load(str(path), network.init(jax.random.key(0)), model)
   assert report.architecture == "resnet50 with a plain 7x7 stem"
   assert (len(report.matched), len(report.transposed)) == (265, 53)
   assert not report.missing and not report.left_out

@@ -123,15 +123,14 @@ def test_resnet50_from_a_file_gives_the_originals_logits(tmp_path):
   torch_reference.randomize(original, seed=4).eval()
   torch.save({"state_dict": original.state_dict()}, tmp_path / "whole.pth")
 
-  network = models.build(config(backbone="resnet50", multi_grid=(2, 2, 4), aspp_rates=(12, 24, 36)), CLASSES)
-  variables, report = pretrained.load_backbone(str(tmp_path / "whole.pth"), network.init(jax.random.key(0)))
+  model = config(backbone="resnet50", multi_grid=(2, 2, 4), aspp_rates=(12, 24, 36), pretrained_part="all")
+  network = models.build(model, CLASSES)
+  variables, report = pretrained.load(str(tmp_path / "whole.pth"), network.init(jax.random.key(0)), model)
   assert not report.missing
-  head, statistics = (tree["head"] for tree in torch_reference.as_trees(original.state_dict()))
-  params, batch_stats = variables.params | {"head": head}, variables.batch_stats | {"head": statistics}
   batch = images((66, 97), batch=1)
   with torch.no_grad():
     theirs = original(torch.tensor(batch).permute(0, 3, 1, 2).float())[0].permute(0, 2, 3, 1).numpy()
-  ours = jax.jit(network.predict)(params, batch_stats, batch).logits
+  ours = jax.jit(network.predict)(*variables, batch).logits
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
 
 
