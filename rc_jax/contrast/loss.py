@@ -8,6 +8,7 @@ from jax.typing import ArrayLike
 
 from rc_jax.contrast.memory_bank import MemoryBank, check_belong
 from rc_jax.contrast.region_centers import RegionCenters
+from rc_jax.contrast.streamed import streamed_contrast
 
 BATCH_SCOPES = ("image", "batch")
 
@@ -44,9 +45,9 @@ def region_contrast_loss(
   """
   check_belong(centers, bank)
   temperature = _as_temperature(temperature)
-  return _mean_over_queries(
-    *_contrast(centers.vectors, centers.present, bank.keys, bank.valid, temperature), temperature
-  )
+  queries = jnp.asarray(centers.vectors, jnp.float32)
+  present = jnp.asarray(centers.present, bool)
+  return _mean_over_queries(*streamed_contrast(queries, present, bank, temperature), temperature)
 
 
 def batch_contrast_loss(

@@ -1,13 +1,18 @@
 """Memory banks: the latest region centers of every class, as keys for the contrastive loss."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from rc_jax.contrast.region_centers import RegionCenters
+
+# Banks on a mesh have a multiple of so many slots a class.
+SLOT_MULTIPLE = 256
 
 
 @jax.tree_util.register_dataclass
@@ -19,14 +24,29 @@ class MemoryBank:
     keys: ``[N,M,C]``, float; class ``n``'s keys lie in slots ``0..count[n]-1``.
     cursor: ``[N]`` int32 in ``0..M-1``; the slot that the class's next key overwrites.
     count: ``[N]`` int32 in ``0..M``; how many of the class's slots have ever been written.
+    padding: slots at the end of ``keys`` that are never written, so that devices divide its slots; ``keys`` is then
+      ``[N,M+padding,C]``.
+    mesh: the devices over which the slots are spread; None: every device that computes holds all of them.
+    axis: the axis of the mesh that they are spread over.
   """
 
   keys: Array
   cursor: Array
   count: Array
+  padding: int = dataclasses.field(default=0, metadata={"static": True})
+  mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
+  axis: str = dataclasses.field(default="data", metadata={"static": True})
 
   @classmethod
-  def create(cls, num_classes: int, capacity: int, dim: int, dtype: DTypeLike = jnp.float32) -> "MemoryBank":
+  def create(
+    cls,
+    num_classes: int,
+    capacity: int,
+    dim: int,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    axis: str = "data",
+  ) -> "MemoryBank":
     """An empty bank.
 
     Args:
@@ -34,24 +54,49 @@ class MemoryBank:
       capacity: ``M``, slots for each class; the paper's choice is the number of training images.
       dim: ``C``, length of a key.
       dtype: of the keys; bfloat16 halves the memory.
+      mesh: spreads the slots over the devices along ``axis``; None: no mesh.
+      axis: a name of the mesh's axes.
 
     Raises:
-      ValueError: when a size is not positive or the dtype is not floating.
+      ValueError: when a size is not positive, the dtype is not floating or the mesh has no such axis.
     """
     for name, size in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
       if size < 1:
         raise ValueError(f"{name} of a memory bank must be at least 1, got {size}")
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(f"dtype of a memory bank must be floating, got {jnp.dtype(dtype).name}; try bfloat16")
+    if mesh is None:
+      padding = 0
+    elif axis not in mesh.shape:
+      raise ValueError(f"axis: the mesh has no {axis!r}; its axes are {', '.join(map(repr, mesh.shape))}")
+    else:
+      # The same on 1, 2, 4, ... 256 devices, so that a checkpoint of one number fits another.
+      padding = -capacity % math.lcm(mesh.shape[axis], SLOT_MULTIPLE)
+
+    def zeros(shape: tuple[int, ...], dtype: DTypeLike, spec: PartitionSpec) -> Array:
+      if mesh is None:
+        return jnp.zeros(shape, dtype)
+      # Born where it will live: whole, it may not fit one device.
+      return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, spec))()
+
+    slots = PartitionSpec(None, axis)
     return cls(
-      keys=jnp.zeros((num_classes, capacity, dim), dtype),
-      cursor=jnp.zeros(num_classes, jnp.int32),
-      count=jnp.zeros(num_classes, jnp.int32),
+      keys=zeros((num_classes, capacity + padding, dim), dtype, slots),
+      cursor=zeros((num_classes,), jnp.int32, PartitionSpec()),
+      count=zeros((num_classes,), jnp.int32, PartitionSpec()),
+      padding=padding,
+      mesh=mesh,
+      axis=axis,
     )
 
   @property
+  def capacity(self) -> int:
+    """``M``, the keys that a class can hold."""
+    return self.keys.shape[1] - self.padding
+
+  @property
   def valid(self) -> Array:
-    """``[N,M]`` bool: the slots that have been written, the only ones ever read."""
+    """``[N,M]`` bool (with padding, ``[N,M+padding]``): the slots that have been written, the only ones ever read."""
     return jnp.arange(self.keys.shape[1]) < self.count[:, None]
 
 
@@ -74,23 +119,39 @@ def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
   Source: RegionContrast, section 3.2.3.
   """
   check_belong(centers, bank)
-  num_classes, capacity, _ = bank.keys.shape
+  num_classes, capacity = bank.keys.shape[0], bank.capacity
   present = jnp.asarray(centers.present, jnp.int32)  # [B,N]
   rank = jnp.cumsum(present, axis=0, dtype=jnp.int32) - present  # [B,N]: how many of the class come before
   total = present.sum(axis=0, dtype=jnp.int32)  # [N]
 
   # Of two centers that would share a slot only the later is written, so that no slot is written twice and the
-  # order in which the hardware scatters cannot matter. The others aim beyond the bank, where they are
+  # order in which the hardware scatters cannot matter. The others aim beyond all slots, where they are
   # dropped, each at an index of its own to keep the promise of unique indices.
   written = (present > 0) & (rank >= total - capacity)
-  beyond = capacity + jnp.arange(present.shape[0], dtype=jnp.int32)[:, None]
+  slots = bank.keys.shape[1]
+  beyond = slots + jnp.arange(present.shape[0], dtype=jnp.int32)[:, None]
   slot = jnp.where(written, (bank.cursor + rank) % capacity, beyond)  # [B,N]
-  keys = (
-    jnp.asarray(bank.keys)
-    .at[jnp.arange(num_classes), slot]
-    .set(jax.lax.stop_gradient(centers.vectors).astype(bank.keys.dtype), mode="drop", unique_indices=True)
-  )
-  return MemoryBank(
+  vectors = jax.lax.stop_gradient(centers.vectors).astype(bank.keys.dtype)
+  classes = jnp.arange(num_classes)
+
+  def write(keys: Array, slot: Array, vectors: Array) -> Array:
+    return keys.at[classes, slot].set(vectors, mode="drop", unique_indices=True)
+
+  def write_own(keys: Array, slot: Array, vectors: Array) -> Array:
+    # A device writes the slots that it holds; the others lie beyond its own, each still at an index of its own.
+    mine = slot - jax.lax.axis_index(bank.axis) * keys.shape[1]
+    return write(keys, jnp.where(mine >= 0, mine, slots + beyond), vectors)
+
+  keys = jnp.asarray(bank.keys)
+  if bank.mesh is None:
+    keys = write(keys, slot, vectors)
+  else:
+    own, whole = PartitionSpec(None, bank.axis), PartitionSpec()
+    keys = jax.shard_map(write_own, mesh=bank.mesh, in_specs=(own, whole, whole), out_specs=own)(
+      keys, slot, vectors
+    )
+  return dataclasses.replace(
+    bank,
     keys=keys,
     cursor=(bank.cursor + total) % capacity,
     count=jnp.minimum(bank.count + total, capacity),

@@ -1,5 +1,7 @@
 """The contrastive loss against Equation 4 written as loops over keys in float64."""
 
+import unittest.mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rc_jax import contrast
+from rc_jax.contrast import streamed
 
 B, N, M, C = 3, 4, 5, 6
 
@@ -91,7 +94,29 @@ def bank_loss(vectors, present, bank, temperature=0.2):
   return contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, temperature)
 
 
-bank_loss_and_gradient = jax.jit(jax.value_and_grad(bank_loss, has_aux=True))
+# How the banks pass by: all at once, or in turns that divide neither the queries nor the keys.
+FORMS = {
+  "materialised": {"MATERIALISED": 1 << 24},
+  "streamed": {"MATERIALISED": 0, "QUERY_BLOCK": 5, "KEY_TILE": 7},
+}
+
+
+def in_form(form):
+  """``bank_loss`` and its gradient in one of the two forms, compiled."""
+
+  def loss(vectors, present, bank, temperature):
+    with unittest.mock.patch.multiple(streamed, **FORMS[form]):
+      return bank_loss(vectors, present, bank, temperature)
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 3), has_aux=True))
+
+
+COMPILED = {form: in_form(form) for form in FORMS}
+
+
+def bank_loss_and_gradient(vectors, present, bank, temperature, form="materialised"):
+  found, (gradient, _) = COMPILED[form](vectors, present, bank, temperature)
+  return found, gradient
 
 
 def assert_matches(found, expected):
@@ -104,12 +129,33 @@ def assert_matches(found, expected):
     np.testing.assert_allclose(stats[name], value, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_bank_loss_is_equation_4(dtype, temperature):
-  centers, bank = random_centers(), random_bank(dtype=dtype)
-  found = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature)
-  assert_matches(found, bank_oracle(centers, bank, temperature))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2, 1.0])
+def test_bank_loss_is_equation_4(temperature, form):
+  centers, bank = random_centers(), random_bank()
+  (value, stats), (gradient, by_temperature) = COMPILED[form](
+    centers.vectors, centers.present, bank, temperature
+  )
+  expected = bank_oracle(centers, bank, temperature)
+  scale = max(1, np.abs(expected[1]).max())
+  assert_matches(((value, stats), gradient / scale), (expected[0], expected[1] / scale, expected[2]))
+  step = 1e-4 * temperature
+  higher, lower = (bank_oracle(centers, bank, temperature + d)[0] for d in (step, -step))
+  np.testing.assert_allclose(by_temperature, (higher - lower) / (2 * step), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bfloat16_bank_rounds_its_products_operands_and_nothing_else(form):
+  centers, bank = random_centers(), random_bank(dtype=jnp.bfloat16)
+  temperature = 0.25  # a power of two, so that rounding q / tau is rounding q
+  (value, stats), gradient = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature, form)
+  rounded = contrast.RegionCenters(centers.vectors.astype(jnp.bfloat16).astype(jnp.float32), centers.present)
+  expected = bank_oracle(rounded, bank, temperature)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+  # Here the weights of the keys are rounded as well.
+  np.testing.assert_allclose(gradient, expected[1], atol=2**-8 * np.abs(expected[1]).max())
+  for name, mean in expected[2].items():
+    np.testing.assert_allclose(stats[name], mean, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -139,8 +185,9 @@ def test_batch_loss_is_equation_4(scope, temperature):
 @example(present=np.zeros((B, N), bool), count=[5, 5, 5, 5], seed=0)  # no queries
 def test_any_masks(present, count, seed):
   centers, bank = random_centers(seed, present), random_bank(seed + 1, count)
-  found = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2)
-  assert_matches(found, bank_oracle(centers, bank))
+  for form in FORMS:
+    found = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2, form)
+    assert_matches(found, bank_oracle(centers, bank))
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -153,25 +200,27 @@ def test_any_presence_in_the_batch(scope, present, seed):
   assert stats["queries"] == expected_stats["queries"]
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [(0, 0, 0, 0), (0, 3, 0, 0)])
-def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count):
+def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count, form):
   centers = random_centers(3, np.ones((B, N), bool))
   (loss, stats), gradient = bank_loss_and_gradient(
-    centers.vectors, centers.present, random_bank(4, count), 0.2
+    centers.vectors, centers.present, random_bank(4, count), 0.2, form
   )
   assert loss == 0 and stats["queries"] == 0
   np.testing.assert_array_equal(gradient, 0)
   assert all(np.isfinite(value) for value in stats.values())
 
 
-def test_what_is_not_valid_is_never_read():
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_valid_is_never_read(form):
   centers, bank = random_centers(5), random_bank(6)
-  expected = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2)
+  expected = COMPILED[form](centers.vectors, centers.present, bank, 0.2)
   soiled = contrast.MemoryBank(
     keys=jnp.where(bank.valid[..., None], bank.keys, jnp.nan), cursor=bank.cursor, count=bank.count
   )
   vectors = jnp.where(centers.present[..., None], centers.vectors, jnp.nan)
-  found = bank_loss_and_gradient(vectors, centers.present, soiled, 0.2)
+  found = COMPILED[form](vectors, centers.present, soiled, 0.2)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   for scope in ("image", "batch"):
     clean = contrast.batch_contrast_loss(centers, scope)
@@ -189,10 +238,11 @@ def test_banks_are_constants():
   np.testing.assert_array_equal(jax.grad(loss)(bank.keys), 0)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("temperature", [1e-3, 1e3])
-def test_extreme_temperatures_stay_finite(temperature):
+def test_extreme_temperatures_stay_finite(temperature, form):
   centers, bank = random_centers(9), random_bank(10)
-  (loss, _), gradient = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature)
+  (loss, _), gradient = bank_loss_and_gradient(centers.vectors, centers.present, bank, temperature, form)
   assert np.isfinite(loss) and np.isfinite(gradient).all()
   if temperature > 1:  # all similarities count alike: log(1 + negatives), averaged over the queries
     negatives = int(bank.count.sum()) - np.asarray(bank.count)
@@ -206,7 +256,7 @@ def test_traced_temperature_and_jit_change_nothing():
   traced = jax.jit(contrast.region_contrast_loss)(centers, bank, jnp.float32(0.1))
   fixed = jax.jit(lambda c, b: contrast.region_contrast_loss(c, b, temperature=0.1))(centers, bank)
   for other in (traced, fixed):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), other, eager)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), other, eager)
 
 
 def test_bfloat16_centers_are_accumulated_in_float32():
