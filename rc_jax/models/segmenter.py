@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.config import Config
+from rc_jax.models.ccnet import CCNetHead
 from rc_jax.models.conv import Conv
+from rc_jax.models.danet import DANetHead
 from rc_jax.models.deeplabv3 import DeepLabV3Head
 from rc_jax.models.deeplabv3plus import DeepLabV3PlusHead
+from rc_jax.models.encnet import EncNetHead
 from rc_jax.models.fcn import FCNHead
 from rc_jax.models.initial import initial_variables
 from rc_jax.models.ocrnet import OCRHead
@@ -68,6 +71,20 @@ BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
 
 # A name of ``model.name`` -> from ``config.model`` and ``N`` to a module ``(Stages, train) -> Outputs``.
 HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
+  "ccnet": lambda model, classes: CCNetHead(
+    classes,
+    model.channels,
+    recurrence=model.ccnet_recurrence,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+  "danet": lambda model, classes: DANetHead(
+    classes,
+    model.channels,
+    key_channels=model.danet_key_channels,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
   "deeplabv3": lambda model, classes: DeepLabV3Head(
     classes,
     model.channels,
@@ -84,6 +101,13 @@ HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
     early_channels=model.early_channels,
     separable=model.separable,
     align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  ),
+  "encnet": lambda model, classes: EncNetHead(
+    classes,
+    model.channels,
+    codes=model.encnet_codes,
     dropout=model.dropout,
     **numerics(model),
   ),
