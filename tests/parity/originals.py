@@ -5,8 +5,14 @@ import importlib.machinery
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
+
+from rc_jax import models, pretrained
+from rc_jax.config import defaults
+from rc_jax.models.fcn import FCNHead
+from rc_jax.models.segmenter import BACKBONES, HEADS, PIXEL_MEAN, PIXEL_STD, numerics
 
 torch = pytest.importorskip("torch")
 
@@ -88,6 +94,20 @@ def randomize(module, seed):
   return module
 
 
+def imported(saved, folder, classes, **fields):
+  """Saves what ``torch.save`` takes, and imports it whole: the network, its config, its variables and the report.
+
+  ``fields`` are those of ``config.model``, in float32 and without dropout unless they say otherwise.
+  """
+  path = folder / "original.pth"
+  torch.save(saved, path)
+  model = defaults().model
+  model.update({"dtype": "float32", "dropout": 0.0, "pretrained_part": "all"} | fields)
+  network = models.build(model, classes)
+  variables, report = pretrained.load(str(path), network.init(jax.random.key(0)), model)
+  return network, model, variables, report
+
+
 def normalized(images):
   """Returns ``[B,3,H,W]`` as the originals take them, of uint8 ``[B,H,W,3]``: ImageNet's mean and deviation."""
   x = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
@@ -98,6 +118,29 @@ def normalized(images):
 def images(size, batch=1, seed=0):
   """Random ``[B,H,W,3]`` uint8."""
   return np.random.default_rng(seed).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+
+
+def both_logits(model, variables, batch):
+  """Logits and auxiliary logits in evaluation, where a network drops the latter: ``[B,h,w,N]`` each."""
+  classes = variables.params["aux_head"]["classifier"]["bias"].shape[0]
+  options = numerics(model)
+  parts = {
+    "backbone": BACKBONES[model.backbone](model),
+    "head": HEADS[model.name](model, classes),
+    "aux_head": FCNHead(classes, model.aux_channels, **options),
+  }
+
+  @jax.jit
+  def evaluate(variables, batch):
+    def applied(part, inputs):
+      trees = {"params": variables.params[part], "batch_stats": variables.batch_stats[part]}
+      return parts[part].apply(trees, inputs, False)
+
+    stages = applied("backbone", (batch - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD))
+    supervised = stages._replace(last=stages.middle)
+    return applied("head", stages).logits, applied("aux_head", supervised).logits
+
+  return evaluate(variables, batch)
 
 
 def assert_close(ours, theirs, tolerance=1e-4):
