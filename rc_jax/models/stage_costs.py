@@ -13,13 +13,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import (
+  ClosedJaxpr,
+  DebugInfo,
+  Jaxpr,
+  JaxprEqn,
+  Literal,
+  Var,
+  jaxpr_as_fun,
+  jaxprs_in_params,
+)
 
 from rc_jax.models.outputs import Network, Tree
 
 Path = tuple[str, ...]
 
 LEVELS = 2  # of a module's path, that a stage stands for
+
+# What is counted is XLA's program, not the machine code, of which this halves a CPU's compile time.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_backend_optimization_level": "0"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +137,7 @@ def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut
   leaves = [path for path, _ in _leaves(params)]
 
   def stage(leaf: Path) -> Path:
-    # A module that nn.jit or nn.remat wraps is one equation: its parts cannot be told apart.
+    # What nn.jit or nn.remat wraps is one equation of the module around it: its parts cannot be told apart.
     module = tuple(map(_module_name, leaf[:-1]))[:LEVELS]
     return module if module in traced else module[:1]
 
@@ -248,10 +260,12 @@ def _evaluate(equation: JaxprEqn, values: dict[Var, Any]) -> None:
   """Traces one equation again; what depends on the platform becomes what the attached one does."""
   inputs = list(dict.fromkeys(atom for atom in equation.invars if not isinstance(atom, Literal)))
   arrays = [values[var] for var in inputs]
-  alone = jaxpr_as_fun(ClosedJaxpr(Jaxpr([], inputs, equation.outvars, [equation], equation.effects), ()))
+  named = DebugInfo(equation.primitive.name, equation.primitive.name, None, None)
+  alone = Jaxpr([], inputs, equation.outvars, [equation], equation.effects, named)
+  function = jaxpr_as_fun(ClosedJaxpr(alone, ()))
   if equation.primitive.name == "platform_index":
     with jax.ensure_compile_time_eval():
-      outputs = alone(*arrays)
+      outputs = function(*arrays)
   elif equation.primitive.name == "cond" and not isinstance(arrays[0], jax.core.Tracer):
     # With all branches, the backward pass would keep what any platform's needs.
     branch = jaxpr_as_fun(equation.params["branches"][int(arrays[0])])
@@ -259,7 +273,7 @@ def _evaluate(equation: JaxprEqn, values: dict[Var, Any]) -> None:
       *(atom.val if isinstance(atom, Literal) else values[atom] for atom in equation.invars[1:])
     )
   else:
-    outputs = alone(*arrays)
+    outputs = function(*arrays)
   values.update(zip(equation.outvars, outputs, strict=True))
 
 
@@ -278,7 +292,7 @@ def _flops(equations: Sequence[JaxprEqn], leaving: Sequence[Var]) -> tuple[float
     return [values[var] for var in leaving]
 
   lowered = jax.jit(run).lower(*map(_array, inputs))
-  compiled = lowered.compile()
+  compiled = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
   countable = "custom-call" not in (compiled.as_text() or "")
   costs = (compiled if countable else lowered).cost_analysis()
   return float((costs or {}).get("flops", 0)), countable
