@@ -17,6 +17,7 @@ from rc_jax.models.deeplabv3 import DeepLabV3Head
 from rc_jax.models.deeplabv3plus import DeepLabV3PlusHead
 from rc_jax.models.encnet import EncNetHead
 from rc_jax.models.fcn import FCNHead
+from rc_jax.models.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
 from rc_jax.models.initial import initial_variables
 from rc_jax.models.ocrnet import OCRHead
 from rc_jax.models.outputs import Network, Outputs, Tree, Variables
@@ -59,6 +60,17 @@ def _resnet(model: Config) -> nn.Module:
   )
 
 
+def _hrnet(model: Config) -> nn.Module:
+  _choose("output_stride", model.output_stride, (OUTPUT_STRIDE,))
+  _choose("hrnet_upsample", model.hrnet_upsample, UPSAMPLINGS)
+  return HRNet(
+    layout=HRNETS[model.backbone],
+    upsampling=model.hrnet_upsample,
+    align_corners=bool(model.align_corners),
+    **numerics(model),
+  )
+
+
 # A name of ``model.backbone`` -> from ``config.model`` to a module ``(x [B,H,W,3], train) -> Stages``.
 BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
   "resnet18": _resnet,
@@ -67,6 +79,10 @@ BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
   "resnet101": _resnet,
   "resnet152": _resnet,
   "resnet_tiny": _resnet,
+  "hrnetv2_w18": _hrnet,
+  "hrnetv2_w32": _hrnet,
+  "hrnetv2_w48": _hrnet,
+  "hrnetv2_tiny": _hrnet,
 }
 
 # A name of ``model.name`` -> from ``config.model`` and ``N`` to a module ``(Stages, train) -> Outputs``.
