@@ -12,6 +12,12 @@ from rc_jax.models.initial import initial_values
 CLASSES = 5
 
 
+def compiled_once(function, *arguments):
+  """Compiles and runs a function; quickly compiled, since it is run once."""
+  options = {"xla_backend_optimization_level": 0}
+  return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
+
+
 def random_stages(early=None, middle=None, last=None):
   """Stages of standard normal values of the given shapes ``(B,h,w,C)``."""
   random = np.random.default_rng(0)
@@ -32,7 +38,7 @@ def assert_learns_in_bfloat16(module, stages):
     logits = [y.ravel() for y in (outputs.logits, outputs.aux_logits) if y is not None]
     return jnp.square(jnp.concatenate(logits) - 1).mean(), outputs
 
-  gradients, outputs = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+  gradients, outputs = compiled_once(jax.grad(loss, has_aux=True), variables["params"])
   assert outputs.logits.dtype == jnp.float32 and outputs.features.dtype == jnp.bfloat16
   assert outputs.aux_logits is None or outputs.aux_logits.dtype == jnp.float32
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((outputs, gradients)))

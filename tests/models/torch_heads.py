@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from rc_jax.models import Stages
+from tests.models.head_checks import compiled_once
 from tests.models.torch_reference import FCN, ConvNormRelu, as_trees, randomize
 
 
@@ -120,7 +121,7 @@ def assert_same_in_prediction(module, original, stages):
   with torch.no_grad():
     expected = [y.permute(0, 2, 3, 1).numpy() for y in original(*as_tensors(stages, torch.float32))]
   variables = {"params": params, "batch_stats": batch_stats}
-  outputs = jax.jit(lambda variables, stages: module.apply(variables, stages, False))(variables, stages)
+  outputs = compiled_once(lambda *given: module.apply(*given, False), variables, stages)
   for ours, theirs in zip(outputs[: len(expected)], expected, strict=True):
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
@@ -146,7 +147,7 @@ def assert_same_in_training(module, original, stages):
     pairs = zip(outputs[: len(weights)], weights, strict=True)
     return sum((y * w).sum() for y, w in pairs), updates["batch_stats"]
 
-  gradients, statistics = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, stages)
+  gradients, statistics = compiled_once(jax.grad(loss, (0, 1), has_aux=True), params, stages)
 
   def close(path, ours, theirs):
     where, largest = jax.tree_util.keystr(path), np.abs(theirs).max()

@@ -1,0 +1,37 @@
+"""PSPNet as mmsegmentation has it."""
+
+import pytest
+
+from tests.parity.encoder_decoders import (
+  CHANNELS,
+  COMMON,
+  RESNET_FIELDS,
+  assert_same_logits,
+  auxiliary,
+  narrow,
+  resnet_v1c,
+)
+
+__all__ = ["narrow"]
+
+
+def config(backbone, channels):
+  head = COMMON | {"type": "PSPHead", "in_channels": channels, "in_index": 3, "channels": CHANNELS}
+  head["pool_scales"] = (1, 2, 3, 6)
+  return {
+    "type": "EncoderDecoder",
+    "backbone": backbone,
+    "decode_head": head,
+    "auxiliary_head": auxiliary(channels // 2),
+  }
+
+
+def test_logits_equal_mmsegmentations(tmp_path, narrow):
+  backbone, fields = narrow
+  assert_same_logits(tmp_path, config(backbone, 512), fields | {"name": "pspnet"})
+
+
+@pytest.mark.slow
+def test_logits_on_resnet50_equal_mmsegmentations(tmp_path):
+  fields = RESNET_FIELDS | {"name": "pspnet", "backbone": "resnet50", "multi_grid": (1, 1, 1)}
+  assert_same_logits(tmp_path, config(resnet_v1c(50), 2048), fields)
