@@ -9,9 +9,10 @@ torchvision's key names; the paper's networks have the deep stem, with torchvisi
 
 Scores that the paper reports on val (its tables 1 and 4), single scale, cross entropy -> RegionContrast:
 
-  | variant                      | backbone   | cross entropy | RegionContrast |
-  | ``cityscapes.py``            | ResNet-50  | 76.4          | 79.6           |
-  | ``cityscapes.py:resnet101``  | ResNet-101 | 79.0          | 81.3           |
+  | variant                       | backbone    | cross entropy | RegionContrast |
+  | ``cityscapes.py``             | ResNet-50   | 76.4          | 79.6           |
+  | ``cityscapes.py:resnet101``   | ResNet-101  | 79.0          | 81.3           |
+  | ``cityscapes.py:hrnetv2_w48`` | HRNetV2-W48 | 80.4          | 81.9           |
 
 and on the test server, for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip), 82.3.
 
@@ -21,13 +22,18 @@ divides 8 computes the same; how much memory each needs has not been measured ye
 
 from rc_jax.config import Config, defaults
 
+VARIANTS = ("resnet50", "resnet101", "hrnetv2_w48", "resnet101_test")
+
 
 def get_config(variant: str = "resnet50") -> Config:
-  """Returns the recipe; variants: ``resnet50``, ``resnet101``, ``resnet101_test`` (the paper's for the test server)."""
+  """Returns the recipe.
+
+  Variants: ``resnet50``, ``resnet101``, ``hrnetv2_w48``, and ``resnet101_test``, the paper's for the test server.
+  """
   variant = variant or "resnet50"
-  if variant not in ("resnet50", "resnet101", "resnet101_test"):
+  if variant not in VARIANTS:
     raise ValueError(
-      f"configs/cityscapes.py:{variant}: no such variant; expected resnet50, resnet101 or resnet101_test"
+      f"configs/cityscapes.py:{variant}: no such variant; expected one of {', '.join(VARIANTS)}"
     )
   config = defaults()
   config.dataset.name = "cityscapes"  # 2975 images to train on, 500 to score; 19 classes
@@ -64,6 +70,14 @@ def get_config(variant: str = "resnet50") -> Config:
   config.eval.crop_size = (769, 769)
   config.train.eval_every = 2_000
   config.train.checkpoint_every = 1_000
+
+  if variant == "hrnetv2_w48":
+    # All four resolutions side by side, a 1x1 over them, a classifier. The contrast reads a linear projection.
+    config.model.name = "fcn"
+    config.model.output_stride = 4
+    config.model.channels = 720
+    config.model.fcn_kernel_size = 1
+    config.model.embedding_channels = 256
 
   if variant == "resnet101_test":
     # Table 5: train + val, OHEM with threshold 0.7 and 100,000 pixels kept, several scales and mirror images.

@@ -12,7 +12,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 VARIANTS = {
   "demo": ["", "baseline"],
   "camvid": ["", "cpu"],
-  "cityscapes": ["", "resnet50", "resnet101", "resnet101_test"],
+  "cityscapes": ["", "resnet50", "resnet101", "hrnetv2_w48", "resnet101_test"],
 }
 
 
