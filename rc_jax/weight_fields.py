@@ -11,6 +11,9 @@ Shapes = Mapping[str, tuple[int, ...]]  # our name -> shape with PyTorch's axes,
 
 # A head's own part, in files that have our names.
 _MARKS = (
+  ("head.position.", "danet"),
+  ("head.attention.", "ccnet"),
+  ("head.encoding.", "encnet"),
   ("head.coarse.", "ocrnet"),
   ("head.early.", "deeplabv3plus"),
   ("head.bin0.", "pspnet"),
@@ -83,6 +86,10 @@ def told(names: Names, shapes: Shapes) -> dict[str, Any]:
       fields["fcn_kernel_size"] = first[-1]
   if head == "ocrnet":
     fields["ocr_key_channels"] = shapes.get("head.query0.conv.weight", (0,))[0]
+  if head == "danet":
+    fields["danet_key_channels"] = shapes.get("head.position.attention.query.weight", (0,))[0]
+  if head == "encnet":
+    fields["encnet_codes"] = shapes.get("head.encoding.codewords", (0,))[0]
   return fields
 
 

@@ -28,6 +28,26 @@ _SEPARABLE: Rules = (
 
 # Below ``decode_head.``, a head of ``rc_jax.models.HEADS`` each. Which of them a file holds is found by trying all.
 MMSEGMENTATION_HEADS: dict[str, Rules] = {
+  "ccnet": (
+    (r"decode_head\.convs\.0\.", "head.before."),
+    (r"decode_head\.convs\.1\.", "head.after."),
+    (r"decode_head\.cca\.(query|key|value)_conv\.", r"head.attention.\1."),
+    (r"decode_head\.cca\.gamma\.scale", "head.attention.gamma"),
+    (r"decode_head\.conv_cat\.", "head.fuse."),
+    (r"decode_head\.conv_seg\.", "head.classifier."),
+  ),
+  "danet": (
+    (r"decode_head\.pam_in_conv\.", "head.position.before."),
+    (r"decode_head\.pam_out_conv\.", "head.position.after."),
+    (r"decode_head\.pam_conv_seg\.", "head.position.classifier."),
+    (r"decode_head\.pam\.gamma\.scale", "head.position.attention.gamma"),
+    (r"decode_head\.cam_in_conv\.", "head.channel.before."),
+    (r"decode_head\.cam_out_conv\.", "head.channel.after."),
+    (r"decode_head\.cam_conv_seg\.", "head.channel.classifier."),
+    (r"decode_head\.cam\.gamma\.scale", "head.channel.attention.gamma"),
+    (r"decode_head\.pam\.(query|key|value)_project\.", r"head.position.attention.\1."),
+    (r"decode_head\.conv_seg\.", "head.classifier."),
+  ),
   "deeplabv3": (
     (r"decode_head\.image_pool\.1\.", "head.aspp.pool."),
     (r"decode_head\.aspp_modules\.0\.", "head.aspp.conv1x1."),
@@ -51,6 +71,16 @@ MMSEGMENTATION_HEADS: dict[str, Rules] = {
       (rf"decode_head\.sep_bottleneck\.(\d+)\.{theirs}", rf"head.refine\1.{ours}")
       for theirs, ours in _SEPARABLE
     ),
+    (r"decode_head\.conv_seg\.", "head.classifier."),
+  ),
+  "encnet": (
+    (r"decode_head\.bottleneck\.", "head.reduce."),
+    (r"decode_head\.enc_module\.encoding_project\.", "head.project."),
+    (r"decode_head\.enc_module\.encoding\.0\.codewords", "head.encoding.codewords"),
+    (r"decode_head\.enc_module\.encoding\.0\.scale", "head.encoding.smoothing"),
+    (r"decode_head\.enc_module\.encoding\.1\.", "head.encoding.bn."),
+    (r"decode_head\.enc_module\.fc\.0\.", "head.gate."),
+    (r"decode_head\.se_layer\.", "head.presence."),
     (r"decode_head\.conv_seg\.", "head.classifier."),
   ),
   "fcn": (

@@ -41,13 +41,14 @@ def test_logits_and_regions_equal_mmsegmentations(tmp_path, narrow):
 
 
 @pytest.mark.parametrize(
-  ("name", "layout"),
-  [("tiny", TINY), pytest.param("hrnetv2_w18", HRNETS["hrnetv2_w18"], marks=pytest.mark.slow)],
+  ("name", "layout", "training_batch"),
+  [("tiny", TINY, 0), pytest.param("hrnetv2_w18", HRNETS["hrnetv2_w18"], 3, marks=pytest.mark.slow)],
 )
-def test_logits_and_regions_on_hrnets_equal_mmsegmentations(tmp_path, tiny, name, layout):
+def test_logits_and_regions_on_hrnets_equal_mmsegmentations(tmp_path, tiny, name, layout, training_batch):
   backbone, read = test_hrnet.mmsegmentations(layout)
   config = cascade(backbone, test_hrnet.fcn(read, 15 * layout.width), read)
-  assert_same_logits(tmp_path, config, test_hrnet.fields(name, name="ocrnet", ocr_key_channels=KEYS))
+  fields = test_hrnet.fields(name, name="ocrnet", ocr_key_channels=KEYS)
+  assert_same_logits(tmp_path, config, fields, training_batch)
 
 
 @pytest.mark.slow

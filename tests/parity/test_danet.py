@@ -1,0 +1,12 @@
+"""DANet as mmsegmentation has it."""
+
+from tests.parity.encoder_decoders import narrow
+from tests.parity.outputs_of_training import assert_same_outputs, built
+
+__all__ = ["narrow"]
+
+
+def test_logits_equal_mmsegmentations(tmp_path, narrow):
+  backbone, fields = narrow
+  original = built(backbone, type="DAHead", pam_channels=6)
+  assert_same_outputs(tmp_path, original, **fields, name="danet", danet_key_channels=6)

@@ -1,0 +1,120 @@
+"""HRNets: timm's branches, and mmsegmentation's whole networks on them."""
+
+import jax
+import numpy as np
+import pytest
+
+from rc_jax.models.hrnet import HRNETS, HRNet, Layout
+from rc_jax.models.segmenter import BACKBONES
+from tests.parity import originals
+from tests.parity.encoder_decoders import COMMON, FIELDS, NORM, assert_same_logits
+
+TINY = Layout(6, modules=(1, 2, 1), blocks=1)
+
+
+def mmsegmentations(layout):
+  """The backbone of mmsegmentation's configs named ``hr<width>``, of any layout."""
+  branches = [layout.width * 2**i for i in range(4)]
+  extra = {"stage1": stage(1, "BOTTLENECK", layout.blocks, (layout.stem,))}
+  for i, modules in enumerate(layout.modules, start=2):
+    extra[f"stage{i}"] = stage(modules, "BASIC", layout.blocks, tuple(branches[:i]))
+  read = {"in_channels": branches, "in_index": (0, 1, 2, 3), "input_transform": "resize_concat"}
+  return {"type": "HRNet", "norm_cfg": NORM, "extra": extra}, read
+
+
+def stage(modules, block, blocks, channels):
+  branches = len(channels)
+  return {
+    "num_modules": modules,
+    "num_branches": branches,
+    "block": block,
+    "num_blocks": (blocks,) * branches,
+    "num_channels": channels,
+  }
+
+
+def fcn(read, channels):
+  return (
+    COMMON
+    | read
+    | {"type": "FCNHead", "channels": channels, "kernel_size": 1, "num_convs": 1}
+    | {"concat_input": False}
+  )
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+  monkeypatch.setitem(HRNETS, "tiny", TINY)
+  monkeypatch.setitem(BACKBONES, "tiny", BACKBONES["hrnetv2_w18"])
+
+
+def fields(backbone, **more):
+  hrnet = {"backbone": backbone, "output_stride": 4, "hrnet_upsample": "bilinear-twice"}
+  return FIELDS | hrnet | more
+
+
+@pytest.mark.parametrize(
+  ("name", "layout"),
+  [("tiny", TINY), pytest.param("hrnetv2_w18", HRNETS["hrnetv2_w18"], marks=pytest.mark.slow)],
+)
+def test_fcn_equals_mmsegmentations(tmp_path, tiny, name, layout):
+  backbone, read = mmsegmentations(layout)
+  channels = 15 * layout.width
+  config = {"type": "EncoderDecoder", "backbone": backbone, "decode_head": fcn(read, channels)}
+  ours = fields(name, name="fcn", fcn_kernel_size=1, channels=channels)
+  assert_same_logits(tmp_path, config, ours, training_batch=0)
+
+
+def as_trees(state):
+  """timm's arrays as our trees: the names are the same."""
+  leaves = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
+  trees = {"params": {}, "batch_stats": {}}
+  for name, tensor in state.items():
+    *path, last = name.split(".")
+    if last == "num_batches_tracked" or path[0] in (
+      "incre_modules",
+      "downsamp_modules",
+      "final_layer",
+      "classifier",
+    ):
+      continue
+    array = tensor.numpy()
+    leaf = ("kernel" if array.ndim == 4 else "scale") if last == "weight" else leaves[last]
+    tree = trees["batch_stats" if leaf in ("mean", "var") else "params"]
+    for part in path:
+      tree = tree.setdefault(part, {})
+    tree[leaf] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+  return trees
+
+
+@pytest.mark.parametrize("width", [18, pytest.param(48, marks=pytest.mark.slow)])
+def test_branches_equal_timms(width):
+  timm = originals.timm()
+  original = originals.randomize(timm.create_model(f"hrnet_w{width}"), seed=2).eval()
+  module = HRNet(HRNETS[f"hrnetv2_w{width}"], upsampling="nearest", align_corners=False)
+  batch = originals.images((64, 96))
+  x = originals.normalized(batch)
+  with originals.torch.no_grad():
+    branches = original.stages(
+      original.act2(original.bn2(original.conv2(original.act1(original.bn1(original.conv1(x))))))
+    )
+    grid = branches[0].shape[2:]
+    resized = [originals.torch.nn.functional.interpolate(y, grid, mode="bilinear") for y in branches]
+  variables = as_trees(original.state_dict())
+  pixels = x.permute(0, 2, 3, 1).numpy()
+  stages = jax.jit(lambda v, x: module.apply(v, x, False))(variables, pixels)
+  originals.assert_close(stages.early, branches[0])
+  originals.assert_close(stages.last, originals.torch.cat(resized, 1))
+  assert stages.middle is None
+
+
+@pytest.mark.parametrize("width", [18, 32, 48])
+def test_as_many_parameters_as_timms(width):
+  timm = originals.timm()
+  original = timm.create_model(f"hrnet_w{width}")
+  beside = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
+  theirs = sum(p.numel() for name, p in original.named_parameters() if not name.startswith(beside))
+  module = HRNet(HRNETS[f"hrnetv2_w{width}"])
+  image = np.zeros((1, 64, 64, 3), np.float32)
+  shapes = jax.eval_shape(lambda rng: module.init(rng, image, False), jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == theirs
