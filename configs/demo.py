@@ -18,7 +18,8 @@ def get_config(variant: str = "") -> Config:
   config.model.backbone = "resnet_tiny"
   config.model.output_stride = 8
   config.model.multi_grid = (1, 1)
-  config.model.aspp_rates = (2, 4, 6)  # a 128 x 192 image has 17 x 25 features
+  config.model.aspp_rates = (2, 4, 6)  # a 128 x 192 image has 16 x 24 features
+  config.model.ceil_pool = False
   config.model.channels = 64
   config.model.dtype = "float32"  # CPUs compute it faster than bfloat16
 
