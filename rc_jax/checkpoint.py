@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from rc_jax import contrast
 from rc_jax.train_state import TrainState
 
 FOLDER = "checkpoints"
+BANK_ARRAYS = ("keys", "cursor", "count")  # where they lie is the template's to say
 
 # Orbax logs every file it opens, and an error once in each of its threads before it raises it here.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -116,7 +116,9 @@ class Checkpoints:
         f"{self.folder / str(step)}: does not fit this configuration: {_first_line(error)}"
       ) from error
     model, trainer = items["model"], items["trainer"]
-    bank = contrast.MemoryBank(**trainer["bank"]) if trainer["bank"] else None
+    bank = template.bank
+    if bank is not None:
+      bank = dataclasses.replace(bank, **trainer["bank"])
     state = TrainState(
       step=trainer["step"],
       params=model["params"],
@@ -272,11 +274,7 @@ def _model_item(state: TrainState) -> dict[str, Any]:
 
 def _trainer_item(state: TrainState) -> dict[str, Any]:
   # Plain dicts: a checkpoint can be read without this package's classes.
-  bank = (
-    {}
-    if state.bank is None
-    else {field.name: getattr(state.bank, field.name) for field in dataclasses.fields(state.bank)}
-  )
+  bank = {} if state.bank is None else {name: getattr(state.bank, name) for name in BANK_ARRAYS}
   return {"step": state.step, "opt_state": state.opt_state, "bank": bank}
 
 
