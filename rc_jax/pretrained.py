@@ -18,7 +18,6 @@ import numpy as np
 from rc_jax import weight_fields, weight_files, weight_names
 from rc_jax.config import Config
 from rc_jax.models import Variables
-from rc_jax.models.resnet import RESNETS
 
 PARTS = ("backbone", "head", "aux_head", "projection")
 
@@ -195,8 +194,7 @@ def _refuse_other_architecture(
   words = f"model.pretrained: {path} holds {weight_fields.describe(held, held_classes)}"
   shown = {field: value for field, value in ours.items() if field in of_part}
   but = f"but the network is {weight_fields.describe(shown, our_classes)}"
-  unbuilt = held["backbone"] not in RESNETS
-  if different and unbuilt:
+  if different and not weight_fields.is_built(held["backbone"]):
     raise ValueError(f"{words}, {but}: give a file of {ours['backbone']}")
   alone = "set model.pretrained_part=backbone to import the backbone alone"
   if part == "all" and "name" in ours and "name" not in held:

@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rc_jax.models.resnet import RESNETS, Layout
+from rc_jax.models import hrnet, resnet
+from rc_jax.models.hrnet import HRNETS
+from rc_jax.models.resnet import RESNETS
 from rc_jax.weight_names import Names
 
 Shapes = Mapping[str, tuple[int, ...]]  # our name -> shape with PyTorch's axes, ``[out,in,k,k]``
@@ -132,8 +134,15 @@ def untold(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
   return expected
 
 
+def is_built(backbone: str) -> bool:
+  """Tells a name that ``model.backbone`` takes from a description of one that is not built here."""
+  return backbone in RESNETS or backbone in HRNETS
+
+
 def _backbone(shapes: Shapes) -> dict[str, Any]:
-  """Tells a ResNet from its shapes; the name of one that is not built here is a description."""
+  """Tells a ResNet or an HRNet from its shapes; the name of one that is not built here is a description."""
+  if "backbone.stage2.0.branches.0.0.conv1.weight" in shapes:
+    return {"backbone": _hrnet(shapes)}
   blocks = []
   for stage in (1, 2, 3, 4):
     found = [re.match(rf"backbone\.layer{stage}\.(\d+)\.conv1\.weight$", name) for name in shapes]
@@ -142,7 +151,7 @@ def _backbone(shapes: Shapes) -> dict[str, Any]:
   if not all(blocks) or first is None:
     return {}
   bottleneck = "backbone.layer1.0.conv3.weight" in shapes
-  layout = Layout((blocks[0], blocks[1], blocks[2], blocks[3]), bottleneck, first[0])
+  layout = resnet.Layout((blocks[0], blocks[1], blocks[2], blocks[3]), bottleneck, first[0])
   name = next((name for name, known in RESNETS.items() if known == layout), None)
   if name is None:
     kind = "bottleneck" if bottleneck else "basic"
@@ -155,9 +164,26 @@ def _backbone(shapes: Shapes) -> dict[str, Any]:
   return {"backbone": name, "stem": stem}
 
 
+def _hrnet(shapes: Shapes) -> str:
+  def number(pattern: str) -> int:
+    found = [re.match(rf"backbone\.{pattern}", name) for name in shapes]
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+  modules = tuple(number(rf"stage{stage}\.(\d+)\.") for stage in (2, 3, 4))
+  width = shapes["backbone.stage2.0.branches.0.0.conv1.weight"][0]
+  layout = hrnet.Layout(
+    width,
+    modules=(modules[0], modules[1], modules[2]),
+    blocks=number(r"stage2\.0\.branches\.0\.(\d+)\."),
+    stem=shapes.get("backbone.conv1.weight", (0,))[0],
+  )
+  name = next((name for name, known in HRNETS.items() if known == layout), None)
+  return name or f"an HRNet of {'-'.join(map(str, modules))} modules, {width} channels wide"
+
+
 def describe(fields: Mapping[str, Any], num_classes: int | None) -> str:
   """Says in a clause which network it is: ``"pspnet on resnet50 with the deep stem 32-32-64, 19 classes"``."""
-  words = str(fields["backbone"])
+  words = str(fields.get("backbone", "a backbone of its own"))
   if "stem" in fields:
     stem = fields["stem"]
     words += " with a plain 7x7 stem" if stem == "7x7" else f" with the deep stem {stem}"

@@ -154,10 +154,15 @@ def test_another_architecture_is_named_with_the_field_to_change(fresh, tmp_path)
   deeper = torch_arrays(models.build(config(backbone="resnet18", stem="7x7"), 5).init(jax.random.key(0)))
   stemmed = torch_arrays(models.build(config(), 5).init(jax.random.key(0)))
   unknown = torch_arrays(fresh) | {"layer3.2.conv1.weight": np.ones((64, 64, 3, 3), np.float32)}
+  tiny = config(backbone="hrnetv2_tiny", output_stride=4)
+  hrnet = torch_arrays(models.build(tiny, 5).init(jax.random.key(0)))
+  wider = {"stage2.0.branches.0.0.conv1.weight": np.ones((16, 16, 3, 3), np.float32)}
   for arrays, words in (
     (deeper, ("holds resnet18 with a plain 7x7 stem", "network is resnet_tiny", "model.backbone=resnet18")),
     (stemmed, ("deep stem", "set model.stem=64-64-128")),
     (unknown, ("a ResNet of 2-2-3-2 basic blocks, 16 channels wide", "give a file of resnet_tiny")),
+    (hrnet, ("holds hrnetv2_tiny, but the network is resnet_tiny", "set model.backbone=hrnetv2_tiny,")),
+    (hrnet | wider, ("an HRNet of 1-1-1 modules, 16 channels wide", "give a file of resnet_tiny")),
   ):
     with pytest.raises(ValueError) as error:
       pretrained.load(save(tmp_path / "weights.npz", arrays), fresh, PLAIN)

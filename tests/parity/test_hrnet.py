@@ -6,9 +6,12 @@ import pytest
 
 from rc_jax.models.hrnet import HRNETS, HRNet, Layout
 from rc_jax.models.segmenter import BACKBONES
+from tests.models.head_checks import compiled_once
 from tests.parity import originals
 from tests.parity.encoder_decoders import COMMON, FIELDS, NORM, assert_same_logits
 
+# What timm's and the authors' classifiers have behind the branches.
+BESIDE = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
 TINY = Layout(6, modules=(1, 2, 1), blocks=1)
 
 
@@ -65,33 +68,11 @@ def test_fcn_equals_mmsegmentations(tmp_path, tiny, name, layout):
   assert_same_logits(tmp_path, config, ours, training_batch=0)
 
 
-def as_trees(state):
-  """timm's arrays as our trees: the names are the same."""
-  leaves = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
-  trees = {"params": {}, "batch_stats": {}}
-  for name, tensor in state.items():
-    *path, last = name.split(".")
-    if last == "num_batches_tracked" or path[0] in (
-      "incre_modules",
-      "downsamp_modules",
-      "final_layer",
-      "classifier",
-    ):
-      continue
-    array = tensor.numpy()
-    leaf = ("kernel" if array.ndim == 4 else "scale") if last == "weight" else leaves[last]
-    tree = trees["batch_stats" if leaf in ("mean", "var") else "params"]
-    for part in path:
-      tree = tree.setdefault(part, {})
-    tree[leaf] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-  return trees
-
-
 @pytest.mark.parametrize("width", [18, pytest.param(48, marks=pytest.mark.slow)])
-def test_branches_equal_timms(width):
+def test_branches_equal_timms(width, tmp_path):
+  """At a size that halves evenly: timm's classifiers take no other."""
   timm = originals.timm()
   original = originals.randomize(timm.create_model(f"hrnet_w{width}"), seed=2).eval()
-  module = HRNet(HRNETS[f"hrnetv2_w{width}"], upsampling="nearest", align_corners=False)
   batch = originals.images((64, 96))
   x = originals.normalized(batch)
   with originals.torch.no_grad():
@@ -100,9 +81,16 @@ def test_branches_equal_timms(width):
     )
     grid = branches[0].shape[2:]
     resized = [originals.torch.nn.functional.interpolate(y, grid, mode="bilinear") for y in branches]
-  variables = as_trees(original.state_dict())
+  ours = {"backbone": f"hrnetv2_w{width}", "output_stride": 4, "hrnet_upsample": "nearest", "name": "fcn"}
+  _, model, variables, report = originals.imported(
+    original.state_dict(), tmp_path, 5, pretrained_part="backbone", align_corners=False, **ours
+  )
+  assert report.architecture == f"hrnetv2_w{width}" and not report.missing and not report.different
+  assert all(name.startswith(BESIDE) for name in report.left_out if "num_batches_tracked" not in name)
+  trees = {"params": variables.params["backbone"], "batch_stats": variables.batch_stats["backbone"]}
+  module = BACKBONES[model.backbone](model)
   pixels = x.permute(0, 2, 3, 1).numpy()
-  stages = jax.jit(lambda v, x: module.apply(v, x, False))(variables, pixels)
+  stages = compiled_once(lambda v, x: module.apply(v, x, False), trees, pixels)
   originals.assert_close(stages.early, branches[0])
   originals.assert_close(stages.last, originals.torch.cat(resized, 1))
   assert stages.middle is None
@@ -112,8 +100,7 @@ def test_branches_equal_timms(width):
 def test_as_many_parameters_as_timms(width):
   timm = originals.timm()
   original = timm.create_model(f"hrnet_w{width}")
-  beside = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
-  theirs = sum(p.numel() for name, p in original.named_parameters() if not name.startswith(beside))
+  theirs = sum(p.numel() for name, p in original.named_parameters() if not name.startswith(BESIDE))
   module = HRNet(HRNETS[f"hrnetv2_w{width}"])
   image = np.zeros((1, 64, 64, 3), np.float32)
   shapes = jax.eval_shape(lambda rng: module.init(rng, image, False), jax.random.key(0))
