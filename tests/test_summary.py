@@ -128,13 +128,18 @@ def test_what_another_platform_would_keep_does_not_count(monkeypatch: pytest.Mon
   class Chooses(nn.Module):
     @nn.compact
     def __call__(self, stages, train):
-      x = Conv(4, 1, name="fuse")(stages.last)
+      x = Conv(4, 1, name="fuse")(stages.last @ jnp.ones((3, 4)))
       here, elsewhere = (lambda x: 2 * x), (lambda x: jnp.sin(jnp.cos(jnp.exp(x))))
       x = jax.lax.platform_dependent(x, cpu=here, default=elsewhere)
       return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x)
 
-  stages = by_name(measure(network(monkeypatch, Backbone((), jnp.float32), Chooses(), 4), (9, 9)))
-  assert stages["head/fuse"].kept_bytes == 81 * (3 + 4) * 4  # the image, and what the classifier reads
+  toy = network(monkeypatch, Backbone((("a", 3, 1, 1, 1, False),), jnp.float32), Chooses(), 4)
+  stages = by_name(measure(toy, (9, 9)))
+  assert stages["backbone/a"].kept_bytes == 81 * (3 * 4 + 3)  # the image, and ReLU's mask
+  assert stages["head/fuse"].kept_bytes == 81 * (4 + 4) * 4  # what it reads, and what the classifier reads
+  # A product before a module's first part is the module's too.
+  assert stages["backbone/a"].dense_flops == 2 * 81 * 3 * 3
+  assert stages["head/fuse"].dense_flops == 2 * 81 * (3 * 4 + 4 * 4)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -159,6 +164,7 @@ def test_parameters_and_outputs_of_the_tiny_recipe() -> None:
   assert stages["backbone/conv1+bn1"].shapes == ((13, 17, 32),)  # behind the pooling
   assert stages["backbone/layer3"].shapes == ((7, 9, 64),)  # once, though two heads read it
   assert stages["head/aspp"].shapes == ((7, 9, 5 * 16),)
+  assert stages["head/fuse"].shapes == ((7, 9, 16),)  # features, and the same with dropout
   assert stages["projection"].shapes == ((7, 9, 6),)
 
 
@@ -181,8 +187,11 @@ def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch)
       scale = self.param("scale", nn.initializers.ones, (8,))
       x = Attention(name="attention")(stages.last) * scale
       x = nn.Dropout(0.5)(x, deterministic=not train)
-      spare = Conv(CLASSES, 1, name="spare")(x) if train or self.is_initializing() else None
-      return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x, aux_logits=spare)
+      # Computed in prediction too, but nobody reads it there.
+      return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x, aux_logits=self.spare(x))
+
+    def spare(self, x):
+      return Conv(CLASSES, 1, name="spare")(x)
 
   class Wrapped(nn.Module):
     @nn.compact
@@ -192,7 +201,7 @@ def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch)
   cost = measure(network(monkeypatch, Wrapped(), OwnHead(), 8), (25, 33))
   stages = by_name(cost)
   # Remat makes one operation of all that it wraps.
-  assert list(stages) == ["backbone", "head/attention", "head", "head/spare", "head/classifier"]
+  assert list(stages) == ["backbone", "head/attention", "head", "head/classifier", "head/spare"]
   assert stages["backbone"].parameters == 9 * 3 * 8 + 16 + 9 * 8 * 8 + 16
   assert stages["head"].parameters == 8 and stages["head"].dense_flops == 0
   assert stages["head/spare"].predicting == 0 and stages["head/spare"].parameters == 8 * CLASSES

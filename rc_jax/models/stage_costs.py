@@ -138,7 +138,7 @@ def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut
 
   def stage(leaf: Path) -> Path:
     # What nn.jit or nn.remat wraps is one equation of the module around it: its parts cannot be told apart.
-    module = tuple(map(_module_name, leaf[:-1]))[:LEVELS]
+    module = leaf[:-1][:LEVELS]
     return module if module in traced else module[:1]
 
   known = {stage(leaf) for leaf in leaves}
@@ -167,29 +167,32 @@ def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut
 
 
 def _fill(direct: list[Path | None], paths: list[Path]) -> list[Path]:
-  """Gives each equation without a stage that of the nearest before it in the same module, or else the nearest."""
+  """Gives each equation without a stage that of the nearest before it in the same module, or else behind it."""
   found = list(direct)
-  for same_module in (True, False):
-    for order in (range(len(found)), range(len(found) - 1, -1, -1)):
-      last: dict[str, Path] = {}
-      for i in order:
-        module = paths[i][0] if same_module and paths[i] else ""
-        stage = direct[i]
-        if stage:
-          last[stage[0]] = last[""] = stage
-        elif found[i] is None and module in last:
-          found[i] = last[module]
+  for order in (range(len(found)), range(len(found) - 1, -1, -1)):
+    last: dict[str, Path] = {}
+    for i in order:
+      module = paths[i][0] if paths[i] else ""
+      stage = direct[i]
+      if stage:
+        last[stage[0]] = last[""] = stage
+      elif found[i] is None:
+        found[i] = last.get(module)
   return [path for path in found if path]
 
 
 def _module_path(scopes: str) -> Path:
-  """``Segmenter/backbone/layer1/0`` -> ``("backbone", "layer1", "0")``."""
-  return tuple(map(_module_name, scopes.split("/")[1:]))
+  """``Segmenter/backbone/layer1/0`` -> ``("backbone", "layer1", "0")``.
 
-
-def _module_name(scope: str) -> str:
-  """Flax names the scope of a method other than ``__call__`` ``module.method``."""
-  return scope.partition(".")[0]
+  Flax names the scope of a method other than ``__call__`` ``module.method``, and that of one which a module calls of
+  its own comes behind the module's: ``Segmenter/head/head.method``.
+  """
+  path: list[str] = []
+  for scope in scopes.split("/"):
+    module, method, _ = scope.partition(".")
+    if not (method and path and path[-1] == module):
+      path.append(module)
+  return tuple(path[1:])
 
 
 def _leaves(tree: Tree) -> list[tuple[Path, Any]]:
