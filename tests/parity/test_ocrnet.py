@@ -42,7 +42,11 @@ def test_logits_and_regions_equal_mmsegmentations(tmp_path, narrow):
 
 @pytest.mark.parametrize(
   ("name", "layout", "training_batch"),
-  [("tiny", TINY, 0), pytest.param("hrnetv2_w18", HRNETS["hrnetv2_w18"], 3, marks=pytest.mark.slow)],
+  [
+    ("tiny", TINY, 0),
+    pytest.param("tiny", TINY, 3, marks=pytest.mark.slow),
+    pytest.param("hrnetv2_w18", HRNETS["hrnetv2_w18"], 0, marks=pytest.mark.slow),
+  ],
 )
 def test_logits_and_regions_on_hrnets_equal_mmsegmentations(tmp_path, tiny, name, layout, training_batch):
   backbone, read = test_hrnet.mmsegmentations(layout)
@@ -55,4 +59,4 @@ def test_logits_and_regions_on_hrnets_equal_mmsegmentations(tmp_path, tiny, name
 def test_logits_on_resnet50_equal_mmsegmentations(tmp_path):
   fields = RESNET_FIELDS | {"name": "ocrnet", "backbone": "resnet50", "multi_grid": (1, 1, 1)}
   config = on_resnet(resnet_v1c(50), 2048)
-  assert_same_logits(tmp_path, config, fields | {"ocr_key_channels": KEYS})
+  assert_same_logits(tmp_path, config, fields | {"ocr_key_channels": KEYS}, training_batch=0)
