@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 from rc_jax.contrast.memory_bank import MemoryBank, check_belong
 from rc_jax.contrast.region_centers import RegionCenters
-from rc_jax.contrast.streamed import streamed_contrast
+from rc_jax.contrast.streamed import LEAST_BOUNDED_TEMPERATURE, streamed_contrast
 
 BATCH_SCOPES = ("image", "batch")
 
@@ -44,10 +44,13 @@ def region_contrast_loss(
   Source: RegionContrast, Eq. 4.
   """
   check_belong(centers, bank)
+  known = not isinstance(temperature, jax.core.Tracer)
+  bounded = known and bool(np.asarray(temperature) >= LEAST_BOUNDED_TEMPERATURE)
   temperature = _as_temperature(temperature)
   queries = jnp.asarray(centers.vectors, jnp.float32)
   present = jnp.asarray(centers.present, bool)
-  return _mean_over_queries(*streamed_contrast(queries, present, bank, temperature), temperature)
+  terms = streamed_contrast(queries, present, bank, temperature, bounded)
+  return _mean_over_queries(*terms, temperature)
 
 
 def batch_contrast_loss(

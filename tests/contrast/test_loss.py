@@ -94,27 +94,30 @@ def bank_loss(vectors, present, bank, temperature=0.2):
   return contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, temperature)
 
 
-# How the banks pass by: all at once, or in turns that divide neither the queries nor the keys.
+# How the banks pass by: all at once, or in turns that divide neither the queries nor the classes nor the slots.
 FORMS = {
-  "materialised": {"MATERIALISED": 1 << 24},
-  "streamed": {"MATERIALISED": 0, "QUERY_BLOCK": 5, "KEY_TILE": 7},
+  "at once": {"ONE_TILE": 1 << 24},
+  "three classes": {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 3 * M + 1},
+  "three slots": {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 3},
 }
 
 
 def in_form(form):
-  """``bank_loss`` and its gradient in one of the two forms, compiled."""
+  """``bank_loss`` in one of the two forms."""
 
   def loss(vectors, present, bank, temperature):
     with unittest.mock.patch.multiple(streamed, **FORMS[form]):
       return bank_loss(vectors, present, bank, temperature)
 
-  return jax.jit(jax.value_and_grad(loss, argnums=(0, 3), has_aux=True))
+  return loss
 
 
-COMPILED = {form: in_form(form) for form in FORMS}
+# Where tau is a value in the program nothing is known of it; where it is a constant, it may bound the logits.
+COMPILED = {form: jax.jit(jax.value_and_grad(in_form(form), argnums=(0, 3), has_aux=True)) for form in FORMS}
+BOUNDED = {form: jax.jit(jax.value_and_grad(in_form(form), has_aux=True), static_argnums=3) for form in FORMS}
 
 
-def bank_loss_and_gradient(vectors, present, bank, temperature, form="materialised"):
+def bank_loss_and_gradient(vectors, present, bank, temperature, form="at once"):
   found, (gradient, _) = COMPILED[form](vectors, present, bank, temperature)
   return found, gradient
 
@@ -138,7 +141,10 @@ def test_bank_loss_is_equation_4(temperature, form):
   )
   expected = bank_oracle(centers, bank, temperature)
   scale = max(1, np.abs(expected[1]).max())
-  assert_matches(((value, stats), gradient / scale), (expected[0], expected[1] / scale, expected[2]))
+  scaled = (expected[0], expected[1] / scale, expected[2])
+  assert_matches(((value, stats), gradient / scale), scaled)
+  found, gradient = BOUNDED[form](centers.vectors, centers.present, bank, temperature)
+  assert_matches((found, gradient / scale), scaled)
   step = 1e-4 * temperature
   higher, lower = (bank_oracle(centers, bank, temperature + d)[0] for d in (step, -step))
   np.testing.assert_allclose(by_temperature, (higher - lower) / (2 * step), rtol=1e-4, atol=1e-4)
@@ -186,8 +192,9 @@ def test_batch_loss_is_equation_4(scope, temperature):
 def test_any_masks(present, count, seed):
   centers, bank = random_centers(seed, present), random_bank(seed + 1, count)
   for form in FORMS:
-    found = bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2, form)
-    assert_matches(found, bank_oracle(centers, bank))
+    expected = bank_oracle(centers, bank)
+    assert_matches(bank_loss_and_gradient(centers.vectors, centers.present, bank, 0.2, form), expected)
+    assert_matches(BOUNDED[form](centers.vectors, centers.present, bank, 0.2), expected)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -213,8 +220,9 @@ def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_is_not_valid_is_never_read(form):
-  centers, bank = random_centers(5), random_bank(6)
+@pytest.mark.parametrize("count", [(M, 2, M, M), (0, M, 1, 3)])
+def test_what_is_not_valid_is_never_read(form, count):
+  centers, bank = random_centers(5), random_bank(6, count)
   expected = COMPILED[form](centers.vectors, centers.present, bank, 0.2)
   soiled = contrast.MemoryBank(
     keys=jnp.where(bank.valid[..., None], bank.keys, jnp.nan), cursor=bank.cursor, count=bank.count
@@ -222,6 +230,10 @@ def test_what_is_not_valid_is_never_read(form):
   vectors = jnp.where(centers.present[..., None], centers.vectors, jnp.nan)
   found = COMPILED[form](vectors, centers.present, soiled, 0.2)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+  found = BOUNDED[form](vectors, centers.present, soiled, 0.2)
+  jax.tree.map(
+    np.testing.assert_array_equal, found, BOUNDED[form](centers.vectors, centers.present, bank, 0.2)
+  )
   for scope in ("image", "batch"):
     clean = contrast.batch_contrast_loss(centers, scope)
     found = contrast.batch_contrast_loss(contrast.RegionCenters(vectors, centers.present), scope)

@@ -37,9 +37,14 @@ def run_checks() -> None:
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(centers.vectors)
     return value, stats, gradient, contrast.enqueue(bank, centers)
 
-  for form in ({"MATERIALISED": 1 << 24}, {"MATERIALISED": 0, "QUERY_BLOCK": 5, "KEY_TILE": 7}):
+  forms = (
+    {"ONE_TILE": 1 << 24},
+    {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 7},
+    {"ONE_TILE": 0, "KEY_TILE": 130},
+  )
+  for form in forms:
     with unittest.mock.patch.multiple(streamed, **form):
-      step = jax.jit(update)
+      step = jax.jit(update, static_argnums=2)
       one = contrast.MemoryBank.create(N, M, C)
       many = contrast.MemoryBank.create(N, M, C, mesh=mesh, axis="slots")
       assert many.keys.shape == (N, 256, C) and many.capacity == M
