@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import data, models, optimizer, sharding, train
+from rc_jax import contrast, data, models, optimizer, sharding, train
 from rc_jax.config import Config, square
 from rc_jax.train_step import make_train_step
 
@@ -29,6 +29,22 @@ def recipe(path: str) -> Config:
   return config
 
 
+def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
+  """Fills a bank with random unit vectors, a class at a time: whole, a second one may not fit."""
+  slots, dim = bank.keys.shape[1:]
+
+  def fill(keys: jax.Array, n: jax.Array) -> jax.Array:
+    rows = jax.random.normal(jax.random.fold_in(jax.random.key(seed), n), (slots, dim))
+    rows *= (jnp.arange(slots) < bank.capacity)[:, None] / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    return keys.at[n].set(rows.astype(keys.dtype))
+
+  fill = jax.jit(fill, donate_argnums=0, out_shardings=bank.keys.sharding)
+  keys = bank.keys
+  for n in range(keys.shape[0]):
+    keys = fill(keys, n)
+  return dataclasses.replace(bank, keys=keys, count=jnp.full_like(bank.count, bank.capacity))
+
+
 def one_step(config: Config) -> Callable[[], Any]:
   """Returns a function that makes one update, compiled, and returns its metrics; full banks, made-up images."""
   info = data.info(config.dataset.name)
@@ -36,13 +52,7 @@ def one_step(config: Config) -> Callable[[], Any]:
   mesh = sharding.global_mesh()
   state, update_rule = train.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)
   if state.bank is not None:
-    keys = jax.random.normal(jax.random.key(1), state.bank.keys.shape)
-    full = dataclasses.replace(
-      state.bank,
-      keys=(keys / jnp.linalg.norm(keys, axis=-1, keepdims=True)).astype(state.bank.keys.dtype),
-      count=jnp.full_like(state.bank.count, state.bank.keys.shape[1]),
-    )
-    state = dataclasses.replace(state, bank=sharding.put_replicated(full, mesh))
+    state = dataclasses.replace(state, bank=full_bank(state.bank))
   rng = np.random.default_rng(0)
   size = (config.train.batch_size, *square(config.train.crop_size))
   # Blocks of a class, so that an image holds regions; noise would put every class into every image.

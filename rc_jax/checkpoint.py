@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from rc_jax import contrast
 from rc_jax.train_state import TrainState
 
 FOLDER = "checkpoints"
@@ -104,9 +105,12 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
+    trainer = _abstract(_trainer_item(template))
+    if template.bank is not None:
+      trainer["bank"]["keys"] = self._saved_keys(step, template.bank)
     args = ocp.args.Composite(
       model=ocp.args.StandardRestore(_abstract(_model_item(template))),
-      trainer=ocp.args.StandardRestore(_abstract(_trainer_item(template))),
+      trainer=ocp.args.StandardRestore(trainer),
       data=ocp.args.JsonRestore(),
     )
     try:
@@ -118,7 +122,8 @@ class Checkpoints:
     model, trainer = items["model"], items["trainer"]
     bank = template.bank
     if bank is not None:
-      bank = dataclasses.replace(bank, **trainer["bank"])
+      arrays = trainer["bank"]
+      bank = dataclasses.replace(bank, **arrays | {"keys": _refit(arrays["keys"], bank)})
     state = TrainState(
       step=trainer["step"],
       params=model["params"],
@@ -127,6 +132,23 @@ class Checkpoints:
       bank=bank,
     )
     return state, items["data"]
+
+  def _saved_keys(self, step: int, bank: contrast.MemoryBank) -> jax.ShapeDtypeStruct:
+    """Describes a checkpoint's keys as they shall be read; padded for other devices, they have other slots."""
+    metadata = ocp.StandardCheckpointer().metadata(self.folder / str(step) / "trainer").item_metadata
+    saved = metadata.get("bank", {}).get("keys")
+    keys = bank.keys
+    if saved is None or saved.shape[1] < bank.capacity or saved.shape[::2] != keys.shape[::2]:
+      return jax.ShapeDtypeStruct(
+        keys.shape, keys.dtype, sharding=keys.sharding
+      )  # an error that names the array
+    by_dim = jax.sharding.PartitionSpec(None, None, bank.axis)
+    target = keys.sharding
+    if bank.mesh is not None and saved.shape[1] != keys.shape[1]:
+      # Spread over the last axis meanwhile: on one device, all of it may not fit.
+      divides = keys.shape[2] % bank.mesh.shape[bank.axis] == 0
+      target = jax.sharding.NamedSharding(bank.mesh, by_dim if divides else jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(saved.shape, keys.dtype, sharding=target)
 
   def wait(self) -> None:
     """Blocks until what was started is on the disk.
@@ -276,6 +298,18 @@ def _trainer_item(state: TrainState) -> dict[str, Any]:
   # Plain dicts: a checkpoint can be read without this package's classes.
   bank = {} if state.bank is None else {name: getattr(state.bank, name) for name in BANK_ARRAYS}
   return {"step": state.step, "opt_state": state.opt_state, "bank": bank}
+
+
+def _refit(keys: jax.Array, bank: contrast.MemoryBank) -> jax.Array:
+  """Gives keys ``[N,M+padding,C]`` the padding and the place of a bank's."""
+  if keys.shape == bank.keys.shape:
+    return keys
+
+  def padded(keys: jax.Array) -> jax.Array:
+    return jnp.pad(keys[:, : bank.capacity], ((0, 0), (0, bank.padding), (0, 0)))
+
+  refitted: jax.Array = jax.jit(padded, out_shardings=bank.keys.sharding)(keys)
+  return refitted
 
 
 def _abstract(tree: Any) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary")
+MODES = ("train", "eval", "predict", "report", "summary", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -24,6 +24,22 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _IMAGES = flags.DEFINE_string(
   "images", "", "For predict: an image or a folder. Default: the images of eval.split."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
+)
+_PROCESSES = flags.DEFINE_string("processes", "", "For several processes: how many.")
+_PROCESS_ID = flags.DEFINE_string("process_id", "", "For several processes: which this is, from 0.")
+_TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  "",
+  "For compile: a TPU slice, such as v5e:4x8, that need not be attached. Default: what is attached.",
+)
+_FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone, in a fraction of the time.")
+
+FLAGS = (
+  *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
+  *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST),
 )
 
 USAGE_ERROR = 2
@@ -45,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
     if os.environ.get("RC_JAX_TRACEBACK"):
       traceback.print_exc()
   print(f"error: {message}", file=sys.stderr, flush=True)
-  _leave_other_processes(USAGE_ERROR)
+  if "jax" in sys.modules:
+    from rc_jax import sharding
+
+    sharding.leave(USAGE_ERROR)
   return USAGE_ERROR
 
 
@@ -58,17 +77,10 @@ def _one_line(error: Exception) -> str | None:
   return text
 
 
-def _leave_other_processes(status: int) -> None:
-  """Exits at once where other processes run: they wait in a collective that this one will never join."""
-  if os.environ.get("RC_JAX_PROCESSES", "1") != "1":
-    sys.stdout.flush()
-    os._exit(status)
-
-
 def _run(argv: Sequence[str]) -> int:
   if {"--help", "-h", "-help"} & set(argv[1:]):
     print(__doc__)
-    for flag in (_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES):
+    for flag in FLAGS:
       print(f"  --{flag.name}: {flags.FLAGS[flag.name].help}")
     print("\nFields of a recipe, their meanings and defaults: rc_jax/config.py")
     return 0
@@ -87,6 +99,11 @@ def _run(argv: Sequence[str]) -> int:
     # Of a config, not of a run: no folder is looked at, and one process is enough.
     summary.run(config)
     return 0
+  if _MODE.value == "compile":
+    from rc_jax import ahead_of_time
+
+    ahead_of_time.run(config, _TOPOLOGY.value, _FAST.value)
+    return 0
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")
@@ -96,7 +113,7 @@ def _run(argv: Sequence[str]) -> int:
   if _MODE.value == "train" or checkpoint is not None:
     workdir.mkdir(parents=True, exist_ok=True)
   images = pathlib.Path(_IMAGES.value) if _IMAGES.value else None
-  sharding.connect()
+  sharding.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
 
   if _MODE.value == "train":
     from rc_jax import train

@@ -1,5 +1,6 @@
 """The training loop, top to bottom: batch -> step -> log -> save -> evaluate."""
 
+import dataclasses
 import json
 import math
 import os
@@ -103,7 +104,6 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   )
 
   network = models.build(config.model, info.num_classes)
-  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, scores=_scores(workdir, config))
 
   # Where a run begins: 1. its own newest checkpoint, 2. imported weights, 3. random.
@@ -131,12 +131,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   )
   if data_position is not None:
     batches.set_state(data_position)
-  step_fn = jax.jit(
-    make_train_step(network, update_rule, schedule, config),
-    donate_argnums=0,
-    # Named, not left to the compiler: the compiled step is fed its own output.
-    out_shardings=sharding.replicated(mesh),
-  )
+  step_fn = jitted_step(config, network, update_rule, state, mesh)
   evaluator = evaluate.make_evaluator(network, eval_source, config)
 
   def score(state: TrainState, stop: _Stop) -> None:
@@ -215,6 +210,8 @@ def initial_state(
 ) -> tuple[TrainState, Any]:
   """Returns the state of step 0, on the mesh, and the optimizer that its ``opt_state`` belongs to.
 
+  Every device holds all of it but for the banks, whose slots are spread over the devices.
+
   Args:
     config: a validated config.
     network: functions of the network.
@@ -231,22 +228,56 @@ def initial_state(
     variables, imported = pretrained.load(config.model.pretrained, variables, config.model)
     say(imported.summary())
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
+  state = fresh_state(config, network, variables, update_rule, training_images, mesh)
+  # The banks are born where they belong.
+  rest = sharding.put_replicated(dataclasses.replace(state, bank=None), mesh)
+  return dataclasses.replace(rest, bank=state.bank), update_rule
+
+
+def reads_banks(config: Config) -> bool:
+  """True where the contrast has memory banks."""
+  return uses_contrast(config) and bool(config.contrast.scope == "bank")
+
+
+def fresh_state(
+  config: Config,
+  network: models.Network,
+  variables: models.Variables,
+  update_rule: Any,
+  training_images: int,
+  mesh: Any,
+) -> TrainState:
+  """Returns the state of step 0 with the banks on the mesh; may be traced. Arguments as for ``initial_state``."""
   bank = None
-  if uses_contrast(config) and config.contrast.scope == "bank":
+  if reads_banks(config):
     bank = contrast.MemoryBank.create(
       num_classes=network.num_classes,
       capacity=config.contrast.bank_size or training_images,
       dim=network.channels,
       dtype=jnp.dtype(config.contrast.bank_dtype),
+      mesh=mesh,
+      axis=sharding.DATA_AXIS,
     )
-  state = TrainState(
+  return TrainState(
     step=jnp.int32(0),
     params=variables.params,
     batch_stats=variables.batch_stats,
     opt_state=update_rule.init(variables.params),
     bank=bank,
   )
-  return sharding.put_replicated(state, mesh), update_rule
+
+
+def jitted_step(
+  config: Config, network: models.Network, update_rule: Any, state: TrainState, mesh: Any
+) -> Any:
+  """Returns the train step as it runs, not yet compiled; ``state`` tells by its shardings where arrays stay."""
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  return jax.jit(
+    make_train_step(network, update_rule, schedule, config),
+    donate_argnums=0,
+    # Named, not left to the compiler: the compiled step is fed its own output.
+    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+  )
 
 
 def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:

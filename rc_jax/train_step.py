@@ -84,7 +84,7 @@ def make_train_step(
     if bank is not None:
       # After the loss: a center must not meet itself among its own positives.
       bank = contrast.enqueue(bank, centers)
-      metrics["bank_fill"] = bank.count / jnp.float32(bank.keys.shape[1])
+      metrics["bank_fill"] = bank.count / jnp.float32(bank.capacity)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(grads)
     metrics["parameter_norm"] = optax.tree.norm(params)

@@ -1,7 +1,11 @@
 """What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
 
+import dataclasses
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -140,3 +144,50 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: pathlib.Path, 
     checkpoints.save(state(5), {"next_batch": 5})
   checkpoints.close()
   assert steps_on_disk(tmp_path) == {4}
+
+
+def move_between_devices(workdir: pathlib.Path) -> None:
+  """Runs in a process of its own, which has eight devices: saves on some, restores on others, and back."""
+  M = 5  # of `state`: padded to 256 slots on a power of two of devices, to 768 on three
+
+  def on(devices: int, step: int, seed: int) -> TrainState:
+    mesh = jax.make_mesh(
+      (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    plain = state(step, seed=seed)
+    bank = contrast.MemoryBank.create(2, M, 4, mesh=mesh)
+    keys = jax.device_put(bank.keys.at[:, :M].set(plain.bank.keys), bank.keys.sharding)
+    bank = dataclasses.replace(bank, keys=keys, cursor=plain.bank.cursor, count=plain.bank.count)
+    return dataclasses.replace(plain, bank=bank)
+
+  source = state(1, seed=1)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints.save(source, {"next_batch": 1})  # of a bank without a mesh
+  for step, devices in enumerate((8, 3, 2, 8), start=2):
+    checkpoints.wait()
+    template = on(devices, 0, seed=9)
+    restored, _ = checkpoints.restore(template)
+    assert jax.tree.structure(restored) == jax.tree.structure(template)
+    assert restored.bank.keys.sharding == template.bank.keys.sharding
+    assert restored.bank.keys.shape[1] == (768 if devices == 3 else 256)
+    np.testing.assert_array_equal(restored.bank.keys[:, :M], source.bank.keys)
+    np.testing.assert_array_equal(restored.bank.keys[:, M:], 0)
+    np.testing.assert_array_equal(restored.bank.cursor, source.bank.cursor)
+    np.testing.assert_array_equal(restored.params["head"]["bias"], source.params["head"]["bias"])
+    # Where the arrays of one device are to be saved beside those of many, Orbax wants them on the same.
+    whole = jax.sharding.NamedSharding(restored.bank.mesh, jax.sharding.PartitionSpec())
+    rest = jax.device_put(dataclasses.replace(restored, bank=None, step=jnp.int32(step)), whole)
+    checkpoints.save(dataclasses.replace(rest, bank=restored.bank), {"next_batch": step})
+  checkpoints.close()
+  print("the same keys everywhere")
+
+
+def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
+  code = (
+    f"import tests.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
+  )
+  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  root = pathlib.Path(__file__).parents[1]
+  command = [sys.executable, "-c", code]
+  finished = subprocess.run(command, env=os.environ | environment, cwd=root, capture_output=True, text=True)
+  assert finished.returncode == 0 and "the same keys everywhere" in finished.stdout, finished.stderr[-3000:]

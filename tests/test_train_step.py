@@ -1,7 +1,10 @@
 """One update: its loss is Eq. 5 of the parts, its bank holds what the batch showed, on one device and on eight."""
 
+import dataclasses
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from typing import Any
@@ -10,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from rc_jax import contrast, losses, models, optimizer, resize, sharding, train
+from rc_jax import contrast, losses, models, optimizer, program_cost, resize, sharding, train
 from rc_jax.train_step import make_train_step
 from tests import run_tiny
 
@@ -137,46 +141,103 @@ def test_ohem_and_bfloat16_train_in_float32() -> None:
 
 
 def save_updates(path: pathlib.Path) -> None:
-  """Saves what the first update computes, and where four lead, on all devices of this process."""
+  """Saves what the first update computes, and where four lead, on all devices of all processes of a run."""
+  sharding.connect()
   config = tiny(model__dropout=0.1)
   network = models.build(config.model, CLASSES)
   mesh = sharding.global_mesh()
   state, update_rule = train.initial_state(config, network, 12, mesh, fresh=True)
   step = jax.jit(make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config))
   saved: dict[str, Any] = {"devices": jax.device_count()}
+  rows = slice(*(8 * (jax.process_index() + i) // jax.process_count() for i in (0, 1)))
+
+  def whole(tree: Any) -> Any:
+    return multihost_utils.process_allgather(tree, tiled=True)
+
   for number in range(4):
-    rows = {name: np.asarray(value) for name, value in batch(number).items()}
-    state, metrics = step(state, sharding.put_batch(rows, mesh))
+    own = {name: np.asarray(value)[rows] for name, value in batch(number).items()}
+    state, metrics = step(state, sharding.put_batch(own, mesh))
     if number == 0:
       forward = {"loss": metrics["loss"], "keys": state.bank.keys, "statistics": state.batch_stats}
-      for where, leaf in jax.tree.leaves_with_path(forward):
-        saved[f"first{jax.tree_util.keystr(where)}"] = np.asarray(leaf)
-      saved["momentum"] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.opt_state)])
-  saved |= {"cursor": state.bank.cursor, "count": state.bank.count, "last_loss": metrics["loss"]}
-  np.savez(path, **saved)
+      for where, leaf in jax.tree.leaves_with_path(whole(forward)):
+        saved[f"first{jax.tree_util.keystr(where)}"] = leaf
+      saved["momentum"] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(whole(state.opt_state))])
+  last = {"cursor": state.bank.cursor, "count": state.bank.count, "last_loss": metrics["loss"]}
+  saved |= whole(last)
+  if jax.process_index() == 0:
+    np.savez(path, **saved)
 
 
-def test_eight_devices_compute_what_one_does(tmp_path: pathlib.Path) -> None:
-  saved = {}
-  for devices in (1, 8):
-    path = tmp_path / f"{devices}.npz"
-    code = f"import tests.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    subprocess.run(
+def in_processes(code: str, processes: int, devices: int) -> list[str]:
+  """Runs code in so many processes of one run, with so many devices each; returns what each printed."""
+  options = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": options}
+  if processes > 1:
+    with socket.socket() as free:
+      free.bind(("127.0.0.1", 0))
+      environment["RC_JAX_COORDINATOR"] = f"127.0.0.1:{free.getsockname()[1]}"
+    environment["RC_JAX_PROCESSES"] = str(processes)
+  started = [
+    subprocess.Popen(
       [sys.executable, "-c", code],
-      check=True,
-      env={**os.environ, **environment},
+      env={**os.environ, **environment, **({"RC_JAX_PROCESS_ID": str(i)} if processes > 1 else {})},
       cwd=pathlib.Path(__file__).parents[1],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
     )
-    saved[devices] = np.load(path)
-    assert saved[devices]["devices"] == devices
-  one, eight = saved[1], saved[8]
+    for i in range(processes)
+  ]
+  printed = [process.communicate(timeout=300)[0] for process in started]
+  assert not any(process.returncode for process in started), "\n".join(printed)[-3000:]
+  return printed
+
+
+def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathlib.Path) -> None:
+  saved = {}
+  for processes, devices in ((1, 1), (1, 8), (2, 4)):
+    path = tmp_path / f"{processes}x{devices}.npz"
+    code = f"import tests.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
+    in_processes(code, processes, devices)
+    saved[processes, devices] = np.load(path)
+    assert saved[processes, devices]["devices"] == processes * devices
+  one = saved.pop((1, 1))
   first = [name for name in one.files if name.startswith("first")]
   assert len(first) > 50
-  for name in first:
-    np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
-  # A sum in another order moves a value next to a ReLU's corner across it, and with it one pixel's gradient.
-  assert np.linalg.norm(eight["momentum"] - one["momentum"]) < 0.02 * np.linalg.norm(one["momentum"])
-  np.testing.assert_allclose(eight["last_loss"], one["last_loss"], rtol=1e-2)
-  np.testing.assert_array_equal(eight["cursor"], one["cursor"])
-  np.testing.assert_array_equal(eight["count"], one["count"])
+  for many in saved.values():
+    for name in first:
+      np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    # A sum in another order moves a value next to a ReLU's corner across it, and with it one pixel's gradient.
+    assert np.linalg.norm(many["momentum"] - one["momentum"]) < 0.02 * np.linalg.norm(one["momentum"])
+    np.testing.assert_allclose(many["last_loss"], one["last_loss"], rtol=1e-2)
+    np.testing.assert_array_equal(many["cursor"], one["cursor"])
+    np.testing.assert_array_equal(many["count"], one["count"])
+  # Eight devices are eight devices, in however many processes; their messages may add up in another order.
+  np.testing.assert_allclose(saved[2, 4]["momentum"], saved[1, 8]["momentum"], rtol=1e-3, atol=1e-5)
+
+
+def print_collectives() -> None:
+  """Prints, for two sizes of the banks, the messages of the compiled step: kind, number, bytes and the largest."""
+  for size in (300, 30_000):
+    config = tiny(contrast__bank_size=size)
+    network = models.build(config.model, CLASSES)
+    mesh = sharding.global_mesh()
+    state, update_rule = train.initial_state(config, network, 12, mesh, fresh=True)
+    step = make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config)
+    own = {name: np.asarray(value) for name, value in batch().items()}
+    shardings = (sharding.of(state), sharding.replicated(mesh))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(
+      state, sharding.put_batch(own, mesh)
+    )
+    text = compiled.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+    print(json.dumps([dataclasses.astuple(one) for one in program_cost.read(text).collectives]))
+
+
+def test_no_message_grows_with_the_bank() -> None:
+  (printed,) = in_processes("import tests.test_train_step as t; t.print_collectives()", 1, 8)
+  small, large = map(json.loads, printed.splitlines()[-2:])
+  assert small == large
+  # All but a little are the gradients: statistics, queries (8 x 4 of 16 channels) and metrics.
+  network = models.build(tiny().model, CLASSES)
+  gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(network.init(jax.random.key(0)).params))
+  assert gradients < sum(size for _, _, size, _ in small) < 1.05 * gradients

@@ -26,6 +26,7 @@ ROOMS = {
 # From the top of the house to its foundations: a module imports from its own floor or from floors below.
 FLOORS = (
   ("main.py",),
+  ("ahead_of_time.py",),
   ("train.py",),
   ("predict.py", "report.py", "summary.py"),
   ("evaluate.py",),
@@ -40,7 +41,16 @@ FLOORS = (
     "weight_names.py",
   ),
   ("train_state.py",),
-  ("models/", "data/", "losses.py", "metrics.py", "contrast/", "sharding.py", "run_log.py"),
+  (
+    "models/",
+    "data/",
+    "losses.py",
+    "metrics.py",
+    "contrast/",
+    "sharding.py",
+    "run_log.py",
+    "program_cost.py",
+  ),
   ("config.py", "resize.py", "__init__.py"),
 )
 

@@ -293,6 +293,27 @@ class _Tile(NamedTuple):
   start: Array
 
 
+def loop_trips(num_classes: int, slots: int, queries: int) -> dict[str, int]:
+  """Tells how often the loops go round: for estimates of a compiled program, which shows no trips that data decide.
+
+  Args:
+    num_classes: ``N``.
+    slots: of each class on a device, all of them written.
+    queries: how many count.
+
+  Returns:
+    The name of a ``jax.named_scope`` around a loop -> trips.
+  """
+  g, t = _tile_shape(num_classes, slots)
+  tiles = -(-num_classes // g) * -(-slots // t)
+  return {"query_blocks": -(-queries // QUERY_BLOCK), "whole_tiles": tiles, "other_tiles": 0}
+
+
+def _tile_shape(num_classes: int, slots: int) -> tuple[int, int]:
+  t = min(slots, KEY_TILE)
+  return min(num_classes, max(1, KEY_TILE // t)), t
+
+
 def _is_one_tile(keys: Array) -> bool:
   return keys.shape[0] * keys.shape[1] <= ONE_TILE
 
@@ -320,8 +341,7 @@ def _for_each_tile(part: _Part, wanted: Array, add: Callable[[_Tile, Any], Any],
   if _is_one_tile(part.keys):
     everything = jnp.arange(num_classes, dtype=jnp.int32), part.keys, jnp.arange(slots) < part.here[:, None]
     return add(_Tile(*everything, start=jnp.int32(0)), sums)
-  t = min(slots, KEY_TILE)
-  g = min(num_classes, max(1, KEY_TILE // t))
+  g, t = _tile_shape(num_classes, slots)
   rows, columns = -(-num_classes // g), -(-slots // t)
   # The last tiles start early to be as large as the others, and leave out what was there before.
   row_of, column_of = jnp.arange(rows) * g, jnp.arange(columns) * t

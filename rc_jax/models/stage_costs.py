@@ -130,6 +130,14 @@ def measure(network: Network, image_size: tuple[int, int]) -> NetworkCost:
   return NetworkCost(tuple(costs), outputs.logits.shape[1:3])
 
 
+def forward_flops(network: Network, image_size: tuple[int, int]) -> int:
+  """Returns ``2 x`` multiply-adds of all convolutions and products of one image in training, padding included."""
+  variables = network.init(jax.random.key(0), image_size=image_size)
+  images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
+  traced = jax.make_jaxpr(network.train)(*variables, images, jax.eval_shape(lambda: jax.random.key(0)))
+  return sum(map(_dense_flops, traced.jaxpr.eqns))
+
+
 def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut:
   """Cuts a traced network into stages along the paths of its modules."""
   paths = [_module_path(str(equation.source_info.name_stack)) for equation in equations]
