@@ -80,6 +80,9 @@ def assert_same_logits(tmp_path, config, fields, training_batch=3):
     The report of the import.
   """
   original = originals.randomize(originals.mmsegmentation().build(config), seed=0)
+  if config["backbone"]["type"] == "HRNet":
+    # Its many sums would grow beyond what a softmax takes.
+    originals.settle(original.backbone, originals.images(ODD, 2, seed=5))
   saved = {"meta": {"epoch": 1}, "state_dict": original.state_dict()}
   network, _, variables, report = originals.imported(saved, tmp_path, CLASSES, **fields)
   assert not report.missing and not report.different, report.summary()

@@ -94,6 +94,18 @@ def randomize(module, seed):
   return module
 
 
+def settle(module, batch):
+  """Gives BatchNorms the statistics of a batch of images ``[B,H,W,3]``, so that values neither grow nor fade."""
+  norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+  for part in norms:
+    part.momentum = 1.0
+  with torch.no_grad():
+    module.train()  # mmsegmentation returns nothing here
+    module(normalized(batch))
+  for part in norms:
+    part.momentum = 0.1
+
+
 def imported(saved, folder, classes, **fields):
   """Saves what ``torch.save`` takes, and imports it whole: the network, its config, its variables and the report.
 
