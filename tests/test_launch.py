@@ -1,4 +1,4 @@
-"""``launch/local.sh`` with a stand-in for Python: what it starts, and how it ends. Whole runs: ``test_train.py``."""
+"""The scripts that start runs: what they start, and how they end. Whole runs: ``test_train.py``."""
 
 import os
 import pathlib
@@ -6,13 +6,14 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def launch(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+def launch(*arguments: str, script: str = "local.sh", **environment: str) -> subprocess.CompletedProcess:
   return subprocess.run(
-    ["launch/local.sh", *arguments],
+    [f"launch/{script}", *arguments],
     cwd=ROOT,
     env={**os.environ, "PORT": "1", **environment},
     capture_output=True,
@@ -53,3 +54,71 @@ def test_one_that_fails_takes_the_others_with_it(tmp_path: pathlib.Path) -> None
   start = time.monotonic()
   assert launch("3", PYTHON=python, GRACE="1").returncode == 3
   assert time.monotonic() - start < 30, "the others were not killed"
+
+
+SLICE = {"ZONE": "us-west4-a", "TYPE": "v5litepod-16", "BUCKET": "mine"}
+
+
+def test_a_pod_is_created_installed_run_and_deleted() -> None:
+  flags = ("--config=configs/cityscapes.py", "--config.dataset.root=a folder")
+  finished = launch("keep", "r50", *flags, script="tpu_pod.sh", DRY_RUN="1", SPOT="1", **SLICE)
+  assert finished.returncode == 0, finished.stderr
+  lines = finished.stdout.splitlines()
+  assert [line for line in lines if "queued-resources create r50" in line and "--spot" in line]
+  assert "--accelerator-type=v5litepod-16" in lines[0] and "--zone=us-west4-a" in lines[0]
+  (run,) = [line for line in lines if "rc_jax.main" in line]
+  assert "--worker=all" in run and "bucket/runs/r50" in run and "--config=configs/cityscapes.py" in run
+  assert "queued-resources delete r50" in lines[-1] and "--worker=all" in lines[-3]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "environment", "words"),
+  [
+    (("fly", "r50"), SLICE, "'fly' is none of create, install"),
+    (("run", "r50"), SLICE, "--config is missing"),
+    (("create", "r50"), {"ZONE": "z", "TYPE": "t"}, "BUCKET is not set"),
+  ],
+)
+def test_what_a_pod_lacks_is_one_line(arguments, environment, words) -> None:
+  finished = launch(*arguments, script="tpu_pod.sh", DRY_RUN="1", **environment)
+  assert finished.returncode == 2 and words in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_slurm_starts_a_task_a_gpu_and_requeues_what_was_saved(tmp_path: pathlib.Path) -> None:
+  flags = ("--config=configs/cityscapes.py", "--workdir=shared/run")
+  finished = launch(*flags, script="slurm.sh", DRY_RUN="1", PYTHON="python3")
+  assert finished.stdout.split() == ["srun", "--kill-on-bad-exit=0", "python3", "-m", "rc_jax.main", *flags]
+  assert launch(flags[0], script="slurm.sh").stderr.count("--workdir is missing") == 1
+
+  # With stand-ins for SLURM's own commands: saved and stopped, failed, finished.
+  for status, requeued in ((143, True), (2, False), (0, False)):
+    folder = tmp_path / str(status)
+    folder.mkdir()
+    for name, body in (("srun", f"exit {status}"), ("scontrol", f"echo $@ >{folder}/requeued")):
+      (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
+      (folder / name).chmod(0o755)
+    path = f"{folder}:{os.environ['PATH']}"
+    assert launch(*flags, script="slurm.sh", SLURM_JOB_ID="7", PATH=path).returncode == status
+    assert (folder / "requeued").exists() == requeued
+  assert (tmp_path / "143" / "requeued").read_text() == "requeue 7\n"
+
+
+def test_the_jobset_asks_for_all_chips_of_its_slice() -> None:
+  jobset = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())
+  assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+  (job,) = jobset["spec"]["replicatedJobs"]
+  job = job["template"]["spec"]
+  pod = job["template"]["spec"]
+  (container,) = pod["containers"]
+  rows, columns = map(int, pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
+  assert job["parallelism"] == job["completions"]
+  assert job["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == rows * columns
+  assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+  (rule,) = job["podFailurePolicy"]["rules"]
+  assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+  mounted = {mount["name"] for mount in container["volumeMounts"]}
+  assert mounted == {volume["name"] for volume in pod["volumes"]}
+  command = container["command"]
+  assert command[:3] == ["python", "-m", "rc_jax.main"] and (ROOT / "configs" / "cityscapes.py").is_file()
+  (batch,) = [int(flag.partition("=")[2]) for flag in command if "batch_size" in flag]
+  assert batch % (rows * columns) == 0
