@@ -1,0 +1,79 @@
+"""The contrastive loss on a TPU that is not there: the compiler's estimate of value and gradient, bfloat16 banks.
+
+  python -m benchmarks.contrast_cycles [--topology=v5e:2x4]
+
+Needs the extra ``tpu``, and no TPU. Cityscapes is compiled for one chip, ADE20K for one and for all. Loops are
+multiplied out, of ADE20K for as many queries as its images show classes, against full banks and against others, where
+what was never written has to be cleared. Messages between chips carry no estimate.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.contrast_loss import DIM, SIZES, Size
+from rc_jax import contrast, program_cost, sharding
+from rc_jax.ahead_of_time import CHIPS
+from rc_jax.contrast import streamed
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--topology", default="v5e:2x4")
+  arguments = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  mesh = sharding.topology_mesh(arguments.topology)
+  devices = mesh.devices.size
+  print(f"{arguments.topology}, jax {jax.__version__}")
+  print("| keys | chips | full banks | others | temporaries | messages |")
+  print("|---|---|---|---|---|---|")
+  for name, chips in (("cityscapes", 1), ("ade20k", 1), ("ade20k", devices)):
+    size = SIZES[name]
+    compiled, slots = compile_loss(size, mesh, chips)
+    trips = streamed.loop_trips(size.num_classes, slots, size.batch * size.present)
+    others = trips | {"whole_tiles": 0, "other_tiles": trips["whole_tiles"]}
+    clock = CHIPS[mesh.devices.flat[0].device_kind].clock
+    full, cleared = (program_cost.read(compiled.as_text(), each) for each in (trips, others))
+    memory: Any = compiled.memory_analysis()
+    messages = ", ".join(f"{one.count} {one.kind} of {one.size / 1e6:.1f} MB" for one in full.collectives)
+    print(
+      f"| {name}, {size.num_classes} x {size.capacity:,} | {chips} | {1e3 * full.cycles / clock:.2f} ms | "
+      f"{1e3 * cleared.cycles / clock:.2f} ms | {memory.temp_size_in_bytes / 1e6:.1f} MB | {messages or 'none'} |"
+    )
+
+
+def compile_loss(size: Size, mesh: Any, chips: int) -> tuple[Any, int]:
+  """Compiles value and gradient for the first chips of a mesh; returns also the slots of a class on each."""
+  mesh = jax.sharding.Mesh(mesh.devices[:chips], mesh.axis_names, axis_types=mesh.axis_types)
+  whole, spread = sharding.replicated(mesh), sharding.slots(mesh)
+
+  def shape(dimensions: tuple[int, ...], dtype: Any, where: Any = whole) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=where)
+
+  n, b = size.num_classes, size.batch
+  empty = jax.eval_shape(
+    lambda: contrast.MemoryBank.create(
+      n, size.capacity, DIM, jnp.bfloat16, mesh=mesh, axis=sharding.DATA_AXIS
+    )
+  )
+  bank = contrast.MemoryBank(
+    keys=shape(empty.keys.shape, jnp.bfloat16, spread),
+    cursor=shape((n,), jnp.int32),
+    count=shape((n,), jnp.int32),
+    padding=empty.padding,
+    mesh=mesh,
+    axis=empty.axis,
+  )
+
+  def loss(vectors: jax.Array, present: jax.Array, bank: contrast.MemoryBank) -> jax.Array:
+    value: jax.Array = contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, 0.2)[0]
+    return value
+
+  arguments = shape((b, n, DIM), jnp.float32), shape((b, n), bool), bank
+  return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), bank.keys.shape[1] // chips
+
+
+if __name__ == "__main__":
+  main()
