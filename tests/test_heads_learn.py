@@ -65,5 +65,5 @@ def test_one_update_lowers_the_loss_of_its_batch(head, backbone):
   params = jax.tree.map(lambda old, new: old + rate * (new - old), state.params, updated.params)
   _, after = step(dataclasses.replace(state, params=params), batch)
   assert before["loss_contrast"] > 0 and before["contrast_queries"] > 0
-  assert after["loss"] < before["loss"] - 0.2 * SLOPE, (before, after)
+  assert after["loss"] < before["loss"] - 0.1 * SLOPE, (before, after)
   assert ("loss_branch" in after) == (head == "danet") and ("loss_presence" in after) == (head == "encnet")
