@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -139,20 +140,24 @@ def test_two_processes_train_the_same_run(undisturbed, cache, tmp_path) -> None:
 
 
 def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
-  flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.eval.batch_size=8")
+  flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.train.checkpoint_every=2")
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=8)
-  run_tiny.signal_at(process, tmp_path, 6, signal.SIGKILL)
+  run_tiny.signal_at(process, tmp_path, 7, signal.SIGKILL)
   process.wait()
   before = {line["step"]: line for line in run_tiny.lines(tmp_path)}
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=2)
   printed = run_tiny.finish(process)
-  assert process.returncode == 0 and "2 x cpu" in printed and "resuming at step 4 of" in printed, printed
-  lines = [line for line in run_tiny.lines(tmp_path) if "loss" in line]
-  assert [line["step"] for line in lines] == list(range(1, run_tiny.STEPS + 1))
+  assert process.returncode == 0 and "2 x cpu" in printed, printed
+  (resumed_at,) = map(int, re.findall(r"resuming at step (\d+) of", printed))
+  lines = {line["step"]: line for line in run_tiny.lines(tmp_path) if "loss" in line}
+  assert list(lines) == list(range(1, run_tiny.STEPS + 1))
+  again = resumed_at + 1
+  if again not in before:  # killed between a save and the next step's line: nothing was made twice
+    pytest.skip("no step was made on both")
   # The same batch against the same banks: as on eight devices, up to rounding.
-  np.testing.assert_allclose(lines[4]["loss_contrast"], before[5]["loss_contrast"], rtol=1e-4)
-  np.testing.assert_allclose(lines[4]["loss"], before[5]["loss"], rtol=1e-4)
-  assert lines[4]["bank_fill"] == before[5]["bank_fill"]
+  np.testing.assert_allclose(lines[again]["loss_contrast"], before[again]["loss_contrast"], rtol=1e-4)
+  np.testing.assert_allclose(lines[again]["loss"], before[again]["loss"], rtol=1e-4)
+  assert lines[again]["bank_fill"] == before[again]["bank_fill"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path) -> None:
