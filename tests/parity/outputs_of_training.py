@@ -1,10 +1,11 @@
 """Heads of mmsegmentation that say more in training than logits: what ours are held to."""
 
 import jax
-import torch
 
 from tests.parity import originals
 from tests.parity.encoder_decoders import CHANNELS, CLASSES, COMMON, auxiliary
+
+torch = originals.torch
 
 
 def built(backbone, **head):

@@ -2,14 +2,14 @@
 
 import sys
 
-import torch
-from torch import nn
-
 from tests.parity import originals
 from tests.parity.encoder_decoders import narrow
 from tests.parity.outputs_of_training import assert_same_outputs, built
 
 __all__ = ["narrow"]
+
+torch = originals.torch
+nn = torch.nn
 
 
 class Scale(nn.Module):
