@@ -23,7 +23,7 @@ def main() -> None:
   config = steps.recipe(arguments.config)
   config.train.batch_size = arguments.batch_size
 
-  info = data.info(config.dataset.name)
+  info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   images = steps.TRAINING_IMAGES[info.name]
   state, update_rule = train.initial_state(config, network, images, sharding.global_mesh(), fresh=False)

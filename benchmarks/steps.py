@@ -47,7 +47,7 @@ def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
 
 def one_step(config: Config) -> Callable[[], Any]:
   """Returns a function that makes one update, compiled, and returns its metrics; full banks, made-up images."""
-  info = data.info(config.dataset.name)
+  info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   mesh = sharding.global_mesh()
   state, update_rule = train.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)

@@ -121,7 +121,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
   mesh = sharding.topology_mesh(topology) if topology else sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)
   kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
-  network = models.build(config.model, data.info(config.dataset.name).num_classes)
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   state, batch, update_rule = _abstract(config, network, mesh)
   step = train.jitted_step(config, network, update_rule, state, mesh)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from rc_jax import data, evaluate, inference, models, report, sharding
 from rc_jax.config import Config
-from rc_jax.data.source import IMAGE_SUFFIXES, read_image
+from rc_jax.data import IMAGE_SUFFIXES, read_image
 from rc_jax.run_log import Progress, say
 
 
@@ -32,11 +32,11 @@ def run(
     FileNotFoundError: no checkpoint, no data, or no images.
     ValueError: the checkpoint holds another network, or an image cannot be read.
   """
-  info = data.info(config.dataset.name)
+  info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   restored = evaluate.restore(network, config, checkpoint_path or workdir)
   if images is None:
-    source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+    source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
     count = len(source)
     examples = data.evaluation_examples(source, jax.process_index(), jax.process_count(), config.data.threads)
     named: Iterator[tuple[str, np.ndarray]] = ((example["name"], example["image"]) for example in examples)

@@ -97,7 +97,7 @@ def write(
 
 def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | None) -> pathlib.Path:
   """Draws the report of a run from a checkpoint, see ``write``: ``--mode=report``."""
-  network = models.build(config.model, data.info(config.dataset.name).num_classes)
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   restored = evaluate.restore(network, config, checkpoint_path or workdir)
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"

@@ -25,7 +25,7 @@ def run(config: Config) -> None:
   Raises:
     ValueError: ``dataset.name`` or a field of ``model`` has no such choice.
   """
-  network = models.build(config.model, data.info(config.dataset.name).num_classes)
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   cost = measure(network, square(config.train.crop_size))
   lines = [*_title(config, network, cost), "", *table(cost.stages), "", *_notes(config, network, cost)]
   print("\n".join(lines), flush=True)

@@ -13,6 +13,8 @@ VARIANTS = {
   "demo": ["", "baseline"],
   "camvid": ["", "cpu"],
   "cityscapes": ["", "resnet50", "resnet101", "hrnetv2_w48", "resnet101_test"],
+  "ade20k": ["", "resnet101", "resnet50", "hrnetv2_w48"],
+  "coco_stuff": ["", "10k", "164k"],
 }
 
 

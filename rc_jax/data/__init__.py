@@ -3,41 +3,69 @@
 import difflib
 from collections.abc import Callable
 
-from rc_jax.data import camvid, cityscapes, synthetic
+from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
+from rc_jax.data.decode import read_image
 from rc_jax.data.pipeline import TrainBatches, evaluation_examples, train_batches
-from rc_jax.data.source import IGNORE_LABEL, DatasetInfo, Example, Source
+from rc_jax.data.source import IGNORE_LABEL, IMAGE_SUFFIXES, DatasetInfo, Example, Joined, Source
 
 DATASETS: dict[str, Callable[[str, str], Source]] = {
+  "ade20k": ade20k.load,
   "camvid": camvid.load,
   "cityscapes": cityscapes.load,
+  "coco_stuff_10k": coco_stuff.load_10k,
+  "coco_stuff_164k": coco_stuff.load_164k,
+  "folder": folder.load,
   "synthetic": synthetic.load,
 }
-INFOS: dict[str, DatasetInfo] = {module.INFO.name: module.INFO for module in (camvid, cityscapes, synthetic)}
+_INFOS: dict[str, DatasetInfo] = {
+  info.name: info
+  for info in (
+    *(ade20k.INFO, camvid.INFO, cityscapes.INFO, coco_stuff.INFO_10K, coco_stuff.INFO_164K),
+    synthetic.INFO,
+  )
+}
+# What the field calls it.
+_ALIASES = {("cityscapes", "trainval"): "train+val"}
 
 
-def load(name: str, root: str, split: str) -> Source:
+def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
   """Opens a split of a data set: lists its files, and decodes none yet.
 
   Args:
     name: one of ``DATASETS``.
     root: the folder of the data set; ``synthetic`` needs none.
-    split: ``train``, ``val``, or what else the data set has.
+    split: ``train``, ``val``, or what else the data set has; several joined by ``+``, one after the other.
+    labels: whether the caller needs labels.
 
   Returns:
-    A picklable sequence of examples ``{"image": uint8 [H,W,3], "label": uint8 [H,W], "name": str}``.
+    A picklable sequence of examples ``{"image": uint8 [H,W,3], "label": uint8 [H,W], "name": str}``; ``label`` is
+    absent where the split has none.
 
   Raises:
-    ValueError: in one line, for an unknown name or split, an empty folder, or half a pair.
+    ValueError: in one line, for an unknown name or split, an empty folder, half a pair, or a split without labels
+      where they are needed.
     FileNotFoundError: in one line, for a missing folder; it says the layout expected.
   """
   _check_name(name)
-  return DATASETS[name](root, split)
+  parts = tuple(DATASETS[name](root, part) for part in _ALIASES.get((name, split), split).split("+"))
+  for part in parts:
+    if part.labelled != parts[0].labelled or (labels and not part.labelled):
+      raise ValueError(
+        f"split {split!r} of {name}: has no labels to train on or to score; expected one with labels "
+        "(--mode=predict needs none)"
+      )
+  return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def info(name: str) -> DatasetInfo:
-  """Returns the classes of a data set without touching its files; raises ValueError for an unknown name."""
+def info(name: str, root: str) -> DatasetInfo:
+  """Returns the classes of a data set; ``folder`` alone reads its table of them in ``root``.
+
+  Raises:
+    ValueError: for an unknown name, or a wrong table.
+    FileNotFoundError: there is no table.
+  """
   _check_name(name)
-  return INFOS[name]
+  return folder.info(root) if name == "folder" else _INFOS[name]
 
 
 def _check_name(name: str) -> None:
@@ -50,6 +78,7 @@ def _check_name(name: str) -> None:
 __all__ = [
   "DATASETS",
   "IGNORE_LABEL",
+  "IMAGE_SUFFIXES",
   "DatasetInfo",
   "Example",
   "Source",
@@ -57,5 +86,6 @@ __all__ = [
   "evaluation_examples",
   "info",
   "load",
+  "read_image",
   "train_batches",
 ]

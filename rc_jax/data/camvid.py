@@ -1,7 +1,5 @@
 """CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360, driven through a town."""
 
-import pathlib
-
 import numpy as np
 
 from rc_jax.data.source import (
@@ -10,6 +8,7 @@ from rc_jax.data.source import (
   LABEL_SUFFIXES,
   DatasetInfo,
   FilePairs,
+  by_stem,
   check_root,
   check_split,
   pair_files,
@@ -59,23 +58,10 @@ def load(root: str, split: str) -> FilePairs:
   """
   check_split(split, INFO.name, SPLITS)
   path = check_root(root, INFO.name, LAYOUT, (f"images/{split}", f"labels/{split}"))
-  images, labels = pair_files(
-    _by_stem(path / "images" / split, IMAGE_SUFFIXES),
-    _by_stem(path / "labels" / split, LABEL_SUFFIXES),
+  paired = pair_files(
+    by_stem(path / "images" / split, IMAGE_SUFFIXES),
+    by_stem(path / "labels" / split, LABEL_SUFFIXES),
     images_at=str(path / "images" / split / "*.jpg"),
     labels_at=str(path / "labels" / split / "*.png"),
   )
-  return FilePairs(INFO, images, labels, TRAIN_IDS)
-
-
-def _by_stem(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
-  files: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.iterdir()):
-    if path.suffix.lower() not in suffixes or path.name.startswith("."):
-      continue
-    if path.stem in files:
-      raise ValueError(
-        f"{path}: has the same name as {files[path.stem].name}, expected one file a frame: remove one"
-      )
-    files[path.stem] = path
-  return files
+  return FilePairs(INFO, *paired, TRAIN_IDS)

@@ -6,13 +6,20 @@ import numpy as np
 
 from rc_jax.data.source import IGNORE_LABEL, DatasetInfo, FilePairs, check_root, check_split, pair_files
 
-SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val")}
+# split -> (folder of images, folder of labels)
+SPLITS = {
+  "train": ("leftImg8bit/train", "gtFine/train"),
+  "val": ("leftImg8bit/val", "gtFine/val"),
+  # The labels that come with it are empty.
+  "test": ("leftImg8bit/test", None),
+  "train_coarse": ("leftImg8bit/train", "gtCoarse/train"),
+  "train_extra": ("leftImg8bit/train_extra", "gtCoarse/train_extra"),
+}
 LAYOUT = (
   "the official layout leftImg8bit/<split>/<city>/*_leftImg8bit.png "
-  "and gtFine/<split>/<city>/*_gtFine_labelIds.png"
+  "and gtFine/<split>/<city>/*_gtFine_labelIds.png (gtCoarse for the coarse splits)"
 )
 _IMAGE_END = "_leftImg8bit.png"
-_LABEL_END = "_gtFine_labelIds.png"
 
 # (label id, name, train id, colour), as the official cityscapesScripts have it (helpers/labels.py).
 _LABELS = (
@@ -72,30 +79,28 @@ def load(root: str, split: str) -> FilePairs:
   """Lists a split of Cityscapes.
 
   Args:
-    root: the folder that holds ``leftImg8bit/`` and ``gtFine/``.
-    split: ``train``, ``val``, or ``trainval`` (both, as the test-set recipe trains).
+    root: the folder that holds ``leftImg8bit/`` and ``gtFine/`` (``gtCoarse/`` for the coarse splits).
+    split: ``train``, ``val``; ``test``, which has no labels; ``train_coarse`` (the images of ``train``, coarsely
+      labelled) or ``train_extra`` (19,998 more, coarsely).
 
   Returns:
-    The split: cities in alphabetical order, frames in order within; ``trainval`` has the training frames first.
+    The split: cities in alphabetical order, frames in order within.
 
   Raises:
     FileNotFoundError: when a folder is missing.
     ValueError: when the split is unknown or empty, or an image or a label has no counterpart.
   """
   check_split(split, INFO.name, tuple(SPLITS))
-  images: tuple[pathlib.Path, ...] = ()
-  labels: tuple[pathlib.Path, ...] = ()
-  for part in SPLITS[split]:
-    path = check_root(root, INFO.name, LAYOUT, (f"leftImg8bit/{part}", f"gtFine/{part}"))
-    part_images, part_labels = pair_files(
-      _by_frame(path / "leftImg8bit" / part, _IMAGE_END),
-      _by_frame(path / "gtFine" / part, _LABEL_END),
-      images_at=str(path / "leftImg8bit" / part / f"*{_IMAGE_END}"),
-      labels_at=str(path / "gtFine" / part / f"*{_LABEL_END}"),
-    )
-    images += part_images
-    labels += part_labels
-  return FilePairs(INFO, images, labels, TRAIN_IDS)
+  image_folder, label_folder = SPLITS[split]
+  path = check_root(root, INFO.name, LAYOUT, tuple(filter(None, (image_folder, label_folder))))
+  label_end = f"_{label_folder.partition('/')[0]}_labelIds.png" if label_folder else ""
+  paired = pair_files(
+    _by_frame(path / image_folder, _IMAGE_END),
+    _by_frame(path / label_folder, label_end) if label_folder else None,
+    images_at=str(path / image_folder / f"*{_IMAGE_END}"),
+    labels_at=str(path / (label_folder or "") / f"*{label_end}"),
+  )
+  return FilePairs(INFO, *paired, TRAIN_IDS)
 
 
 def _by_frame(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:

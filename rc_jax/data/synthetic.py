@@ -38,6 +38,7 @@ class StreetScenes:
   """
 
   info = INFO
+  labelled = True
 
   def __init__(self, split: str, size: tuple[int, int] = IMAGE_SIZE, seed: int = 0):
     self.split = split

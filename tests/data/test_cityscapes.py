@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax import data
 from rc_jax.data import cityscapes
 
 # Written down apart from the table in the module: the 19 evaluated classes, in the order of their train ids.
@@ -56,9 +57,35 @@ def test_splits_and_names(tmp_path):
     _folder(tmp_path, ids, "train", frame[0], frame)
   root = _folder(tmp_path, ids, "val", "a", "a_000000_000019")
   expected = [f"{frame}_000019_leftImg8bit" for frame in ("a_000001", "a_000002", "b_000000")]
-  train, both = cityscapes.load(root, "train"), cityscapes.load(root, "trainval")
+  train = data.load("cityscapes", root, "train")
   assert [train[i]["name"] for i in range(3)] == expected
-  assert [both[i]["name"] for i in range(len(both))] == [*expected, "a_000000_000019_leftImg8bit"]
+  for split in ("trainval", "train+val"):
+    both = data.load("cityscapes", root, split)
+    assert [both[i]["name"] for i in range(len(both))] == [*expected, "a_000000_000019_leftImg8bit"]
+    assert both.info is cityscapes.INFO and both.labelled
+
+
+def test_coarse_labels(tmp_path):
+  fine, coarse = np.full((4, 4), 7, np.uint8), np.full((4, 4), 26, np.uint8)
+  root = _folder(tmp_path, fine)
+  for split, label_split in (("train", "train"), ("train_extra", "train_extra")):
+    _folder(tmp_path, coarse, split)
+    folder = tmp_path / "gtCoarse" / label_split / "ulm"
+    folder.mkdir(parents=True)
+    Image.fromarray(coarse).save(folder / "ulm_000001_000019_gtCoarse_labelIds.png")
+  for split, train_id in (("train_coarse", 13), ("train_extra", 13)):
+    assert (data.load("cityscapes", root, split)[0]["label"] == train_id).all(), split
+  assert len(data.load("cityscapes", root, "train+train_extra")) == 2
+
+
+def test_the_test_split_has_images_alone(tmp_path):
+  root = _folder(tmp_path, np.full((4, 4), 0, np.uint8), "test")
+  example = data.load("cityscapes", root, "test", labels=False)[0]
+  assert example.keys() == {"image", "name"}
+  for split in ("test", "train+test"):
+    _folder(tmp_path, np.full((4, 4), 7, np.uint8), "train")
+    with pytest.raises(ValueError, match=r"has no labels to train on or to score"):
+      data.load("cityscapes", root, split)
 
 
 def test_missing_label(tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import source
-from rc_jax.data.source import DatasetInfo, FilePairs, pair_files, read_image, read_label
+from rc_jax.data import decode
+from rc_jax.data.decode import read_image, read_label
+from rc_jax.data.source import DatasetInfo, FilePairs, pair_files
 
 INFO = DatasetInfo(
   name="shapes",
@@ -197,4 +198,4 @@ def test_halves_of_pairs_and_emptiness_are_refused(tmp_path):
 
 
 def test_ranges_of_ids_read_well():
-  assert source._ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"
+  assert decode._ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"

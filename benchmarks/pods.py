@@ -1,0 +1,163 @@
+"""Does a recipe fit a slice, and how fast may a step be? A table of recipes and TPU slices that are not there.
+
+  python -m benchmarks.pods --rows=pods.jsonl --page=docs/pods.md
+
+Needs the extra ``tpu`` and no TPU. Each row is what ``--mode=compile`` says, from a process of its own; rows that
+``--rows`` holds already are kept: this takes hours and may be interrupted. With ``--fast`` rows lack times.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from importlib import metadata
+from typing import Any
+
+from rc_jax.run_log import say
+
+# recipe -> images of the batch on each chip of the smallest slice: the paper's batch on 8 chips, then as many a chip.
+RECIPES = {
+  "configs/cityscapes.py:resnet50": 1,
+  "configs/cityscapes.py:resnet101": 1,
+  "configs/cityscapes.py:hrnetv2_w48": 1,
+  "configs/ade20k.py:resnet101": 2,
+}
+SLICES = (
+  *("v5e:2x4", "v5e:8x8", "v5e:16x16"),
+  *("v5p:2x2x2", "v5p:4x4x4", "v5p:4x8x8"),
+  *("v6e:2x4", "v6e:8x8", "v6e:16x16"),
+)
+_CODE = """
+import dataclasses, importlib.util, json, sys
+from rc_jax import ahead_of_time, config as config_module
+recipe, topology, batch, fast = sys.argv[1:]
+file, _, variant = recipe.partition(":")
+spec = importlib.util.spec_from_file_location("recipe", file)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+config = module.get_config(variant)
+config.train.batch_size = int(batch)
+config_module.validate(config)
+try:
+  fit = ahead_of_time.measure(config, topology, fast == "fast")
+  row = {**dataclasses.asdict(fit), "share": fit.share_of_peak}
+except ahead_of_time.DoesNotFit as error:
+  row = {"does_not_fit": str(error)}
+print("ROW " + json.dumps(row), flush=True)
+"""
+
+
+def chips(topology: str) -> int:
+  """Counts the chips of a slice, ``v5e:4x8`` -> 32."""
+  count = 1
+  for side in topology.partition(":")[2].split("x"):
+    count *= int(side)
+  return count
+
+
+def measure(recipe: str, topology: str, fast: bool) -> dict[str, Any]:
+  """Compiles one recipe for one slice in a process of its own; raises RuntimeError when that fails."""
+  batch = RECIPES[recipe] * chips(topology)
+  arguments = (recipe, topology, str(batch), "fast" if fast else "full")
+  done = subprocess.run(
+    [sys.executable, "-c", _CODE, *arguments],
+    capture_output=True,
+    text=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
+  )
+  rows = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+  if not rows:
+    raise RuntimeError(f"{recipe} on {topology}: {done.stderr[-2000:]}")
+  return {"recipe": recipe, "topology": topology, "batch": batch, "fast": fast, **json.loads(rows[0][4:])}
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+  """Lays rows out as Markdown."""
+  versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
+  lines = [
+    "# What a slice must have",
+    "",
+    f"Made by `python -m benchmarks.pods` on {datetime.date.today()} with {versions}, without a TPU: the train step",
+    "of each recipe, compiled for the slice. Sizes are those of one chip. Up to 8 chips the batch is the paper's; on",
+    "more, as many images a chip. Times are the compiler's cycles, loops multiplied out, without waiting for messages;",
+    "nothing ran. Rows without times were compiled with `--fast`, whose code says nothing about speed.",
+    "",
+    "| recipe | slice | chips | batch | weights, momentum | banks | activations | peak | TFLOP | step, share of peak |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  messages = [
+    *("", "## Messages of a step", ""),
+    "All-reduces carry gradients (as float32), BatchNorm's sums, metrics and the contrast's partial sums; all-gathers",
+    "the queries. None grows with the banks. On a slice that is larger, messages are as many and as large.",
+    "",
+    "| recipe | slice | kind | count | bytes in all | the largest |",
+    "|---|---|---|---|---|---|",
+  ]
+  for row in rows:
+    recipe = f"`{row['recipe'].removeprefix('configs/')}`"
+    start = f"| {recipe} | {row['topology']} | {chips(row['topology'])} | {row['batch']} |"
+    if "does_not_fit" in row:
+      lines.append(f"{start} {row['does_not_fit']} | | | | | |")
+      continue
+    weights = f"{_gb(row['parameters'])}, {_gb(row['momentum'])}"
+    peak = f"{_gb(row['peak'])}, {100 * row['peak'] / row['limit']:.0f} % of {_gb(row['limit'])}"
+    time = f"{1e3 * row['seconds']:.0f} ms, {100 * row['share']:.0f} %" if row["seconds"] else ""
+    lines.append(
+      f"{start} {weights} | {_gb(row['banks'])} | {_gb(row['activations'])} | {peak} "
+      f"| {row['flops'] / 1e12:.2f} | {time} |"
+    )
+    messages += [
+      f"| {recipe} | {row['topology']} | {one['kind']} | {one['count']} | {_gb(one['size'])} | {_gb(one['largest'])} |"
+      for one in row["collectives"]
+    ]
+  return "\n".join([*lines, *messages, ""])
+
+
+def _gb(size: float) -> str:
+  return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument(
+    "--rows", type=pathlib.Path, default=pathlib.Path("pods.jsonl"), help="what was measured"
+  )
+  parser.add_argument("--page", type=pathlib.Path, help="the table, as Markdown; default: on the screen")
+  parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
+  parser.add_argument("--slices", nargs="*", default=list(SLICES))
+  parser.add_argument("--fast", action="store_true", help="sizes and messages alone")
+  options = parser.parse_args()
+  rows: dict[tuple[str, str], dict[str, Any]] = {}
+  if options.rows.is_file():
+    for line in options.rows.read_text().splitlines():
+      row = json.loads(line)
+      key = (row["recipe"], row["topology"])
+      # Full effort says more, whenever it came.
+      if key not in rows or not row["fast"]:
+        rows[key] = row
+  for topology in options.slices:
+    for recipe in options.recipes:
+      known = rows.get((recipe, topology))
+      if known and (options.fast or not known["fast"]):
+        continue
+      row = measure(recipe, topology, options.fast)
+      rows[recipe, topology] = row
+      with options.rows.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+      took = f"{row['compiled_in']:.0f} s" if "compiled_in" in row else row["does_not_fit"]
+      say(f"{recipe} on {topology}: {took}")
+  ordered = [
+    rows[recipe, topology] for recipe in RECIPES for topology in SLICES if (recipe, topology) in rows
+  ]
+  text = page(ordered)
+  if options.page:
+    options.page.write_text(text)
+  else:
+    print(text)
+
+
+if __name__ == "__main__":
+  main()
