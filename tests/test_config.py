@@ -75,6 +75,31 @@ def test_cityscapes_is_the_papers_recipe() -> None:
   assert (test.model.backbone, test.dataset.train_split) == ("resnet101", "trainval")
 
 
+@pytest.mark.parametrize(
+  ("name", "crop", "steps", "learning_rate", "images"),
+  [("ade20k", 480, 150_000, 0.004, 20_210), ("coco_stuff", 520, 60_000, 0.001, 9_000)],
+)
+def test_the_papers_other_recipes(
+  name: str, crop: int, steps: int, learning_rate: float, images: int
+) -> None:
+  config = recipe(name)
+  assert square(config.train.crop_size) == (crop, crop) and config.train.steps == steps
+  assert (config.train.batch_size, config.optimizer.learning_rate) == (16, learning_rate)
+  assert (config.optimizer.weight_decay, config.optimizer.momentum, config.optimizer.power) == (
+    1e-4,
+    0.9,
+    0.9,
+  )
+  assert config.contrast.bank_size == images
+  assert (config.model.name, config.model.backbone, config.model.output_stride) == (
+    "deeplabv3",
+    "resnet101",
+    8,
+  )
+  assert (config.loss.aux_weight, config.loss.contrast_weight, config.loss.pixel) == (0.4, 0.1, "ce")
+  assert config.augment.scale == (0.5, 2.0) and config.augment.flip == 0.5
+
+
 BAD = [
   ("train.batch_size", 0),
   ("train.crop_size", (8, 8)),

@@ -63,7 +63,7 @@ def _info(name: str, first_id: int) -> DatasetInfo:
   return DatasetInfo(
     name=name,
     class_names=tuple(_NAMES[own_id - 1] for own_id in _IDS),
-    # The release colours things by no table of its own.
+    # No colours come with the releases; their viewer shuffles a rainbow anew.
     palette=colormap(len(_NAMES) + 1)[ids],
     label_ids=ids - 1 + first_id,
     absent_class="not_in_truth",

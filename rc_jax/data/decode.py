@@ -87,7 +87,7 @@ def decode_label(content: bytes, where: str, train_ids: Mapping[int, int], info:
     kind = "ids" if palette is None else "palette indices"
     raise ValueError(
       f"{where}: the label holds {kind} {shown} that {info.name} does not have, "
-      f"expected {_ranges(train_ids)}: convert the labels, or check dataset.name"
+      f"expected {_ranges(train_ids)}: {_remedy(info)}"
     )
   if palette is not None:
     _check_palette(where, palette, present, info)
@@ -191,6 +191,12 @@ def _check_palette(where: str, palette: np.ndarray, present: Sequence[int], info
         f"{where}: the label is a colour mask saved with a palette (index {index} has the colour of id {meant[0]}, "
         f"{color}), expected indices that are the ids: convert the colours to ids"
       )
+
+
+def _remedy(info: DatasetInfo) -> str:
+  if info.name == "folder":
+    return "convert the labels, or add a line to classes.csv (with the name ignore for what counts nowhere)"
+  return "convert the labels, or check dataset.name"
 
 
 def _size(array: np.ndarray) -> str:
