@@ -61,7 +61,8 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     waiting: list[jax.Array] = []
     for images, labels, counted in _same_size_batches(examples, batch_size, info.ignore_label):
       # One batch stays in flight, so that decoding and computing overlap.
-      waiting.append(compiled(params, batch_stats, images, labels))
+      # Put by hand: where other processes are, arrays of the host are not taken for those of its devices alone.
+      waiting.append(compiled(params, batch_stats, *jax.device_put((images, labels), spread)))
       if len(waiting) > 1:
         confusion += np.asarray(waiting.pop(0), np.int64)
       progress.advance(counted * jax.process_count())

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,6 +24,8 @@ PANELS = 6  # images shown
 PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
 MARGIN = 6  # pixels between panels
 IGNORED_COLOR = (0, 0, 0)
+MANY_CLASSES = 40  # above so many, what no reader would find is left out
+CONFUSIONS = 40  # listed then, instead of a matrix
 
 
 def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -45,16 +48,20 @@ def panels(
   predict = inference.make_predictor(network, config.eval)
   params, batch_stats = sharding.local_copy((params, batch_stats))
   label = jax.jit(lambda *inputs: jnp.argmax(predict(*inputs), axis=-1).astype(jnp.uint8))
-  rows = []
+  rows, shown = [], set()
   for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
     example = source[int(index)]
     predicted = np.asarray(label(params, batch_stats, example["image"][None])[0])
     palette = source.info.palette
     truth = example["label"]
     # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
+    shown |= set(np.unique(truth)) | set(np.unique(predicted))
     rows.append([example["image"], colorize(truth, palette), colorize(predicted, palette)])
   grid = _grid([[_shrink(panel) for panel in row] for row in rows])
-  return _grid([[grid], [_legend(source.info, grid.width)]])
+  classes = list(range(source.info.num_classes))
+  if len(classes) > MANY_CLASSES:
+    classes = sorted(shown & set(classes))
+  return _grid([[grid], [_legend(source.info, classes, grid.width)]])
 
 
 def write(
@@ -89,7 +96,11 @@ def write(
     pictures["iou.png"] = f"IoU of each class on {config.eval.split}, step {scores['step']}"
     confusion = np.load(workdir / "eval" / f"{config.eval.split}_confusion.npy")
     _save(_confusion(confusion, list(scores["iou"])), folder / "confusion.png")
-    pictures["confusion.png"] = "Where the pixels of each class go (rows sum to 1)"
+    pictures["confusion.png"] = (
+      "Where the pixels of each class go (rows sum to 1)"
+      if len(scores["iou"]) <= MANY_CLASSES
+      else "What is taken for what, the most frequent first"
+    )
   page = folder / "index.html"
   page.write_text(_page(config, folder, pictures, scores))
   return page
@@ -130,12 +141,12 @@ def _grid(rows: list[list[Image.Image]]) -> Image.Image:
   return canvas
 
 
-def _legend(info: data.DatasetInfo, width: int) -> Image.Image:
-  """A swatch and a name for each class, in as many lines as the width asks for."""
+def _legend(info: data.DatasetInfo, classes: Iterable[int], width: int) -> Image.Image:
+  """A swatch and a name for each of ``classes``, in as many lines as the width asks for."""
   font = ImageFont.load_default(size=11)
   swatch, line = 12, 18
   left, top, placed = 0, 3, []
-  for name, color in zip(info.class_names, info.palette, strict=True):
+  for name, color in ((info.class_names[n], info.palette[n]) for n in classes):
     advance = swatch + 4 + round(font.getlength(name)) + 12
     if left and left + advance > width:
       left, top = 0, top + line
@@ -180,18 +191,25 @@ def _curves(lines: list[dict[str, Any]]) -> plt.Figure:
 
 def _bars(scores: dict[str, Any]) -> plt.Figure:
   names = list(scores["iou"])
-  values = [100 * (scores["iou"][name] or 0) for name in names]
-  figure, axis = plt.subplots(figsize=(7, 0.8 + 0.28 * len(names)), layout="constrained")
-  axis.barh(names, values)
-  axis.axvline(100 * scores["miou"], color="black", linestyle="--", linewidth=1)
-  axis.set_xlim(0, 100)
-  axis.set_xlabel(f"IoU, % (dashed: mIoU {100 * scores['miou']:.2f})")
-  axis.invert_yaxis()
+  columns = -(-len(names) // MANY_CLASSES)
+  rows = -(-len(names) // columns)
+  figure, axes = plt.subplots(
+    1, columns, figsize=(2 + 5 * columns, 0.8 + 0.28 * rows), layout="constrained", squeeze=False
+  )
+  for column, axis in enumerate(axes[0]):
+    part = names[column * rows : (column + 1) * rows]
+    axis.barh(part, [100 * (scores["iou"][name] or 0) for name in part])
+    axis.axvline(100 * scores["miou"], color="black", linestyle="--", linewidth=1)
+    axis.set_xlim(0, 100)
+    axis.set_ylim(rows - 0.4, -0.6)  # the first at the top, and bars of one height in all columns
+    axis.set_xlabel(f"IoU, % (dashed: mIoU {100 * scores['miou']:.2f})")
   return figure
 
 
 def _confusion(confusion: np.ndarray, names: list[str]) -> plt.Figure:
   shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+  if len(names) > MANY_CLASSES:
+    return _largest_confusions(confusion, shares, names)
   side = 3 + 0.3 * len(names)
   figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
   axis.imshow(shares, vmin=0, vmax=1, cmap="viridis")
@@ -205,6 +223,21 @@ def _confusion(confusion: np.ndarray, names: list[str]) -> plt.Figure:
       axis.text(
         column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=7
       )
+  return figure
+
+
+def _largest_confusions(confusion: np.ndarray, shares: np.ndarray, names: list[str]) -> plt.Figure:
+  """The pairs that most wrong pixels belong to; a matrix of 150 classes is a carpet."""
+  wrong = confusion * ~np.eye(len(names), dtype=bool)
+  pairs = [divmod(int(pair), len(names)) for pair in np.argsort(-wrong, axis=None)[:CONFUSIONS]]
+  pairs = [(truth, taken_for) for truth, taken_for in pairs if wrong[truth, taken_for]]
+  labels = [f"{names[truth]} taken for {names[taken_for]}" for truth, taken_for in pairs]
+  figure, axis = plt.subplots(figsize=(9, 1.2 + 0.28 * len(pairs)), layout="constrained")
+  bars = axis.barh(labels, [100 * wrong[pair] / max(wrong.sum(), 1) for pair in pairs])
+  axis.bar_label(bars, [f"{100 * shares[pair]:.0f} % of the class" for pair in pairs], padding=3, fontsize=7)
+  axis.set_ylim(len(pairs) - 0.4, -0.6)
+  axis.margins(x=0.2)
+  axis.set_xlabel("share of all wrong pixels, %")
   return figure
 
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from rc_jax import report
+from rc_jax import data, report
 from tests import run_tiny
 
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
@@ -42,3 +42,24 @@ def test_the_page_needs_no_other_file(tmp_path: pathlib.Path) -> None:
   sources = re.findall(r"src='([^']*)'", page)
   assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
   assert "Curves &amp; &lt;more&gt;" in page
+
+
+def test_many_classes_are_listed_by_what_is_confused_most() -> None:
+  names = [f"class {n}" for n in range(report.MANY_CLASSES + 5)]
+  confusion = np.diag(np.full(len(names), 100))
+  confusion[7, 3], confusion[1, 44], confusion[44, 1] = 50, 300, 0
+  figure = report._confusion(confusion, names)
+  shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+  assert shown == ["class 1 taken for class 44", "class 7 taken for class 3"]
+  assert [text.get_text() for text in figure.axes[0].texts] == ["75 % of the class", "33 % of the class"]
+  bars = report._bars({"iou": dict.fromkeys(names, 0.5), "miou": 0.5})
+  assert sum(len(axis.patches) for axis in bars.axes) == len(names) and len(bars.axes) == 2
+
+
+def test_a_legend_of_many_classes_shows_those_of_the_pictures() -> None:
+  info = data.info("ade20k", "")
+  few, all_ = report._legend(info, [3, 60], 400), report._legend(info, range(150), 400)
+  assert few.height < all_.height
+  colors = {color for _, color in few.getcolors(10_000)}
+  assert {tuple(info.palette[n].tolist()) for n in (3, 60)} <= colors
+  assert tuple(info.palette[4].tolist()) not in colors

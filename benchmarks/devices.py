@@ -1,0 +1,116 @@
+"""The same run on 1 device, on 8 of one process, on 2 processes x 4, and killed on 8 and resumed on 2.
+
+  python -m benchmarks.devices [--config=configs/demo.py] [--steps=40]
+
+Devices are those that XLA makes of a CPU. Each run takes the first steps of the recipe and logs each. Printed are,
+against the first run, how far losses are apart, whether the same slots of the banks are filled, and how far the keys
+in them, which have unit length, are apart. Sums in another order round otherwise; see the README on how runs part.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.steps import recipe
+from rc_jax import contrast, data, models, sharding, train
+from rc_jax.checkpoint import Checkpoints
+from rc_jax.config import Config
+
+
+def start(
+  config: str, workdir: pathlib.Path, steps: int, processes: int, devices: int
+) -> subprocess.Popen[bytes]:
+  """Starts the first steps of a recipe; ``devices`` of each process."""
+  flags = [
+    *(f"--config={config}", f"--workdir={workdir}", "--config.train.log_every=1"),
+    *(f"--config.train.steps={steps}", "--config.train.eval_every=0", "--config.train.checkpoint_every=5"),
+  ]
+  environment = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "PYTHON": sys.executable,
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
+  with (workdir.parent / f"{workdir.name}.log").open("ab") as log:
+    return subprocess.Popen(
+      ["launch/local.sh", str(processes), *flags],
+      env=environment,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+    )
+
+
+def logged(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
+  """Reads the lines of steps, by step."""
+  path = workdir / "metrics.jsonl"
+  lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
+  return {line["step"]: line for line in lines if "loss" in line}
+
+
+def banks(config: Config, workdir: pathlib.Path) -> contrast.MemoryBank:
+  """Restores the banks of a run's newest checkpoint onto one device."""
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  images = len(data.load(config.dataset.name, config.dataset.root, config.dataset.train_split))
+  state, _ = train.initial_state(config, network, images, sharding.global_mesh(), fresh=False)
+  with Checkpoints(workdir) as checkpoints:
+    restored, _ = checkpoints.restore(state)
+  return jax.device_get(restored.bank)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--config", default="configs/demo.py")
+  parser.add_argument("--steps", type=int, default=40)
+  options = parser.parse_args()
+  jax.config.update("jax_platforms", "cpu")
+  config = recipe(options.config)
+  config.train.steps = options.steps
+  runs = {"1 device": (1, 1), "8 devices": (1, 8), "2 processes x 4": (2, 4)}
+  with tempfile.TemporaryDirectory() as folder:
+    workdirs = {name: pathlib.Path(folder) / f"run{index}" for index, name in enumerate(runs)}
+    for name, (processes, devices) in runs.items():
+      if start(options.config, workdirs[name], options.steps, processes, devices).wait():
+        raise SystemExit(workdirs[name].with_suffix(".log").read_text())
+      print(f"{name}: {options.steps} steps", flush=True)
+    name = "killed on 8, resumed on 2"
+    workdirs[name] = pathlib.Path(folder) / "resumed"
+    running = start(options.config, workdirs[name], options.steps, 1, 8)
+    while len(logged(workdirs[name])) < options.steps // 2 and running.poll() is None:
+      time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    killed_at = max(logged(workdirs[name]))
+    if start(options.config, workdirs[name], options.steps, 1, 2).wait():
+      raise SystemExit(workdirs[name].with_suffix(".log").read_text())
+    print(f"{name}: SIGKILL after step {killed_at}\n")
+
+    reference, bank = logged(workdirs["1 device"]), banks(config, workdirs["1 device"])
+    print("against 1 device          loss, relative, largest of   keys, largest difference   slots")
+    print("                          step 1     10    last         median  largest          filled")
+    for name, workdir in workdirs.items():
+      lines, other = logged(workdir), banks(config, workdir)
+      apart = [abs(lines[step]["loss"] / reference[step]["loss"] - 1) for step in range(1, options.steps + 1)]
+      same = np.array_equal(other.count, bank.count) and np.array_equal(other.cursor, bank.cursor)
+      slots = bank.capacity
+      keys = np.abs(np.asarray(other.keys[:, :slots]) - np.asarray(bank.keys[:, :slots])).max(axis=-1)
+      filled = np.arange(slots) < bank.count[:, None]
+      print(
+        f"{name:25} {apart[0]:.1e} {max(apart[:10]):.1e} {max(apart):.1e}      "
+        f"{np.median(keys[filled]):.1e} {keys[filled].max():.1e}          "
+        f"{'the same' if same else 'OTHERS'} ({int(bank.count.sum())})"
+      )
+
+
+if __name__ == "__main__":
+  main()
