@@ -52,13 +52,16 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) 
 
   Args:
     x: ``[B,H,W,C]``.
-    kernel: ``[k,k,C,O]`` of the same dtype, ``k`` odd.
+    kernel: ``[k,k,C,O]``, ``k`` odd; rounded to the dtype of ``x``.
     stride: step of the output's grid along both axes.
     dilation: distance of the kernel's taps along both axes.
 
   Returns:
-    ``[B,ceil(H/stride),ceil(W/stride),O]``. Both gradients are those of the convolution.
+    ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. On
+    CPUs and TPUs the kernel's is summed in float32 and not rounded to the dtype of ``x``: it is what devices add up,
+    and a pod's sum in bfloat16 would lose digits with every chip.
   """
+  kernel = kernel.astype(x.dtype)
   cpu = _taps if _by_taps(x, kernel, stride, dilation) else _xla
   return _lowered(cpu, _xla, stride, dilation)(x, kernel)
 
@@ -80,9 +83,12 @@ def _conv2d_backward(
     cpu_kernel = _taps_kernel_gradient
   elif dy.shape[1] * dy.shape[2] > SPLIT_PIXELS and dy.shape[3] > SPLIT_CHANNELS:
     cpu_kernel = _split_kernel_gradient
-  d_input = _lowered(cpu_input, _xla_input_gradient, stride, dilation)(dy, x, kernel)
-  d_kernel = _lowered(cpu_kernel, _xla_kernel_gradient, stride, dilation)(dy, x, kernel)
-  return d_input, d_kernel
+  rounded = kernel.astype(x.dtype)
+  d_input = _lowered(cpu_input, _xla_input_gradient, stride, dilation)(dy, x, rounded)
+  # On GPUs, whether cuDNN takes operands and result of two dtypes, and how fast, has not been seen yet.
+  forms = (cpu_kernel, _transposed_kernel_gradient, stride, dilation)
+  d_kernel = _lowered(*forms, tpu=_xla_kernel_gradient)(dy, x, rounded)
+  return d_input, d_kernel.astype(kernel.dtype)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)
@@ -176,7 +182,7 @@ class Conv(nn.Module):
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
     # Shapes alone: values come from ``initial.py``.
     kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
-    y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.dilation)
+    y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       y += bias.astype(self.dtype)
@@ -237,12 +243,14 @@ def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> boo
   return reads <= VALID_SHARE * size**2 * -(-height // stride) * -(-width // stride)
 
 
-def _lowered(cpu: Callable, default: Callable, stride: int, dilation: int) -> Callable[..., jax.Array]:
-  """One function that lowers to ``cpu`` for CPUs and to ``default`` elsewhere."""
+def _lowered(
+  cpu: Callable, default: Callable, stride: int, dilation: int, tpu: Callable | None = None
+) -> Callable[..., jax.Array]:
+  """One function that lowers to ``cpu`` for CPUs, to ``tpu`` (if not None) for TPUs, and to ``default`` elsewhere."""
   options = {"stride": stride, "dilation": dilation}
-  return lambda *arrays: lax.platform_dependent(
-    *arrays, cpu=functools.partial(cpu, **options), default=functools.partial(default, **options)
-  )
+  forms = {"cpu": cpu, "tpu": tpu or default, "default": default}
+  bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
+  return lambda *arrays: lax.platform_dependent(*arrays, **bound)
 
 
 def _slice(x: jax.Array, spans: Spans, stride: int) -> jax.Array:
@@ -293,12 +301,13 @@ def _taps_kernel_gradient(
   def product(tap: Tap) -> jax.Array:
     pixels, outputs = _slice(x, tap.inputs, stride), _slice(dy, tap.outputs, 1)
     if pixels.shape[3] <= outputs.shape[3]:
-      return lax.dot_general(pixels, outputs, over_pixels)
-    return lax.dot_general(outputs, pixels, over_pixels).T  # the smaller one is transposed
+      return lax.dot_general(pixels, outputs, over_pixels, preferred_element_type=jnp.float32)
+    # The smaller one is transposed.
+    return lax.dot_general(outputs, pixels, over_pixels, preferred_element_type=jnp.float32).T
 
   size = kernel.shape[0]
   products = {(t.row, t.column): product(t) for t in valid_taps(x.shape[1:3], size, stride, dilation)}
-  unread = jnp.zeros(kernel.shape[2:], kernel.dtype)
+  unread = jnp.zeros(kernel.shape[2:], jnp.float32)
   return jnp.stack(
     [jnp.stack([products.get((row, column), unread) for column in range(size)]) for row in range(size)]
   )
@@ -325,7 +334,31 @@ def _xla_input_gradient(
 def _xla_kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
-  return jax.linear_transpose(lambda k: _xla(x, k, stride=stride, dilation=dilation), kernel)(dy)[0]
+  # A convolution whose kernel are the outputs' gradients, images taking the place of channels: what transposing the
+  # forward one gives, which cannot be asked for a float32 result.
+  size = kernel.shape[0]
+  pad = dilation * (size // 2)
+  pads = [
+    (pad, (size - 1) * dilation + (outputs - 1) * stride + 1 - pixels - pad)
+    for pixels, outputs in zip(x.shape[1:3], dy.shape[1:3], strict=True)
+  ]
+  return lax.conv_general_dilated(
+    x,
+    dy,
+    window_strides=(dilation, dilation),
+    padding=pads,
+    rhs_dilation=(stride, stride),
+    dimension_numbers=("CHWN", "IHWO", "HWNC"),
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _transposed_kernel_gradient(
+  dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
+) -> jax.Array:
+  transposed = jax.linear_transpose(lambda k: _xla(x, k, stride=stride, dilation=dilation), kernel)
+  gradient: jax.Array = transposed(dy)[0]
+  return gradient.astype(jnp.float32)
 
 
 def _split_kernel_gradient(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from rc_jax.models import conv
 from rc_jax.models.conv import Conv, conv2d, depthwise_conv2d, max_pool, valid_taps
 
 
@@ -56,6 +57,35 @@ def test_value_and_gradients_are_those_of_a_convolution(size, channels, kernel_s
   ):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * float(jnp.abs(theirs).max()) + 1e-6)
+
+
+@pytest.mark.parametrize("form", ["cpu", "elsewhere"])
+@pytest.mark.parametrize(
+  ("kernel_size", "stride", "dilation"), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 4), (7, 2, 1)]
+)
+def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, stride, dilation):
+  random = np.random.default_rng(0)
+  size, channels = (9, 12), (5, 7)
+  x = jnp.asarray(random.standard_normal((2, *size, channels[0])), jnp.bfloat16)
+  kernel = jnp.asarray(random.standard_normal((kernel_size, kernel_size, *channels)), jnp.float32)
+  outputs = tuple(-(-n // stride) for n in size)
+  dy = jnp.asarray(random.standard_normal((2, *outputs, channels[1])), jnp.bfloat16)
+
+  y, gradients = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride, dilation), x, kernel)
+  d_x, d_kernel = gradients(dy)
+  assert (y.dtype, d_x.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+  if form == "elsewhere":
+    d_kernel = conv._xla_kernel_gradient(dy, x, kernel.astype(jnp.bfloat16), stride=stride, dilation=dilation)
+  pad = dilation * (kernel_size // 2)
+  padded = np.pad(np.asarray(x, np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  expected = np.zeros(kernel.shape)
+  for row in range(kernel_size):
+    for column in range(kernel_size):
+      for i in range(outputs[0]):
+        for j in range(outputs[1]):
+          pixel = padded[:, i * stride + row * dilation, j * stride + column * dilation]
+          expected[row, column] += pixel.T @ np.asarray(dy[:, i, j], np.float64)
+  np.testing.assert_allclose(d_kernel, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
