@@ -1,10 +1,11 @@
 """The same run on 1 device, on 8 of one process, on 2 processes x 4, and killed on 8 and resumed on 2.
 
-  python -m benchmarks.devices [--config=configs/demo.py] [--steps=40]
+  python -m benchmarks.devices [--config=configs/demo.py] [--steps=10] [--learning_rate=1e-4]
 
 Devices are those that XLA makes of a CPU. Each run takes the first steps of the recipe and logs each. Printed are,
 against the first run, how far losses are apart, whether the same slots of the banks are filled, and how far the keys
-in them, which have unit length, are apart. Sums in another order round otherwise; see the README on how runs part.
+in them, which have unit length, are apart. Sums in another order round otherwise, and a young network magnifies that
+from step to step: the control is the run on 1 device with a learning rate that differs in its last bit.
 """
 
 import argparse
@@ -28,12 +29,14 @@ from rc_jax.config import Config
 
 
 def start(
-  config: str, workdir: pathlib.Path, steps: int, processes: int, devices: int
+  config: str, workdir: pathlib.Path, steps: int, processes: int, devices: int, *flags: str
 ) -> subprocess.Popen[bytes]:
-  """Starts the first steps of a recipe; ``devices`` of each process."""
-  flags = [
+  """Starts the first steps of a recipe; ``devices`` of each process, and further ``flags``."""
+  command = [
+    *("launch/local.sh", str(processes)),
     *(f"--config={config}", f"--workdir={workdir}", "--config.train.log_every=1"),
     *(f"--config.train.steps={steps}", "--config.train.eval_every=0", "--config.train.checkpoint_every=5"),
+    *flags,
   ]
   environment = {
     **os.environ,
@@ -43,7 +46,7 @@ def start(
   }
   with (workdir.parent / f"{workdir.name}.log").open("ab") as log:
     return subprocess.Popen(
-      ["launch/local.sh", str(processes), *flags],
+      command,
       env=environment,
       stdout=log,
       stderr=subprocess.STDOUT,
@@ -71,44 +74,54 @@ def banks(config: Config, workdir: pathlib.Path) -> contrast.MemoryBank:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/demo.py")
-  parser.add_argument("--steps", type=int, default=40)
+  parser.add_argument("--steps", type=int, default=10)
+  parser.add_argument("--learning_rate", type=float, default=0, help="default: the recipe's")
   options = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
   config = recipe(options.config)
   config.train.steps = options.steps
-  runs = {"1 device": (1, 1), "8 devices": (1, 8), "2 processes x 4": (2, 4)}
+  rate = np.float32(options.learning_rate or config.optimizer.learning_rate)
+  field = "--config.optimizer.learning_rate"
+  same, control = f"{field}={rate:.9g}", f"{field}={np.nextafter(rate, np.float32(1)):.9g}"
+  runs: dict[str, tuple[Any, ...]] = {
+    "1 device": (1, 1, same),
+    "control": (1, 1, control),
+    "8 devices": (1, 8, same),
+    "2 processes x 4": (2, 4, same),
+  }
   with tempfile.TemporaryDirectory() as folder:
     workdirs = {name: pathlib.Path(folder) / f"run{index}" for index, name in enumerate(runs)}
-    for name, (processes, devices) in runs.items():
-      if start(options.config, workdirs[name], options.steps, processes, devices).wait():
+    for name, how in runs.items():
+      if start(options.config, workdirs[name], options.steps, *how).wait():
         raise SystemExit(workdirs[name].with_suffix(".log").read_text())
       print(f"{name}: {options.steps} steps", flush=True)
     name = "killed on 8, resumed on 2"
     workdirs[name] = pathlib.Path(folder) / "resumed"
-    running = start(options.config, workdirs[name], options.steps, 1, 8)
+    running = start(options.config, workdirs[name], options.steps, 1, 8, same)
     while len(logged(workdirs[name])) < options.steps // 2 and running.poll() is None:
       time.sleep(0.05)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     killed_at = max(logged(workdirs[name]))
-    if start(options.config, workdirs[name], options.steps, 1, 2).wait():
+    if start(options.config, workdirs[name], options.steps, 1, 2, same).wait():
       raise SystemExit(workdirs[name].with_suffix(".log").read_text())
     print(f"{name}: SIGKILL after step {killed_at}\n")
 
     reference, bank = logged(workdirs["1 device"]), banks(config, workdirs["1 device"])
-    print("against 1 device          loss, relative, largest of   keys, largest difference   slots")
-    print("                          step 1     10    last         median  largest          filled")
+    shown = [step for step in (1, 2, 3, 5, 10, 20, 40, 80) if step <= options.steps]
+    steps = "".join(f"{step:>9}" for step in shown)
+    print("loss against 1 device, relative; keys of the banks, absolute")
+    print(f"{'step':25}{steps}  keys: median  largest  filled slots")
     for name, workdir in workdirs.items():
       lines, other = logged(workdir), banks(config, workdir)
-      apart = [abs(lines[step]["loss"] / reference[step]["loss"] - 1) for step in range(1, options.steps + 1)]
-      same = np.array_equal(other.count, bank.count) and np.array_equal(other.cursor, bank.cursor)
+      apart = "".join(f"{abs(lines[step]['loss'] / reference[step]['loss'] - 1):9.1e}" for step in shown)
+      slots_agree = np.array_equal(other.count, bank.count) and np.array_equal(other.cursor, bank.cursor)
       slots = bank.capacity
       keys = np.abs(np.asarray(other.keys[:, :slots]) - np.asarray(bank.keys[:, :slots])).max(axis=-1)
-      filled = np.arange(slots) < bank.count[:, None]
+      filled = keys[np.arange(slots) < bank.count[:, None]]
       print(
-        f"{name:25} {apart[0]:.1e} {max(apart[:10]):.1e} {max(apart):.1e}      "
-        f"{np.median(keys[filled]):.1e} {keys[filled].max():.1e}          "
-        f"{'the same' if same else 'OTHERS'} ({int(bank.count.sum())})"
+        f"{name:25}{apart}  {np.median(filled):12.1e}  {filled.max():7.1e}  "
+        f"{'the same' if slots_agree else 'OTHERS'} {int(bank.count.sum())}"
       )
 
 
