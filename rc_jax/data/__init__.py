@@ -1,9 +1,11 @@
 """Data sets, augmentation and the input pipeline. The rest of the project sees NumPy arrays only."""
 
 import difflib
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
+from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, layout, synthetic
 from rc_jax.data.decode import read_image
 from rc_jax.data.pipeline import TrainBatches, evaluation_examples, train_batches
 from rc_jax.data.source import IGNORE_LABEL, IMAGE_SUFFIXES, DatasetInfo, Example, Joined, Source
@@ -23,6 +25,14 @@ _INFOS: dict[str, DatasetInfo] = {
     *(ade20k.INFO, camvid.INFO, cityscapes.INFO, coco_stuff.INFO_10K, coco_stuff.INFO_164K),
     synthetic.INFO,
   )
+}
+_SPLITS: dict[str, tuple[str, ...]] = {
+  "ade20k": tuple(ade20k.SPLITS),
+  "camvid": camvid.SPLITS,
+  "cityscapes": tuple(cityscapes.SPLITS),
+  "coco_stuff_10k": coco_stuff.SPLITS_10K,
+  "coco_stuff_164k": tuple(coco_stuff.SPLITS_164K),
+  "synthetic": tuple(synthetic.SPLITS),
 }
 # What the field calls it.
 _ALIASES = {("cityscapes", "trainval"): "train+val"}
@@ -47,7 +57,8 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
     FileNotFoundError: in one line, for a missing folder; it says the layout expected.
   """
   _check_name(name)
-  parts = tuple(DATASETS[name](root, part) for part in _ALIASES.get((name, split), split).split("+"))
+  with _hints(name, root):
+    parts = tuple(DATASETS[name](root, part) for part in parts_of(name, split))
   for part in parts:
     if part.labelled != parts[0].labelled or (labels and not part.labelled):
       raise ValueError(
@@ -65,7 +76,32 @@ def info(name: str, root: str) -> DatasetInfo:
     FileNotFoundError: there is no table.
   """
   _check_name(name)
-  return folder.info(root) if name == "folder" else _INFOS[name]
+  with _hints(name, root):
+    return folder.info(root) if name == "folder" else _INFOS[name]
+
+
+def parts_of(name: str, split: str) -> tuple[str, ...]:
+  """Returns the splits that a split joins, ``("train", "val")`` for ``train+val`` and Cityscapes' ``trainval``."""
+  return tuple(_ALIASES.get((name, split), split).split("+"))
+
+
+def splits(name: str, root: str) -> tuple[str, ...]:
+  """Names the splits that a data set may have; for ``folder`` those that ``root`` has."""
+  _check_name(name)
+  if name != "folder":
+    return _SPLITS[name]
+  images = pathlib.Path(root).expanduser() / "images"
+  found = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else ()
+  return tuple(split for split in found if not split.startswith("."))
+
+
+@contextmanager
+def _hints(name: str, root: str) -> Iterator[None]:
+  """Lets an error about a missing folder end with where the data set may be."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    raise FileNotFoundError(f"{error}{layout.hint(name, root)}") from None
 
 
 def _check_name(name: str) -> None:
@@ -86,6 +122,8 @@ __all__ = [
   "evaluation_examples",
   "info",
   "load",
+  "parts_of",
   "read_image",
+  "splits",
   "train_batches",
 ]

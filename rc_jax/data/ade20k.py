@@ -102,11 +102,13 @@ def load(root: str, split: str) -> FilePairs:
   check_split(split, INFO.name, tuple(SPLITS))
   image_folder, label_folder = SPLITS[split]
   path = check_root(root, INFO.name, LAYOUT, tuple(filter(None, (image_folder, label_folder))))
-  images = by_stem(path / image_folder, IMAGE_SUFFIXES)
-  paired = pair_files(
-    images,
-    by_stem(path / label_folder, LABEL_SUFFIXES) if label_folder else None,
+  defects: list[str] = []
+  return pair_files(
+    INFO,
+    TRAIN_IDS,
+    by_stem(path / image_folder, IMAGE_SUFFIXES, defects),
+    by_stem(path / label_folder, LABEL_SUFFIXES, defects) if label_folder else None,
     images_at=str(path / image_folder / "*.jpg"),
     labels_at=str(path / (label_folder or "") / "*.png"),
+    defects=defects,
   )
-  return FilePairs(INFO, *paired, TRAIN_IDS)

@@ -58,10 +58,13 @@ def load(root: str, split: str) -> FilePairs:
   """
   check_split(split, INFO.name, SPLITS)
   path = check_root(root, INFO.name, LAYOUT, (f"images/{split}", f"labels/{split}"))
-  paired = pair_files(
-    by_stem(path / "images" / split, IMAGE_SUFFIXES),
-    by_stem(path / "labels" / split, LABEL_SUFFIXES),
+  defects: list[str] = []
+  return pair_files(
+    INFO,
+    TRAIN_IDS,
+    by_stem(path / "images" / split, IMAGE_SUFFIXES, defects),
+    by_stem(path / "labels" / split, LABEL_SUFFIXES, defects),
     images_at=str(path / "images" / split / "*.jpg"),
     labels_at=str(path / "labels" / split / "*.png"),
+    defects=defects,
   )
-  return FilePairs(INFO, *paired, TRAIN_IDS)

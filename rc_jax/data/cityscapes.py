@@ -4,7 +4,15 @@ import pathlib
 
 import numpy as np
 
-from rc_jax.data.source import IGNORE_LABEL, DatasetInfo, FilePairs, check_root, check_split, pair_files
+from rc_jax.data.source import (
+  IGNORE_LABEL,
+  DatasetInfo,
+  FilePairs,
+  by_key,
+  check_root,
+  check_split,
+  pair_files,
+)
 
 # split -> (folder of images, folder of labels)
 SPLITS = {
@@ -94,15 +102,20 @@ def load(root: str, split: str) -> FilePairs:
   image_folder, label_folder = SPLITS[split]
   path = check_root(root, INFO.name, LAYOUT, tuple(filter(None, (image_folder, label_folder))))
   label_end = f"_{label_folder.partition('/')[0]}_labelIds.png" if label_folder else ""
-  paired = pair_files(
-    _by_frame(path / image_folder, _IMAGE_END),
-    _by_frame(path / label_folder, label_end) if label_folder else None,
+  defects: list[str] = []
+  return pair_files(
+    INFO,
+    TRAIN_IDS,
+    _by_frame(path / image_folder, _IMAGE_END, defects),
+    _by_frame(path / label_folder, label_end, defects) if label_folder else None,
     images_at=str(path / image_folder / f"*{_IMAGE_END}"),
     labels_at=str(path / (label_folder or "") / f"*{label_end}"),
+    defects=defects,
   )
-  return FilePairs(INFO, *paired, TRAIN_IDS)
 
 
-def _by_frame(folder: pathlib.Path, end: str) -> dict[str, pathlib.Path]:
+def _by_frame(folder: pathlib.Path, end: str, defects: list[str]) -> dict[str, pathlib.Path]:
   # <city>/<city>_<sequence>_<frame>: the city's folder belongs to the key, so that a file in a wrong one shows.
-  return {str(path.relative_to(folder))[: -len(end)]: path for path in folder.glob(f"*/*{end}")}
+  files = (path for path in sorted(folder.glob("*/*")) if path.name.lower().endswith(end.lower()))
+  named = ((str(path.relative_to(folder))[: -len(end)], path) for path in files)
+  return by_key(named, (pathlib.Path(end).suffix,), defects)

@@ -11,6 +11,7 @@ from rc_jax.data.source import (
   LABEL_SUFFIXES,
   DatasetInfo,
   FilePairs,
+  by_key,
   by_stem,
   check_root,
   check_split,
@@ -103,22 +104,26 @@ def load_10k(root: str, split: str) -> FilePairs:
   if not list_file.is_file():
     raise FileNotFoundError(f"{list_file}: this list of images does not exist; expected {LAYOUT_10K}")
   listed = set(list_file.read_text().split())
-  images = by_stem(path / "images", IMAGE_SUFFIXES)
-  missing = sorted(listed - set(images))
-  if missing:
-    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    raise ValueError(
-      f"{list_file}: lists {missing[0]}{more}, expected {path / 'images' / (missing[0] + '.jpg')}: "
-      "download the images again"
-    )
-  labels = by_stem(path / "annotations", (".mat",))
-  paired = pair_files(
-    {stem: images[stem] for stem in listed},
-    {stem: labels[stem] for stem in listed & set(labels)},
+  defects: list[str] = []
+  # Of the other split's files nothing is said here.
+  files = {folder: sorted((path / folder).iterdir()) for folder in ("images", "annotations")}
+  images, labels = (
+    by_key(((file.stem, file) for file in files[folder] if file.stem in listed), suffixes, defects)
+    for folder, suffixes in (("images", IMAGE_SUFFIXES), ("annotations", (".mat",)))
+  )
+  defects += [
+    f"{list_file}: lists {stem}, expected {path / 'images' / (stem + '.jpg')}: download the images again"
+    for stem in sorted(listed - set(images))
+  ]
+  return pair_files(
+    INFO_10K,
+    TRAIN_IDS_10K,
+    images,
+    {stem: file for stem, file in labels.items() if stem in images},
     images_at=str(path / "images" / "*.jpg"),
     labels_at=str(path / "annotations" / "*.mat"),
+    defects=defects,
   )
-  return FilePairs(INFO_10K, *paired, TRAIN_IDS_10K)
 
 
 def load_164k(root: str, split: str) -> FilePairs:
@@ -142,15 +147,18 @@ def load_164k(root: str, split: str) -> FilePairs:
   images_in = _first(path, f"images/{part}", part)
   labels_in = _first(path, f"annotations/{part}", f"stuffthingmaps/{part}")
   check_root(root, INFO_164K.name, LAYOUT_164K, (images_in, labels_in))
-  labels = by_stem(path / labels_in, LABEL_SUFFIXES)
-  paired = pair_files(
-    by_stem(path / images_in, IMAGE_SUFFIXES),
+  defects: list[str] = []
+  labels = by_stem(path / labels_in, LABEL_SUFFIXES, defects)
+  return pair_files(
+    INFO_164K,
+    TRAIN_IDS_164K,
+    by_stem(path / images_in, IMAGE_SUFFIXES, defects),
     # mmsegmentation leaves its own beside them.
     {stem: file for stem, file in labels.items() if not stem.endswith("_labelTrainIds")},
     images_at=str(path / images_in / "*.jpg"),
     labels_at=str(path / labels_in / "*.png"),
+    defects=defects,
   )
-  return FilePairs(INFO_164K, *paired, TRAIN_IDS_164K)
 
 
 def _first(root: pathlib.Path, usual: str, other: str) -> str:

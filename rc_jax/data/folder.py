@@ -13,6 +13,7 @@ from rc_jax.data.source import (
   LABEL_SUFFIXES,
   DatasetInfo,
   FilePairs,
+  by_key,
   check_root,
   pair_files,
 )
@@ -45,13 +46,16 @@ def load(root: str, split: str) -> FilePairs:
   images_in, labels_in = path / "images" / split, path / "labels" / split
   # Only a folder that is not there says that nobody meant to label: an empty one is a mistake.
   check_root(root, "folder", LAYOUT, (f"images/{split}",))
-  paired = pair_files(
-    _by_path(images_in, IMAGE_SUFFIXES),
-    _by_path(labels_in, LABEL_SUFFIXES) if labels_in.is_dir() else None,
+  defects: list[str] = []
+  return pair_files(
+    info,
+    train_ids,
+    _by_path(images_in, IMAGE_SUFFIXES, defects),
+    _by_path(labels_in, LABEL_SUFFIXES, defects) if labels_in.is_dir() else None,
     images_at=str(images_in / "*.jpg"),
     labels_at=str(labels_in / "*.png"),
+    defects=defects,
   )
-  return FilePairs(info, *paired, train_ids)
 
 
 def info(root: str) -> DatasetInfo:
@@ -127,15 +131,6 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
   return tuple(bytes.fromhex(text[1:]))
 
 
-def _by_path(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
-  files: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.rglob("*")):
-    if path.suffix.lower() not in suffixes or path.name.startswith("."):
-      continue
-    key = str(path.relative_to(folder).with_suffix(""))
-    if key in files:
-      raise ValueError(
-        f"{path}: has the same name as {files[key].name}, expected one file an image: remove one"
-      )
-    files[key] = path
-  return files
+def _by_path(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
+  paths = sorted(folder.rglob("*"))
+  return by_key(((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects)

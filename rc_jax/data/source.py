@@ -1,10 +1,13 @@
 """A split of a data set: a random access sequence of checked image/label pairs, and how files are paired."""
 
+import bisect
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from rc_jax.data import layout
 from rc_jax.data.dataset_info import IGNORE_LABEL, AbsentClass, DatasetInfo
 from rc_jax.data.decode import check_sizes, decode_image, decode_label, read_file
 
@@ -98,68 +101,133 @@ class Joined:
     raise AssertionError("an index in range belongs to a part")
 
 
-def by_stem(folder: pathlib.Path, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
+class IncompleteSplit(ValueError):
+  """A split whose files do not all pair up.
+
+  Attributes:
+    defects: one line each.
+    complete: the pairs that are whole.
+  """
+
+  def __init__(self, defects: Sequence[str], complete: FilePairs):
+    more = len(defects) - 1
+    super().__init__(defects[0] + (f" (and {more} more: --mode=inspect lists them)" if more else ""))
+    self.defects = tuple(defects)
+    self.complete = complete
+
+
+def by_stem(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
   """Lists the files of a folder by their names without suffix.
 
   Args:
     folder: where they lie; names that begin with a dot are left out, and so are folders.
     suffixes: in lower case; files with others are left out.
-
-  Raises:
-    ValueError: when two files differ in their suffix alone.
+    defects: gets a line for each file that differs from another in its suffix alone.
   """
+  return by_key(((path.stem, path) for path in sorted(folder.iterdir())), suffixes, defects)
+
+
+def by_key(
+  named: Iterable[tuple[str, pathlib.Path]], suffixes: tuple[str, ...], defects: list[str]
+) -> dict[str, pathlib.Path]:
+  """Collects files by a key; arguments but for ``named``, pairs of key and path, as ``by_stem``."""
   files: dict[str, pathlib.Path] = {}
-  for path in sorted(folder.iterdir()):
+  for key, path in named:
     if path.suffix.lower() not in suffixes or path.name.startswith("."):
       continue
-    if path.stem in files:
-      raise ValueError(
-        f"{path}: has the same name as {files[path.stem].name}, expected one file an image: remove one"
+    if key in files:
+      defects.append(
+        f"{path}: has the same name as {files[key].name}, expected one file an image: remove one"
       )
-    files[path.stem] = path
+    files.setdefault(key, path)
   return files
 
 
 def pair_files(
+  info: DatasetInfo,
+  train_ids: Mapping[int, int],
   images: Mapping[str, pathlib.Path],
   labels: Mapping[str, pathlib.Path] | None,
   *,
   images_at: str,
   labels_at: str,
-) -> tuple[tuple[pathlib.Path, ...], tuple[pathlib.Path, ...] | None]:
+  defects: Sequence[str] = (),
+) -> FilePairs:
   """Pairs images and labels that share a key, in the order of the keys.
 
   Args:
+    info: the data set's classes.
+    train_ids: its own id -> train id.
     images: key -> image path.
     labels: key -> label path; None for a split without labels.
-    images_at: where images were looked for, for the errors.
+    images_at: where images were looked for, with ``*`` in place of the key, for the errors.
     labels_at: where labels were looked for.
+    defects: lines on what was met when the files were listed.
 
   Returns:
-    The image paths and the label paths, or None in place of these.
+    The split.
 
   Raises:
-    ValueError: when there is no image, or an image or a label has no counterpart.
+    IncompleteSplit: when an image or a label has no counterpart, or there were defects before.
+    ValueError: when there is no image.
   """
-  if not images and not labels:
+  if not images and not labels and not defects:
+    folder = pathlib.Path(images_at.partition("*")[0])
     raise ValueError(
-      f"{images_at}: found no images, expected at least one: check the folder and --config.dataset.root="
+      f"{images_at}: found no images but {layout.contents(folder)}, expected at least one: "
+      "check the folder and --config.dataset.root="
     )
-  keys = sorted(images)
-  if labels is None:
-    return tuple(images[key] for key in keys), None
-  for halves, others, kind, missing, where in (
-    (images, labels, "image", "label", labels_at),
-    (labels, images, "label", "image", images_at),
-  ):
-    alone = sorted(set(halves) - set(others))
-    if alone:
-      more = f" (and {len(alone) - 1} more like it)" if len(alone) > 1 else ""
-      raise ValueError(
-        f"{halves[alone[0]]}: this {kind} has no {missing}{more}, expected {where.replace('*', alone[0])}: "
-        f"add the {missing} or remove the {kind}"
-      )
-  return tuple(images[key] for key in keys), tuple(labels[key] for key in keys)
+  whole = sorted(images if labels is None else images.keys() & labels.keys())
+  pairs = FilePairs(
+    info,
+    tuple(images[key] for key in whole),
+    None if labels is None else tuple(labels[key] for key in whole),
+    train_ids,
+  )
+  found = list(defects)
+  if labels is not None:
+    found += _halves("image", images, "label", labels, labels_at)
+    found += _halves("label", labels, "image", images, images_at)
+  if found:
+    raise IncompleteSplit(found, pairs)
+  return pairs
+
+
+def _halves(
+  kind: str, halves: Mapping[str, pathlib.Path], missing: str, others: Mapping[str, pathlib.Path], where: str
+) -> list[str]:
+  """One line for each of ``halves`` without a counterpart, with what was found that may be meant to be it."""
+  alone = sorted(halves.keys() - others.keys())
+  # A label in the folder of another city, or one that differs in capitals.
+  elsewhere = {_last(key): others[key] for key in others.keys() - halves.keys()} if alone else {}
+  listed: dict[pathlib.Path, list[str]] = {}
+  lines = []
+  for key in alone:
+    expected = pathlib.Path(where.replace("*", key))
+    if expected.parent not in listed:
+      listed[expected.parent] = sorted(os.listdir(expected.parent)) if expected.parent.is_dir() else []
+    stem = key.rpartition("/")[2]
+    beside = [name for name in _beginning_with(stem, listed[expected.parent]) if name[len(stem)] in "._-"]
+    if _last(key) in elsewhere:
+      remedy = f"found {elsewhere[_last(key)]}: move or rename it"
+    elif any(name.lower().endswith((".jpg", ".jpeg")) for name in beside) and missing == "label":
+      remedy = f"found {beside[0]}: JPEG makes other ids of ids, export the label as PNG"
+    elif beside:
+      remedy = f"found {', '.join(beside[:3])}, which {'are' if beside[1:] else 'is'} none: add the {missing}"
+    else:
+      remedy = f"add the {missing} or remove the {kind}"
+    lines.append(f"{halves[key]}: this {kind} has no {missing}, expected {expected}: {remedy}")
+  return lines
+
+
+def _last(key: str) -> str:
+  return key.rpartition("/")[2].lower()
+
+
+def _beginning_with(start: str, names: Sequence[str]) -> Sequence[str]:
+  """Those of sorted ``names`` that begin with ``start`` and go on."""
+  first = bisect.bisect_right(names, start)
+  return names[first : bisect.bisect_left(names, start + "\U0010ffff", lo=first)]
 
 
 def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pathlib.Path:
@@ -191,8 +259,10 @@ __all__ = [
   "DatasetInfo",
   "Example",
   "FilePairs",
+  "IncompleteSplit",
   "Joined",
   "Source",
+  "by_key",
   "by_stem",
   "check_root",
   "check_split",

@@ -80,7 +80,7 @@ def test_lists_make_the_splits_of_10k(tmp_path):
 def test_what_is_missing_of_10k_is_named(tmp_path):
   root = _10k(tmp_path, np.full((4, 5), 3, np.uint8))
   (tmp_path / "imageLists/test.txt").write_text("x\ny\n")
-  with pytest.raises(ValueError, match=r"test\.txt: lists x \(and 1 more\), expected .*images/x\.jpg"):
+  with pytest.raises(ValueError, match=r"test\.txt: lists x, expected .*images/x\.jpg.*\(and 1 more"):
     coco_stuff.load_10k(root, "test")
   (tmp_path / "imageLists/test.txt").unlink()
   with pytest.raises(FileNotFoundError, match=r"test\.txt: this list"):
@@ -94,7 +94,7 @@ def test_what_is_missing_of_10k_is_named(tmp_path):
   ("content", "words"),
   [
     (b"MATLAB 5.0 MAT-file, cut off", "cannot be decoded"),
-    (b"no such thing", "cannot be decoded"),
+    (b"no such thing", "is text .* MATLAB 5"),
     ("field", "no such field"),
     ("size", "expected a MATLAB 5 file"),
     ("fractions", "values that are no ids"),

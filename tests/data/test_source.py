@@ -8,7 +8,7 @@ from PIL import Image
 
 from rc_jax.data import decode
 from rc_jax.data.decode import read_image, read_label
-from rc_jax.data.source import DatasetInfo, FilePairs, pair_files
+from rc_jax.data.source import DatasetInfo, FilePairs, IncompleteSplit, pair_files
 
 INFO = DatasetInfo(
   name="shapes",
@@ -128,7 +128,7 @@ def test_truncated_files_are_refused(tmp_path, rng, suffix):
   path.write_bytes(whole[: len(whole) // 2])
   assert str(path) in _refused(read_image, path)
   path.write_bytes(b"this is no image")
-  assert "whole image file" in _refused(read_image, path)
+  assert "is text" in _refused(read_image, path)
   path.unlink()
   assert "vanished" in _refused(read_image, path)
 
@@ -187,14 +187,28 @@ def test_halves_of_pairs_and_emptiness_are_refused(tmp_path):
       {key: tmp_path / kind / f"{key}.png" for key in keys}
       for kind, keys in zip("il", (images, labels), strict=True)
     ]
-    return pair_files(*files, images_at="images/*.jpg", labels_at="labels/*.png")
+    return pair_files(INFO, TRAIN_IDS, *files, images_at="images/*.jpg", labels_at="labels/*.png")
 
-  assert [path.name for path in pair("ba", "ab")[0]] == ["a.png", "b.png"]
+  assert [path.name for path in pair("ba", "ab").images] == ["a.png", "b.png"]
   message = _refused(pair, "abc", "a")
-  assert "b.png" in message and "no label (and 1 more" in message and "labels/b.png" in message
+  assert (
+    "b.png" in message and "no label" in message and "(and 1 more" in message and "labels/b.png" in message
+  )
   message = _refused(pair, "a", "ax")
   assert "x.png" in message and "no image" in message and "images/x.jpg" in message
   assert "no images" in _refused(pair, "", "")
+
+
+def test_all_halves_are_kept_with_the_pairs_that_are_whole(tmp_path):
+  files = [
+    {key: tmp_path / kind / f"{key}.png" for key in keys} for kind, keys in (("i", "abc"), ("l", "bcx"))
+  ]
+  with pytest.raises(IncompleteSplit) as error:
+    pair_files(INFO, TRAIN_IDS, *files, images_at="i/*.png", labels_at="l/*.png", defects=["one before"])
+  assert [path.name for path in error.value.complete.images] == ["b.png", "c.png"]
+  assert error.value.complete.labels == (tmp_path / "l/b.png", tmp_path / "l/c.png")
+  assert error.value.defects[0] == "one before" and len(error.value.defects) == 3
+  assert "a.png: this image" in error.value.defects[1] and "x.png: this label" in error.value.defects[2]
 
 
 def test_ranges_of_ids_read_well():
