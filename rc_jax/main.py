@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary", "compile")
+MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -36,10 +36,13 @@ _TOPOLOGY = flags.DEFINE_string(
   "For compile: a TPU slice, such as v5e:4x8, that need not be attached. Default: what is attached.",
 )
 _FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone, in a fraction of the time.")
+_SAMPLE = flags.DEFINE_integer(
+  "sample", 0, "For inspect: how many images of each split to check. Default: all."
+)
 
 FLAGS = (
   *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
-  *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST),
+  *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST, _SAMPLE),
 )
 
 USAGE_ERROR = 2
@@ -107,6 +110,10 @@ def _run(argv: Sequence[str]) -> int:
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")
+  if _MODE.value == "inspect":
+    from rc_jax import inspection
+
+    return inspection.run(config, workdir, _SAMPLE.value)
   checkpoint = pathlib.Path(_CHECKPOINT.value) if _CHECKPOINT.value else None
   if checkpoint is not None and _CHECKPOINT.value.isdigit() and not checkpoint.exists():
     checkpoint = workdir / "checkpoints" / _CHECKPOINT.value

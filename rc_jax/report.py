@@ -4,17 +4,17 @@ import base64
 import html
 import json
 import pathlib
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from rc_jax import data, evaluate, inference, models, sharding
 from rc_jax.config import Config
+from rc_jax.drawing import colorize, grid, legend, overlay, shrunk
 from rc_jax.run_log import read, say
 
 matplotlib.use("Agg")  # no screen on a training machine
@@ -22,22 +22,8 @@ import matplotlib.pyplot as plt
 
 PANELS = 6  # images shown
 PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
-MARGIN = 6  # pixels between panels
-IGNORED_COLOR = (0, 0, 0)
 MANY_CLASSES = 40  # above so many, what no reader would find is left out
 CONFUSIONS = 40  # listed then, instead of a matrix
-
-
-def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """Returns ``[H,W,3]`` uint8 colours of ``labels [H,W]``; labels outside the palette are black."""
-  table = np.full((256, 3), IGNORED_COLOR, np.uint8)
-  table[: len(palette)] = palette
-  return table[labels]
-
-
-def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-  """Lays the colours of ``labels [H,W]`` over ``image [H,W,3]`` uint8; ``opacity`` in 0..1."""
-  return np.round((1 - opacity) * image + opacity * colorize(labels, palette)).astype(np.uint8)
 
 
 def panels(
@@ -57,11 +43,11 @@ def panels(
     # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
     shown |= set(np.unique(truth)) | set(np.unique(predicted))
     rows.append([example["image"], colorize(truth, palette), colorize(predicted, palette)])
-  grid = _grid([[_shrink(panel) for panel in row] for row in rows])
+  drawn = grid([[Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row] for row in rows])
   classes = list(range(source.info.num_classes))
   if len(classes) > MANY_CLASSES:
     classes = sorted(shown & set(classes))
-  return _grid([[grid], [_legend(source.info, classes, grid.width)]])
+  return grid([[drawn], [legend(source.info, classes, drawn.width)]])
 
 
 def write(
@@ -115,49 +101,6 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
   page = write(config, workdir, network, restored.params, restored.batch_stats)
   say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
   return page
-
-
-def _shrink(panel: np.ndarray) -> Image.Image:
-  image = Image.fromarray(panel)
-  if image.height <= PANEL_HEIGHT:
-    return image
-  # Nearest for all three keeps class colours pure; photographs lose little at this size.
-  return image.resize(
-    (round(image.width * PANEL_HEIGHT / image.height), PANEL_HEIGHT), Image.Resampling.NEAREST
-  )
-
-
-def _grid(rows: list[list[Image.Image]]) -> Image.Image:
-  width = max(sum(panel.width + MARGIN for panel in row) for row in rows) - MARGIN
-  height = sum(max(panel.height for panel in row) + MARGIN for row in rows) - MARGIN
-  canvas = Image.new("RGB", (width, height), "white")
-  top = 0
-  for row in rows:
-    left = 0
-    for panel in row:
-      canvas.paste(panel, (left, top))
-      left += panel.width + MARGIN
-    top += max(panel.height for panel in row) + MARGIN
-  return canvas
-
-
-def _legend(info: data.DatasetInfo, classes: Iterable[int], width: int) -> Image.Image:
-  """A swatch and a name for each of ``classes``, in as many lines as the width asks for."""
-  font = ImageFont.load_default(size=11)
-  swatch, line = 12, 18
-  left, top, placed = 0, 3, []
-  for name, color in ((info.class_names[n], info.palette[n]) for n in classes):
-    advance = swatch + 4 + round(font.getlength(name)) + 12
-    if left and left + advance > width:
-      left, top = 0, top + line
-    placed.append((left, top, name, tuple(color.tolist())))
-    left += advance
-  canvas = Image.new("RGB", (width, top + line), "white")
-  draw = ImageDraw.Draw(canvas)
-  for left, top, name, color in placed:
-    draw.rectangle((left, top, left + swatch, top + swatch), fill=color)
-    draw.text((left + swatch + 4, top), name, fill="black", font=font)
-  return canvas
 
 
 def _curves(lines: list[dict[str, Any]]) -> plt.Figure:
@@ -270,3 +213,6 @@ def _page(
     parts.append(f"<h2>{caption}</h2><img alt='{caption}' src='data:image/png;base64,{encoded}'>")
   parts.append(f"<h2>Configuration</h2><pre>{html.escape(str(config))}</pre></html>")
   return "\n".join(parts)
+
+
+__all__ = ["colorize", "overlay", "panels", "run", "write"]

@@ -28,10 +28,11 @@ FLOORS = (
   ("main.py",),
   ("ahead_of_time.py",),
   ("train.py",),
-  ("predict.py", "report.py", "summary.py"),
+  ("inspection.py", "predict.py", "report.py", "summary.py"),
   ("evaluate.py",),
   ("train_step.py",),
-  ("inference.py",),
+  ("inference.py", "contact_sheet.py"),
+  ("drawing.py",),
   (
     "optimizer.py",
     "checkpoint.py",

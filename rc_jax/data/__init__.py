@@ -7,8 +7,19 @@ from contextlib import contextmanager
 
 from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, layout, synthetic
 from rc_jax.data.decode import read_image
+from rc_jax.data.examine import Examined, examine_all
+from rc_jax.data.mistaken import split_ids
 from rc_jax.data.pipeline import TrainBatches, evaluation_examples, train_batches
-from rc_jax.data.source import IGNORE_LABEL, IMAGE_SUFFIXES, DatasetInfo, Example, Joined, Source
+from rc_jax.data.source import (
+  IGNORE_LABEL,
+  IMAGE_SUFFIXES,
+  DatasetInfo,
+  Example,
+  FilePairs,
+  IncompleteSplit,
+  Joined,
+  Source,
+)
 
 DATASETS: dict[str, Callable[[str, str], Source]] = {
   "ade20k": ade20k.load,
@@ -116,14 +127,20 @@ __all__ = [
   "IGNORE_LABEL",
   "IMAGE_SUFFIXES",
   "DatasetInfo",
+  "Examined",
   "Example",
+  "FilePairs",
+  "IncompleteSplit",
+  "Joined",
   "Source",
   "TrainBatches",
   "evaluation_examples",
+  "examine_all",
   "info",
   "load",
   "parts_of",
   "read_image",
+  "split_ids",
   "splits",
   "train_batches",
 ]

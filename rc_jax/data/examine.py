@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ from rc_jax.data.decode import check_ids, check_sizes, decode_image, label_ids, 
 from rc_jax.data.source import FilePairs, Source
 
 _CHUNK = 8  # examples that go to a process at a time
-# Below so many examples of a process, starting one takes longer than it saves.
-_WORTH_A_PROCESS = 40
+_TRIED = 2.0  # seconds of work here before processes are thought of
+# Processes start in several seconds: what is left must take longer than that.
+_WORTH_PROCESSES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +87,23 @@ def examine_all(source: Source, indices: Sequence[int], processes: int | None = 
   Raises:
     OSError: in one line, when a process dies.
   """
-  wanted = min(processes or cores(), len(indices) // _WORTH_A_PROCESS)
-  if wanted <= 1:
-    yield from (examine(source, index) for index in indices)
+  wanted = processes or cores()
+  start, done = time.monotonic(), 0
+  for index in indices:
+    yield examine(source, index)
+    done += 1
+    spent = time.monotonic() - start
+    if wanted > 1 and spent > _TRIED and spent / done * (len(indices) - done) > _WORTH_PROCESSES:
+      break
+  left = indices[done:]
+  if not left:
     return
-  chunks = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
-  # Spawned: forks of a process with JAX's threads may hang.
-  pool = concurrent.futures.ProcessPoolExecutor(
-    wanted, multiprocessing.get_context("spawn"), initializer=_keep, initargs=(source,)
-  )
+  chunks = [left[first : first + _CHUNK] for first in range(0, len(left), _CHUNK)]
+  # A server without JAX's threads forks them, once it has imported what they need; forks of this process may hang.
+  methods = multiprocessing.get_all_start_methods()
+  context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+  context.set_forkserver_preload([__name__])
+  pool = concurrent.futures.ProcessPoolExecutor(wanted, context, initializer=_keep, initargs=(source,))
   try:
     yield from itertools.chain.from_iterable(pool.map(_examine_chunk, chunks))
   except concurrent.futures.process.BrokenProcessPool:
@@ -116,7 +126,7 @@ def _examine_array(source: Source, index: int) -> Examined:
     return Examined(index, None, {}, b"", (str(error),))
   image, label = example["image"], example.get("label")
   counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
-  digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+  digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
   return Examined(index, (image.shape[0], image.shape[1]), _present(counts), digest, ())
 
 

@@ -1,0 +1,124 @@
+"""Labels as colours, panels side by side, legends: what pictures of runs and of data sets share."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+from PIL import Image, ImageDraw, ImageFont
+
+from rc_jax.data import DatasetInfo
+
+MARGIN = 6  # pixels between panels
+IGNORED_COLOR = (0, 0, 0)
+_FONT_SIZE = 11
+_LINE = 18  # pixels from one line of text to the next
+# A name must find this much room around a point of its region, in pixels, to be written there.
+_ROOM_FOR_A_NAME = 7
+
+
+def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """Returns ``[H,W,3]`` uint8 colours of ``labels [H,W]``; labels outside the palette are black."""
+  table = np.full((256, 3), IGNORED_COLOR, np.uint8)
+  table[: len(palette)] = palette
+  return table[labels]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.55) -> np.ndarray:
+  """Lays the colours of ``labels [H,W]`` over ``image [H,W,3]`` uint8; ``opacity`` in 0..1."""
+  return np.round((1 - opacity) * image + opacity * colorize(labels, palette)).astype(np.uint8)
+
+
+def named_overlay(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.Image:
+  """Lays the colours of ``labels [H,W]`` over ``image [H,W,3]``, and writes each class's name on its widest region.
+
+  With many classes colours alone do not tell them apart.
+  """
+  picture = Image.fromarray(overlay(image, labels, info.palette, opacity=0.5))
+  draw = ImageDraw.Draw(picture)
+  font = ImageFont.load_default(size=_FONT_SIZE)
+  for label in np.unique(labels).tolist():
+    name = info.class_names[label] if label < info.num_classes else "ignored"
+    room, (y, x) = widest_point(labels == label)
+    if room < _ROOM_FOR_A_NAME:
+      continue
+    left, right = font.getlength(name) / 2 + 2, picture.width - font.getlength(name) / 2 - 2
+    place = (min(max(x, left), max(left, right)), min(max(y, 8), picture.height - 8))
+    draw.text(place, name, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+  return picture
+
+
+def widest_point(mask: np.ndarray) -> tuple[float, tuple[int, int]]:
+  """Returns how far the point deepest within ``mask [H,W]`` is from its edge, in pixels, and that point ``(y,x)``."""
+  # The picture's border is an edge too: a name there would be cut.
+  depth = scipy.ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+  y, x = np.unravel_index(int(depth.argmax()), mask.shape)
+  return float(depth[y, x]), (int(y), int(x))
+
+
+def shrunk(panel: np.ndarray, height: int, width: int | None = None) -> np.ndarray:
+  """Shrinks ``panel [H,W]`` or ``[H,W,3]`` to at most ``height`` (and ``width``), keeping its shape; never enlarges."""
+  factor = min(1, height / panel.shape[0], (width or panel.shape[1]) / panel.shape[1])
+  if factor == 1:
+    return panel
+  size = (max(1, round(panel.shape[1] * factor)), max(1, round(panel.shape[0] * factor)))
+  # Nearest for all keeps labels and class colours pure; photographs lose little at this size.
+  return np.asarray(Image.fromarray(panel).resize(size, Image.Resampling.NEAREST))
+
+
+def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+  """Pastes rows of panels onto white."""
+  width = max(sum(panel.width + MARGIN for panel in row) for row in rows) - MARGIN
+  height = sum(max(panel.height for panel in row) + MARGIN for row in rows) - MARGIN
+  canvas = Image.new("RGB", (width, height), "white")
+  top = 0
+  for row in rows:
+    left = 0
+    for panel in row:
+      canvas.paste(panel, (left, top))
+      left += panel.width + MARGIN
+    top += max(panel.height for panel in row) + MARGIN
+  return canvas
+
+
+def flow(panels: Sequence[Image.Image], width: int) -> Image.Image:
+  """Pastes panels onto white in rows of at most ``width`` pixels, in their order."""
+  rows: list[list[Image.Image]] = [[]]
+  used = 0
+  for panel in panels:
+    if rows[-1] and used + panel.width > width:
+      rows.append([])
+      used = 0
+    rows[-1].append(panel)
+    used += panel.width + MARGIN
+  return grid(rows)
+
+
+def captioned(panel: Image.Image, text: str) -> Image.Image:
+  """Writes a line above a panel, cut where it is longer."""
+  font = ImageFont.load_default(size=_FONT_SIZE)
+  while len(text) > 1 and font.getlength(text) > panel.width:
+    text = text[:-2] + "…"
+  canvas = Image.new("RGB", (panel.width, panel.height + _LINE), "white")
+  ImageDraw.Draw(canvas).text((0, 1), text, "black", font)
+  canvas.paste(panel, (0, _LINE))
+  return canvas
+
+
+def legend(info: DatasetInfo, width: int, classes: Sequence[int] | None = None) -> Image.Image:
+  """Draws a swatch and a name for each class (or each of ``classes``), in as many lines as the width asks for."""
+  font = ImageFont.load_default(size=_FONT_SIZE)
+  swatch = 12
+  left, top, placed = 0, 3, []
+  for label in range(info.num_classes) if classes is None else classes:
+    name, color = info.class_names[label], info.palette[label]
+    advance = swatch + 4 + round(font.getlength(name)) + 12
+    if left and left + advance > width:
+      left, top = 0, top + _LINE
+    placed.append((left, top, name, tuple(color.tolist())))
+    left += advance
+  canvas = Image.new("RGB", (width, top + _LINE), "white")
+  draw = ImageDraw.Draw(canvas)
+  for left, top, name, color in placed:
+    draw.rectangle((left, top, left + swatch, top + swatch), fill=color)
+    draw.text((left + swatch + 4, top), name, fill="black", font=font)
+  return canvas

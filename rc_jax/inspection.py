@@ -1,0 +1,364 @@
+"""Looks a data set over before anything is trained on it: counts, checks every file, draws sheets, names all defects."""
+
+import dataclasses
+import json
+import pathlib
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rc_jax import contact_sheet, data
+from rc_jax.config import Config, square
+from rc_jax.data import Examined, Source
+from rc_jax.run_log import Progress, say
+
+CLEAN, DEFECTIVE = 0, 1  # exit statuses
+ON_SCREEN = 5  # defects, files and names that a terminal gets; report.txt gets all
+_COLUMNS = 110  # of the text
+_NARROW_TABLE = 40  # classes; more stand side by side
+
+# Of the official releases; another count says that the download or the unpacking is not whole.
+_RELEASED = {
+  ("ade20k", "train"): 20_210,
+  ("ade20k", "val"): 2_000,
+  ("camvid", "train"): 367,
+  ("camvid", "val"): 101,
+  ("cityscapes", "train"): 2_975,
+  ("cityscapes", "val"): 500,
+  ("cityscapes", "test"): 1_525,
+  ("cityscapes", "train_coarse"): 2_975,
+  ("cityscapes", "train_extra"): 19_998,
+  ("coco_stuff_10k", "train"): 9_000,
+  ("coco_stuff_10k", "test"): 1_000,
+  ("coco_stuff_164k", "train"): 118_287,
+  ("coco_stuff_164k", "val"): 5_000,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """A split and what was found in it.
+
+  Attributes:
+    name: its name.
+    source: its examples; None when it could not be opened.
+    examined: what was found in those that were looked at.
+    refused: lines on what was met when its files were listed.
+  """
+
+  name: str
+  source: Source | None
+  examined: tuple[Examined, ...]
+  refused: tuple[str, ...]
+
+  @property
+  def defects(self) -> list[str]:
+    return [*self.refused, *(line for found in self.examined for line in found.defects)]
+
+
+def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
+  """Inspects all splits of a data set that are there: ``--mode=inspect``.
+
+  Prints what it finds, and writes to ``workdir/inspect/``: ``report.txt``, the same with nothing left out;
+  ``<split>.json``; ``<split>.png``, ``<split>_classes.png`` and ``crops.png`` for the eye.
+
+  Args:
+    config: a validated config; ``dataset``, ``eval.split``, ``train.crop_size``, ``augment`` and ``seed`` count.
+    workdir: where the findings go.
+    sample: how many examples of each split to decode, spread evenly over it; 0: all.
+
+  Returns:
+    The exit status: 0, or 1 when there are defects, which training or scoring would stop at.
+
+  Raises:
+    FileNotFoundError: none of the config's splits is there.
+    ValueError: none of them can be read, or ``sample`` is negative.
+  """
+  if sample < 0:
+    raise ValueError(f"--sample is {sample}, expected 0 (all) or more")
+  # Nothing is computed here, and an accelerator may be at work for a run.
+  jax.config.update("jax_platforms", "cpu")
+  name, root = config.dataset.name, config.dataset.root
+  info = data.info(name, root)
+  named = dict.fromkeys(
+    [*data.parts_of(name, config.dataset.train_split), *data.parts_of(name, config.eval.split)]
+  )
+  opened = {part: _open(config, part) for part in named}
+  if all(source is None for source, _ in opened.values()):
+    # Nothing to look over: the first reason is all there is to say. Its kind is part of it.
+    data.load(name, root, next(iter(named)))
+  for part in data.splits(name, root):
+    if part not in opened:
+      source, refused = _open(config, part, needed=False)
+      if source is not None:
+        opened[part] = source, refused
+  folder = workdir / "inspect"
+  folder.mkdir(parents=True, exist_ok=True)
+  say(f"{name}{f' in {root}' if root else ''}: {info.num_classes} classes, splits {', '.join(opened)}")
+  splits = [
+    Split(part, source, _examine(part, source, sample), lines) for part, (source, lines) in opened.items()
+  ]
+
+  tables = {split.name: summary(split, info, square(config.train.crop_size)) for split in splits}
+  for split in splits:
+    (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
+  across = _across(config, splits, tables)
+  full = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
+  (folder / "report.txt").write_text("\n".join(full) + "\n")
+  for split in splits:
+    say("\n".join(describe(tables[split.name], ON_SCREEN)))
+  say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")
+  for sheet in _sheets(config, splits, folder):
+    say(f"wrote {sheet}")
+  count = sum(len(split.defects) for split in splits)
+  verdict = f"{count:,} defects, each named in" if count else "no defects; all is in"
+  say(f"{verdict} {folder / 'report.txt'}")
+  return DEFECTIVE if count else CLEAN
+
+
+def summary(split: Split, info: data.DatasetInfo, crop_size: tuple[int, int]) -> dict[str, Any]:
+  """Sums up a split as what JSON knows: sizes, pixels of classes, ids that are not expected, defects, notes.
+
+  Args:
+    split: with what was found.
+    info: the data set's classes.
+    crop_size: ``(h,w)`` of the training crops.
+
+  Returns:
+    ``split``, ``images``, ``checked``, ``labelled``, ``sizes``, ``smaller_than_crop``, ``pixels``, ``ignored``
+    (a share), ``classes`` {name: id, pixels, share of what is not ignored, images}, ``never``, ``unexpected``
+    {id: pixels, images, files}, ``defects``, ``notes``.
+  """
+  source, examined = split.source, split.examined
+  train_ids = _train_ids(source, info)
+  names = _file_names(source)
+  sound = [found for found in examined if found.size is not None]
+  sizes = sorted((found.size for found in sound if found.size), key=lambda size: (size[0] * size[1], size))
+  small = [names(found) for found in sound if found.size and _fits_not(found.size, crop_size)]
+  counts = class_pixels(examined, train_ids, info.num_classes)
+  pixels = counts.sum(axis=0)
+  labelled = int(pixels[: info.num_classes].sum())
+  every: dict[int, int] = {}
+  unexpected: dict[int, dict[str, Any]] = {}
+  for found in examined:
+    for own_id, number in found.counts.items():
+      every[own_id] = every.get(own_id, 0) + number
+      if own_id not in train_ids:
+        entry = unexpected.setdefault(own_id, {"pixels": 0, "images": 0, "files": []})
+        entry["pixels"] += number
+        entry["images"] += 1
+        entry["files"].append(names(found))
+  labelled_split = source is not None and source.labelled
+  notes = []
+  released = _RELEASED.get((info.name, split.name))
+  if released and source is not None and len(source) != released:
+    notes.append(f"holds {len(source):,} images, the official release {released:,}")
+  seems = data.split_ids(info.name, every)
+  if seems:
+    notes.append(f"the labels: {seems}")
+  if labelled_split:
+    empty = [names(found) for found, row in zip(examined, counts, strict=True) if row[-1] == row.sum() > 0]
+    if empty:
+      notes.append(f"{len(empty):,} labels hold ignored pixels alone: {_few(empty)}")
+  notes += [f"{first} and {second} are the same file twice" for first, second in _twice(examined, names)]
+  return {
+    "split": split.name,
+    "images": 0 if source is None else len(source),
+    "checked": len(examined),
+    "labelled": labelled_split,
+    "sizes": {
+      "smallest": list(sizes[0][::-1]) if sizes else None,
+      "median": list(sizes[len(sizes) // 2][::-1]) if sizes else None,
+      "largest": list(sizes[-1][::-1]) if sizes else None,
+      "different": len(set(sizes)),
+    },
+    "crop": list(crop_size[::-1]),
+    "smaller_than_crop": small,
+    "pixels": int(pixels.sum()),
+    "ignored": float(pixels[-1] / max(1, pixels.sum())),
+    "classes": {
+      name: {
+        "id": int(info.label_ids[label]),
+        "pixels": int(pixels[label]),
+        "share": float(pixels[label] / max(1, labelled)),
+        "images": int((counts[:, label] > 0).sum()),
+      }
+      for label, name in enumerate(info.class_names)
+    },
+    "never": [name for label, name in enumerate(info.class_names) if labelled_split and not pixels[label]],
+    "unexpected": {str(own_id): unexpected[own_id] for own_id in sorted(unexpected)},
+    "defects": split.defects,
+    "notes": notes,
+  }
+
+
+def class_pixels(examined: Sequence[Examined], train_ids: dict[int, int], num_classes: int) -> np.ndarray:
+  """Returns the pixels of each class and, last, the ignored ones, int ``[n,N+1]``; unknown ids are left out."""
+  counts = np.zeros((len(examined), num_classes + 1), np.int64)
+  for row, found in zip(counts, examined, strict=True):
+    for own_id, number in found.counts.items():
+      if own_id in train_ids:
+        row[min(train_ids[own_id], num_classes)] += number
+  return counts
+
+
+def describe(table: dict[str, Any], limit: int) -> list[str]:
+  """Writes a ``summary`` as lines for people, with at most ``limit`` names in each list; 0: all."""
+  lines = ["", f"== {table['split']}: {table['images']:,} images{'' if table['labelled'] else ', no labels'}"]
+  if table["checked"] < table["images"]:
+    lines[-1] += f", {table['checked']:,} of them looked at"
+  sizes = table["sizes"]
+  if sizes["median"]:
+    smallest, median, largest = ("x".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
+    lines.append(
+      f"sizes: smallest {smallest}, median {median}, largest {largest}; {sizes['different']:,} different"
+    )
+  small = table["smaller_than_crop"]
+  if small:
+    crop = "x".join(map(str, table["crop"]))
+    lines.append(
+      f"smaller than the crop of {crop} (it is padded): {len(small):,} images, {_few(small, limit)}"
+    )
+  if table["labelled"] and table["pixels"]:
+    lines.append(f"ignored: {_percent(table['ignored'])} of {table['pixels']:,} pixels")
+    lines += _class_table(table["classes"])
+    if table["never"]:
+      text = f"never occur: {len(table['never'])} classes: {_few(table['never'], limit and 4 * limit)}"
+      lines += textwrap.wrap(text, _COLUMNS, subsequent_indent="  ")
+  for own_id, entry in table["unexpected"].items():
+    lines.append(
+      f"unexpected id {own_id}: {entry['pixels']:,} pixels in {entry['images']:,} labels: {_few(entry['files'], limit)}"
+    )
+  return lines + _listed("note", table["notes"], limit) + _listed("DEFECT", table["defects"], limit)
+
+
+def _open(config: Config, split: str, needed: bool = True) -> tuple[Source | None, tuple[str, ...]]:
+  """Opens a split as far as its files allow: with the lines that training would have refused it with."""
+  try:
+    return data.load(config.dataset.name, config.dataset.root, split, labels=needed), ()
+  except data.IncompleteSplit as error:
+    return error.complete, error.defects
+  except (ValueError, OSError) as error:
+    return None, (str(error),)
+
+
+def _examine(name: str, source: Source | None, sample: int) -> tuple[Examined, ...]:
+  if source is None or len(source) == 0:
+    return ()
+  count = min(sample or len(source), len(source))
+  indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+  progress = Progress(f"checking {name}", len(indices), unit="images")
+  examined = []
+  for found in data.examine_all(source, indices):
+    examined.append(found)
+    progress.advance(1)
+  progress.close()
+  return tuple(examined)
+
+
+def _sheets(config: Config, splits: Sequence[Split], folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  training = data.parts_of(config.dataset.name, config.dataset.train_split)
+  to_train_on: list[Source] = []
+  for split in splits:
+    source = split.source
+    sound = [found for found in split.examined if not found.defects]
+    if source is None or not sound:
+      continue
+    counts = class_pixels(sound, _train_ids(source, source.info), source.info.num_classes)[:, :-1]
+    pixels = list(zip(sound, counts, strict=True))
+    yield contact_sheet.save(contact_sheet.examples(source, pixels), folder / f"{split.name}.png")
+    if source.labelled:
+      yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
+      if split.name in training:
+        to_train_on.append(contact_sheet.Sound(source, tuple(found.index for found in sound)))
+  if to_train_on:
+    joined = data.Joined(tuple(to_train_on))
+    yield contact_sheet.save(contact_sheet.crops(joined, config), folder / "crops.png")
+
+
+def _across(config: Config, splits: Sequence[Split], tables: dict[str, dict[str, Any]]) -> list[str]:
+  """Notes on what the splits have to do with each other."""
+  training = data.parts_of(config.dataset.name, config.dataset.train_split)
+  scoring = data.parts_of(config.dataset.name, config.eval.split)
+  notes = [f"eval.split {part} is trained on: its score says little" for part in scoring if part in training]
+  seen: dict[bytes, str] = {}
+  for split in splits:
+    if split.name in training:
+      names = _file_names(split.source)
+      seen.update({found.digest: names(found) for found in split.examined if found.digest})
+  for split in splits:
+    if split.name not in training and split.name in scoring:
+      names = _file_names(split.source)
+      notes += [
+        f"{names(found)} is the same image as {seen[found.digest]}, which is trained on"
+        for found in split.examined
+        if found.digest in seen
+      ]
+      trained = {
+        name for part in training for name in set(tables[part]["classes"]) - set(tables[part]["never"])
+      }
+      unseen = [name for name in tables[split.name]["classes"] if name not in trained]
+      unseen = [name for name in unseen if name not in tables[split.name]["never"]]
+      if unseen and trained:
+        notes.append(f"classes of {split.name} that no training label shows: {', '.join(unseen)}")
+  return notes
+
+
+def _twice(examined: Sequence[Examined], names: Any) -> Iterator[tuple[str, str]]:
+  first: dict[bytes, Examined] = {}
+  for found in examined:
+    if found.digest in first:
+      yield names(first[found.digest]), names(found)
+    elif found.digest:
+      first[found.digest] = found
+
+
+def _train_ids(source: Source | None, info: data.DatasetInfo) -> dict[int, int]:
+  if isinstance(source, data.FilePairs):
+    return dict(source.train_ids)
+  return {**{label: label for label in range(info.num_classes)}, info.ignore_label: info.ignore_label}
+
+
+def _file_names(source: Source | None) -> Any:
+  """Returns a function that names what was examined: its image file, or its number where there are no files."""
+  if isinstance(source, data.FilePairs):
+    return lambda found: str(source.images[found.index])
+  return lambda found: f"example {found.index}"
+
+
+def _fits_not(size: tuple[int, int], crop_size: tuple[int, int]) -> bool:
+  return size[0] < crop_size[0] or size[1] < crop_size[1]
+
+
+def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
+  """Classes by their pixels, most first; side by side where there are many."""
+  width = max(map(len, classes))
+  rows = [
+    f"{name:<{width}} {_percent(entry['share']):>9} {entry['images']:>8,}"
+    for name, entry in sorted(classes.items(), key=lambda item: -item[1]["pixels"])
+    if entry["pixels"]
+  ]
+  head = f"{'class':<{width}} {'pixels':>9} {'images':>8}"
+  columns = 1 if len(rows) <= _NARROW_TABLE else max(1, _COLUMNS // (len(head) + 3))
+  height = -(-len(rows) // columns)
+  lines = ["   ".join(rows[place::height]) for place in range(height)]
+  return [f"  {line}" for line in ("   ".join([head] * columns), *lines)]
+
+
+def _percent(share: float) -> str:
+  # Rare classes have a share that two decimals would call nothing.
+  return f"{100 * share:.3g} %" if share < 0.1 else f"{100 * share:.1f} %"
+
+
+def _listed(kind: str, lines: Sequence[str], limit: int) -> list[str]:
+  shown = lines[: limit or len(lines)]
+  more = len(lines) - len(shown)
+  return [f"{kind}: {line}" for line in shown] + ([f"{kind}: {more:,} more like these"] if more else [])
+
+
+def _few(names: Sequence[str], limit: int = ON_SCREEN) -> str:
+  shown = names[: limit or len(names)]
+  return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
