@@ -160,18 +160,16 @@ def _with_legend(sheet: Image.Image, info: data.DatasetInfo, present: np.ndarray
 
 def _tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:
   """The widest region of ``mask [H,W]`` and some of what is around it, as a square."""
-  _, (y, x) = widest_point(mask)
+  room, center = widest_point(mask)
   regions, _ = scipy.ndimage.label(mask)
-  rows, columns = scipy.ndimage.find_objects((regions == regions[y, x]).astype(int))[0]
-  side = 1.3 * max(rows.stop - rows.start, columns.stop - columns.start)
-  side = int(min(max(side, TILE / 2), *mask.shape))
-  top, left = (
-    min(max(0, (part.start + part.stop - side) // 2), size - side)
-    for part, size in zip((rows, columns), mask.shape, strict=True)
-  )
+  rows, columns = scipy.ndimage.find_objects((regions == regions[center]).astype(int))[0]
+  extent = max(rows.stop - rows.start, columns.stop - columns.start)
+  # A pavement along a whole street is seen where it is widest, not from afar.
+  side = int(min(max(min(1.3 * extent, 8 * room), TILE / 2), *mask.shape))
+  top, left = (min(max(0, at - side // 2), size - side) for at, size in zip(center, mask.shape, strict=True))
   window = np.s_[top : top + side, left : left + side]
   inside = mask[window]
-  shown = np.where(inside[..., None], image[window], image[window] // 4 + 40).astype(np.uint8)
+  shown = np.where(inside[..., None], image[window], image[window] // 2 + 20).astype(np.uint8)
   edge = inside & ~scipy.ndimage.binary_erosion(inside, iterations=max(1, side // 100))
   shown[edge] = (255, 255, 0)
   return Image.fromarray(shown).resize((TILE, TILE), Image.Resampling.LANCZOS)

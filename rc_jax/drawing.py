@@ -36,14 +36,19 @@ def named_overlay(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> I
   picture = Image.fromarray(overlay(image, labels, info.palette, opacity=0.5))
   draw = ImageDraw.Draw(picture)
   font = ImageFont.load_default(size=_FONT_SIZE)
-  for label in np.unique(labels).tolist():
+  regions = sorted(
+    ((*widest_point(labels == label), label) for label in np.unique(labels).tolist()), reverse=True
+  )
+  written: list[tuple[float, float, float]] = []
+  for room, center, label in regions:
     name = info.class_names[label] if label < info.num_classes else "ignored"
-    room, (y, x) = widest_point(labels == label)
-    if room < _ROOM_FOR_A_NAME:
-      continue
-    left, right = font.getlength(name) / 2 + 2, picture.width - font.getlength(name) / 2 - 2
-    place = (min(max(x, left), max(left, right)), min(max(y, 8), picture.height - 8))
-    draw.text(place, name, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+    half = font.getlength(name) / 2 + 2
+    x = min(max(center[1], half), max(half, picture.width - half))
+    y = min(max(center[0], 8), picture.height - 8)
+    crowded = any(abs(x - other[0]) < half + other[2] and abs(y - other[1]) < _LINE - 4 for other in written)
+    if room >= _ROOM_FOR_A_NAME and not crowded:
+      draw.text((x, y), name, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+      written.append((x, y, half))
   return picture
 
 

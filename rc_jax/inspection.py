@@ -1,7 +1,8 @@
-"""Looks a data set over before anything is trained on it: counts, checks every file, draws sheets, names all defects."""
+"""Looks a data set over before anything is trained on it: checks every file, names all defects, draws sheets."""
 
 import dataclasses
 import json
+import os
 import pathlib
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,11 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
     Split(part, source, _examine(part, source, sample), lines) for part, (source, lines) in opened.items()
   ]
 
-  tables = {split.name: summary(split, info, square(config.train.crop_size)) for split in splits}
+  trained = data.parts_of(name, config.dataset.train_split)
+  crop_size = square(config.train.crop_size)
+  tables = {
+    split.name: summary(split, info, crop_size if split.name in trained else None) for split in splits
+  }
   for split in splits:
     (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
   across = _across(config, splits, tables)
@@ -119,13 +124,13 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   return DEFECTIVE if count else CLEAN
 
 
-def summary(split: Split, info: data.DatasetInfo, crop_size: tuple[int, int]) -> dict[str, Any]:
+def summary(split: Split, info: data.DatasetInfo, crop_size: tuple[int, int] | None) -> dict[str, Any]:
   """Sums up a split as what JSON knows: sizes, pixels of classes, ids that are not expected, defects, notes.
 
   Args:
     split: with what was found.
     info: the data set's classes.
-    crop_size: ``(h,w)`` of the training crops.
+    crop_size: ``(h,w)`` of the crops, for a split to train on, else None.
 
   Returns:
     ``split``, ``images``, ``checked``, ``labelled``, ``sizes``, ``smaller_than_crop``, ``pixels``, ``ignored``
@@ -137,7 +142,7 @@ def summary(split: Split, info: data.DatasetInfo, crop_size: tuple[int, int]) ->
   names = _file_names(source)
   sound = [found for found in examined if found.size is not None]
   sizes = sorted((found.size for found in sound if found.size), key=lambda size: (size[0] * size[1], size))
-  small = [names(found) for found in sound if found.size and _fits_not(found.size, crop_size)]
+  small = [names(found) for found in sound if crop_size and (np.array(found.size) < crop_size).any()]
   counts = class_pixels(examined, train_ids, info.num_classes)
   pixels = counts.sum(axis=0)
   labelled = int(pixels[: info.num_classes].sum())
@@ -175,7 +180,7 @@ def summary(split: Split, info: data.DatasetInfo, crop_size: tuple[int, int]) ->
       "largest": list(sizes[-1][::-1]) if sizes else None,
       "different": len(set(sizes)),
     },
-    "crop": list(crop_size[::-1]),
+    "crop": list(crop_size[::-1]) if crop_size else None,
     "smaller_than_crop": small,
     "pixels": int(pixels.sum()),
     "ignored": float(pixels[-1] / max(1, pixels.sum())),
@@ -288,12 +293,12 @@ def _across(config: Config, splits: Sequence[Split], tables: dict[str, dict[str,
   for split in splits:
     if split.name in training:
       names = _file_names(split.source)
-      seen.update({found.digest: names(found) for found in split.examined if found.digest})
+      seen.update({found.digest: f"{split.name}: {names(found)}" for found in split.examined if found.digest})
   for split in splits:
     if split.name not in training and split.name in scoring:
       names = _file_names(split.source)
       notes += [
-        f"{names(found)} is the same image as {seen[found.digest]}, which is trained on"
+        f"{split.name}: {names(found)} is the same image as {seen[found.digest]}, which is trained on"
         for found in split.examined
         if found.digest in seen
       ]
@@ -323,14 +328,11 @@ def _train_ids(source: Source | None, info: data.DatasetInfo) -> dict[int, int]:
 
 
 def _file_names(source: Source | None) -> Any:
-  """Returns a function that names what was examined: its image file, or its number where there are no files."""
-  if isinstance(source, data.FilePairs):
-    return lambda found: str(source.images[found.index])
+  """Returns a function that names what was examined: its image file below the split's folder, or else its number."""
+  if isinstance(source, data.FilePairs) and source.images:
+    above = os.path.commonpath([path.parent for path in source.images])
+    return lambda found: os.path.relpath(source.images[found.index], above)
   return lambda found: f"example {found.index}"
-
-
-def _fits_not(size: tuple[int, int], crop_size: tuple[int, int]) -> bool:
-  return size[0] < crop_size[0] or size[1] < crop_size[1]
 
 
 def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
@@ -349,8 +351,8 @@ def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _percent(share: float) -> str:
-  # Rare classes have a share that two decimals would call nothing.
-  return f"{100 * share:.3g} %" if share < 0.1 else f"{100 * share:.1f} %"
+  # Of a rare class, two decimals would say that it is not there.
+  return f"{100 * share:.3f} %"
 
 
 def _listed(kind: str, lines: Sequence[str], limit: int) -> list[str]:
