@@ -19,7 +19,6 @@ WIDTH = 1600  # pixels of a sheet, about
 PANEL = (224, 448)  # height and width that an image is shrunk to
 TILE = 132  # side of a class's tile
 _SOURCE = 1024  # longest side of what a tile is cut from: distances in larger labels take seconds
-_NEVER = (238, 238, 238)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def examples(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> I
 
 
 def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Image.Image:
-  """Draws a tile for each class, cut from the image that shows most of it, with all else darkened.
+  """Draws a tile for each class that occurs, cut from the image that shows most of it, with all else darkened.
 
   A table of ids that is off by one shows here at a glance: ``sky`` is then a picture of trees.
 
@@ -82,10 +81,8 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
       image, labels = (shrunk(example[key], _SOURCE, _SOURCE) for key in ("image", "label"))
       tiles.update({label: _tile(image, labels == label) for label in wanted if (labels == label).any()})
   shown = []
-  for label, name in enumerate(info.class_names):
-    panel = tiles.get(label) or Image.new("RGB", (TILE, TILE), _NEVER)
-    absent = "" if label in tiles else ", never"
-    caption = captioned(panel, f"{info.label_ids[label]} {name}{absent}")
+  for label in sorted(tiles):
+    caption = captioned(tiles[label], f"{info.label_ids[label]} {info.class_names[label]}")
     bar = Image.new("RGB", (TILE, 4), tuple(info.palette[label].tolist()))
     shown.append(grid([[caption], [bar]]))
   return flow(shown, WIDTH)

@@ -154,6 +154,11 @@ def label_ids(
   if pages > 1:
     raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it anew")
   if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+    if image.mode == "F":
+      raise ValueError(
+        f"{where}: the label holds floating point numbers, expected one channel of ids "
+        f"({_ranges(train_ids)}): convert it"
+      )
     looks = "convert it to ids"
     if image.mode in ("RGB", "RGBA"):
       looks = mistaken.colors(np.asarray(image), info.palette, info.label_ids.tolist())

@@ -187,7 +187,10 @@ def pair_files(
   found = list(defects)
   if labels is not None:
     found += _halves("image", images, "label", labels, labels_at)
-    found += _halves("label", labels, "image", images, images_at)
+    # Of a label that lies in a wrong place, the line on its image has told.
+    told = {_last(key) for key in images.keys() - labels.keys()}
+    others = {key: path for key, path in labels.items() if key in images or _last(key) not in told}
+    found += _halves("label", others, "image", images, images_at)
   if found:
     raise IncompleteSplit(found, pairs)
   return pairs
