@@ -151,7 +151,7 @@ def _pair(image: np.ndarray, label: np.ndarray | None, info: data.DatasetInfo) -
 def _with_legend(sheet: Image.Image, info: data.DatasetInfo, present: np.ndarray) -> Image.Image:
   if not present.any():
     return sheet
-  below = legend(info, max(sheet.width, 400), np.flatnonzero(present).tolist())
+  below = legend(info, np.flatnonzero(present).tolist(), max(sheet.width, 400))
   return grid([[sheet], [below]])
 
 

@@ -1,6 +1,6 @@
 """Labels as colours, panels side by side, legends: what pictures of runs and of data sets share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import scipy.ndimage
@@ -109,12 +109,12 @@ def captioned(panel: Image.Image, text: str) -> Image.Image:
   return canvas
 
 
-def legend(info: DatasetInfo, width: int, classes: Sequence[int] | None = None) -> Image.Image:
-  """Draws a swatch and a name for each class (or each of ``classes``), in as many lines as the width asks for."""
+def legend(info: DatasetInfo, classes: Iterable[int], width: int) -> Image.Image:
+  """Draws a swatch and a name for each of ``classes``, in as many lines as the width asks for."""
   font = ImageFont.load_default(size=_FONT_SIZE)
   swatch = 12
   left, top, placed = 0, 3, []
-  for label in range(info.num_classes) if classes is None else classes:
+  for label in classes:
     name, color = info.class_names[label], info.palette[label]
     advance = swatch + 4 + round(font.getlength(name)) + 12
     if left and left + advance > width:

@@ -58,7 +58,7 @@ def test_many_classes_are_listed_by_what_is_confused_most() -> None:
 
 def test_a_legend_of_many_classes_shows_those_of_the_pictures() -> None:
   info = data.info("ade20k", "")
-  few, all_ = report._legend(info, [3, 60], 400), report._legend(info, range(150), 400)
+  few, all_ = report.legend(info, [3, 60], 400), report.legend(info, range(150), 400)
   assert few.height < all_.height
   colors = {color for _, color in few.getcolors(10_000)}
   assert {tuple(info.palette[n].tolist()) for n in (3, 60)} <= colors
