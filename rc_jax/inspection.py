@@ -119,7 +119,9 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   for sheet in _sheets(config, splits, folder):
     say(f"wrote {sheet}")
   count = sum(len(split.defects) for split in splits)
-  verdict = f"{count:,} defects, each named in" if count else "no defects; all is in"
+  verdict = (
+    f"{count:,} defect{'s, each' if count > 1 else ','} named in" if count else "no defects; all is in"
+  )
   say(f"{verdict} {folder / 'report.txt'}")
   return DEFECTIVE if count else CLEAN
 
