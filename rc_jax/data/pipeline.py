@@ -45,7 +45,7 @@ def train_batches(
     seed: of the order and of the augmentation, 0..2^32-1.
     batch_size: of the global batch, over all hosts.
     crop_size: ``(h,w)`` of the crops.
-    augment: ``scale`` (smallest, largest), ``flip`` (probability), ``photometric`` (bool), as in ``config.augment``.
+    augment: the fields of ``config.augment``, under their names.
     workers: processes that decode and augment; 0 means this one.
     threads: reading threads in each process; 0 means that a batch is made when it is asked for.
     host_index: which contiguous part of the global batch to read, ``0..host_count-1``. Images of the other hosts'
@@ -77,6 +77,10 @@ def train_batches(
     scale=(float(augment.scale[0]), float(augment.scale[1])),
     flip=float(augment.flip),
     photometric=bool(augment.photometric),
+    cat_max_ratio=float(augment.cat_max_ratio),
+    rotation=float(augment.rotation),
+    blur=float(augment.blur),
+    blur_sigma=(float(augment.blur_sigma[0]), float(augment.blur_sigma[1])),
   )
   # The random transformation comes after repeat and before the host's rows are picked: its index, from which Grain
   # seeds the generator, is then the position in the endless global stream.
@@ -226,6 +230,10 @@ class _Crop(grain.transforms.RandomMap):
   scale: tuple[float, float]
   flip: float
   photometric: bool
+  cat_max_ratio: float
+  rotation: float
+  blur: float
+  blur_sigma: tuple[float, float]
 
   def random_map(self, element: Example, rng: np.random.Generator) -> Batch:
     image, label = transforms.augment(
@@ -236,6 +244,10 @@ class _Crop(grain.transforms.RandomMap):
       scale=self.scale,
       flip=self.flip,
       photometric=self.photometric,
+      cat_max_ratio=self.cat_max_ratio,
+      rotation=self.rotation,
+      blur=self.blur,
+      blur_sigma=self.blur_sigma,
     )
     return {"image": image, "label": label}
 

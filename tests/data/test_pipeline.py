@@ -19,8 +19,10 @@ from PIL import Image
 
 from rc_jax.data import camvid, evaluation_examples, synthetic, train_batches
 
-AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=True)
-PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, photometric=False)
+OFF = dict(photometric=False, cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
+ON = dict(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5, blur_sigma=(0.1, 2.0))
+AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, **OFF | {"photometric": True})
+PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, **OFF)
 SIZE = (10, 12)
 
 
@@ -257,7 +259,9 @@ if __name__ == "__main__":
   _, workers, then, parsed = sys.argv
   if parsed == "parsed":
     flags.FLAGS.mark_as_parsed()
-  augment = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=False)
+  augment = types.SimpleNamespace(
+    scale=(0.5, 2.0), flip=0.5, photometric=False, cat_max_ratio=0.75, rotation=5.0, blur=0.5, blur_sigma=(0.1, 2.0)
+  )
   batches = train_batches(
     load("camvid", sys.path[0], "train"), seed=0, batch_size=2, crop_size=(8, 8), augment=augment, workers=int(workers)
   )
