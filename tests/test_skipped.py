@@ -1,0 +1,83 @@
+"""What could not be read: told once, listed in the run's folder, counted over sessions and processes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from rc_jax.skipped import FILE, Skipped
+from tests import run_tiny
+
+
+def _listed(workdir):
+  return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
+
+
+def test_each_is_told_once(tmp_path, capsys):
+  skipped = Skipped(tmp_path, 2, None)
+  assert skipped.add({"next_batch": 1}) == {"next_batch": 1} and not (tmp_path / FILE).exists()
+  position = {"next_batch": 2, "skipped": {"12": "b.png: is no image", "3": "a.png: is no image"}}
+  assert skipped.add(position) == position == skipped.add(position)
+  assert capsys.readouterr().out.splitlines() == [
+    "skipped training example 3: a.png: is no image",
+    "skipped training example 12: b.png: is no image",
+  ]
+  assert _listed(tmp_path) == [
+    {"index": 3, "reason": "a.png: is no image"},
+    {"index": 12, "reason": "b.png: is no image"},
+  ]
+
+
+def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
+  first = Skipped(tmp_path, 2, None)
+  saved = first.add({"next_batch": 2, "skipped": {"3": "a.png"}})
+  first.add({"next_batch": 9, "skipped": {"3": "a.png", "4": "b.png"}})  # after the checkpoint: killed
+  second = Skipped(tmp_path, 2, saved)
+  assert _listed(tmp_path) == [{"index": 3, "reason": "a.png"}]
+  assert second.add({"next_batch": 3, "skipped": {"5": "c.png"}})["skipped"] == {"3": "a.png", "5": "c.png"}
+  with pytest.raises(ValueError, match=r"3 training images .* at most 2 \(dataset.max_skipped\)"):
+    second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
+
+
+PROCESS = """
+import sys, pathlib, jax
+from rc_jax.skipped import Skipped
+
+folder, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f"localhost:{port}", 2, index)
+skipped = Skipped(folder, 2, None)
+assert skipped.add({"next_batch": 1}) == {"next_batch": 1}
+own = {"next_batch": 2}
+if index:
+  own["skipped"] = {"7": "\N{LATIN SMALL LETTER E WITH ACUTE}.png: no image"}
+found = skipped.add(own)["skipped"]
+assert found == {"7": "\N{LATIN SMALL LETTER E WITH ACUTE}.png: no image"}, found
+try:
+  skipped.add({"next_batch": 3, "skipped": {str(index): "x", "7": "y"}})
+except ValueError as error:
+  print(error, flush=True)
+"""
+
+
+def test_processes_agree(tmp_path):
+  import socket
+
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = str(probe.getsockname()[1])
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", PROCESS, str(tmp_path), port, str(index)],
+      cwd=run_tiny.ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  for process in processes:
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert "3 training images cannot be read" in out
+  assert [line["index"] for line in _listed(tmp_path)] == [7, 0, 1]
