@@ -1,10 +1,13 @@
 """What could not be read: told once, listed in the run's folder, counted over sessions and processes."""
 
 import json
+import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rc_jax.skipped import FILE, Skipped
 from tests import run_tiny
@@ -40,6 +43,39 @@ def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
     second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
 
 
+def test_a_run_goes_on_when_files_break(tmp_path):
+  rng = np.random.default_rng(2)
+  root = tmp_path / "data"
+  for split, count in (("train", 9), ("val", 2)):
+    for kind, shape, most in (("images", (52, 68, 3), 256), ("labels", (52, 68), 11)):
+      (root / kind / split).mkdir(parents=True)
+      for number in range(count):
+        picture = Image.fromarray(rng.integers(0, most, shape, np.uint8))
+        picture.save(root / kind / split / f"{number}.png")
+  (root / "images" / "train" / "5.png").write_bytes(b"what is left of it")
+  flags = (
+    *("--config.dataset.name=camvid", f"--config.dataset.root={root}", "--config.train.eval_every=0"),
+    *("--config.train.steps=6", "--config.train.log_every=3", "--config.data.cache_gb=0.01"),
+  )
+  cache, workdir = tmp_path / "programs", tmp_path / "run"
+
+  def run(*more):
+    process = run_tiny.start(workdir, *flags, *more, cache=cache)
+    return process, run_tiny.finish(process)
+
+  process, printed = run()
+  assert process.returncode == 2 and "5.png: cannot be decoded (is no image)" in printed, printed
+  # Where it stopped it goes on; in scoring, what cannot be read is an error all the same.
+  (root / "images" / "val" / "1.png").write_bytes(b"what is left of it")
+  process, printed = run("--config.dataset.on_error=skip", "--config.dataset.max_skipped=0.2")
+  assert process.returncode == 2 and "1.png: cannot be decoded (is no image)" in printed, printed
+  assert printed.count("skipped training example 5: ") == 1
+  (line,) = _listed(workdir)
+  assert line["index"] == 5 and str(root / "images" / "train" / "5.png") in line["reason"]
+  last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+  assert last["step"] == 6 and 0 <= last["data_wait"] <= 1
+
+
 PROCESS = """
 import sys, pathlib, jax
 from rc_jax.skipped import Skipped
@@ -61,8 +97,6 @@ except ValueError as error:
 
 
 def test_processes_agree(tmp_path):
-  import socket
-
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = str(probe.getsockname()[1])

