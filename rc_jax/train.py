@@ -19,7 +19,9 @@ from jax.experimental import multihost_utils
 from rc_jax import contrast, data, evaluate, models, optimizer, pretrained, report, sharding
 from rc_jax.checkpoint import Checkpoints
 from rc_jax.config import Config, as_dict, different_run, square, uses_contrast
+from rc_jax.feed import Feed
 from rc_jax.run_log import RunLog, duration, read, say
+from rc_jax.skipped import Skipped
 from rc_jax.train_state import TrainState
 from rc_jax.train_step import make_train_step
 
@@ -118,6 +120,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   write_config(config, workdir)
   log = RunLog(workdir, resumed_at=start_step)
 
+  may_skip = config.dataset.on_error == "skip"
   batches = data.train_batches(
     source,
     seed=config.seed,
@@ -126,11 +129,15 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     augment=config.augment,
     workers=config.data.workers,
     threads=config.data.threads,
+    cache_gb=config.data.cache_gb,
+    max_skipped=config.dataset.max_skipped if may_skip else None,
     host_index=jax.process_index(),
     host_count=jax.process_count(),
   )
   if data_position is not None:
     batches.set_state(data_position)
+  feed = Feed(batches, lambda batch: sharding.put_batch(batch, mesh))
+  skipped = Skipped(workdir, int(config.dataset.max_skipped * len(source)), data_position)
   step_fn = jitted_step(config, network, update_rule, state, mesh)
   evaluator = evaluate.make_evaluator(network, eval_source, config)
 
@@ -149,7 +156,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   def save() -> None:
     _refuse_non_finite(unchecked, checkpoints)
     if int(state.step) not in (0, checkpoints.latest_step()):
-      checkpoints.save(state, batches.get_state())
+      checkpoints.save(state, skipped.add(feed.get_state()) if may_skip else feed.get_state())
 
   def evaluation_due(step: int) -> bool:
     every = config.train.eval_every
@@ -158,15 +165,18 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   if start_step == config.train.steps:
     say("this run is finished; nothing is left to train")
 
-  with _Stop() as stop, batches, checkpoints:
+  def devices_idle() -> bool:
+    return unchecked is None or unchecked[1]["loss"].is_ready()
+
+  with _Stop() as stop, feed, checkpoints:
     try:
       # A run that was stopped while it scored has a checkpoint of that step but no score.
       if evaluation_due(start_step) and not _was_scored(workdir, config, start_step):
         score(state, stop)
-      rate = _Rate(config.train.batch_size)
+      rate = _Rate(config.train.batch_size, feed)
       step = start_step
       while step < config.train.steps and not stop.requested(step):
-        batch = sharding.put_batch(_next_rows(batches, save), mesh)
+        batch = _next_batch(feed, devices_idle, save)
         if step == start_step:
           step_fn = _compile(step_fn, state, batch)
           rate.restart()
@@ -180,9 +190,11 @@ def train(config: Config, workdir: pathlib.Path) -> int:
         if step % config.train.log_every == 0 or step == 1:
           _refuse_non_finite(unchecked, checkpoints)  # waits for this step
           step_metrics = jax.device_get(step_metrics)
-          speed = rate.images_per_second()
-          log.write(_line(step, step_metrics, info.class_names, speed))
-          say(_progress(step, step_metrics, speed, config))
+          speed, data_wait = rate.images_per_second()
+          log.write(_line(step, step_metrics, info.class_names, speed, data_wait))
+          say(_progress(step, step_metrics, speed, data_wait, config))
+          if may_skip:
+            skipped.add(feed.get_state())
         if step % config.train.checkpoint_every == 0 or evaluation_due(step):
           save()
           if evaluation_due(step):
@@ -319,10 +331,10 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
   )
 
 
-def _next_rows(batches: data.TrainBatches, save: Callable[[], None]) -> dict[str, np.ndarray]:
-  """Reads this process's rows of the next batch; a damaged file costs no step that was made."""
+def _next_batch(feed: Feed, devices_idle: Callable[[], bool], save: Callable[[], None]) -> Any:
+  """Returns the next batch on the devices; a damaged file costs no step that was made."""
   try:
-    return next(batches)
+    return feed.next(devices_idle)
   except (ValueError, OSError, RuntimeError) as error:
     # Saving needs all processes, and the others have met no damaged file.
     if jax.process_count() == 1:
@@ -337,21 +349,23 @@ def _next_rows(batches: data.TrainBatches, save: Callable[[], None]) -> dict[str
 class _Rate:
   """Images per second of training alone: compilation, scoring and saving are left out."""
 
-  def __init__(self, batch_size: int):
+  def __init__(self, batch_size: int, feed: Feed):
     self._batch_size = batch_size
-    self._images = 0
-    self._start = time.monotonic()
+    self._feed = feed
+    self.restart()
 
   def restart(self) -> None:
-    self._images, self._start = 0, time.monotonic()
+    self._images, self._start, self._waited = 0, time.monotonic(), self._feed.waited
 
   def count(self) -> None:
     self._images += self._batch_size
 
-  def images_per_second(self) -> float:
-    rate = self._images / max(time.monotonic() - self._start, 1e-9)
+  def images_per_second(self) -> tuple[float, float]:
+    """Returns images per second since the last call, and the share of that time in which devices waited for data."""
+    seconds = max(time.monotonic() - self._start, 1e-9)
+    result = self._images / seconds, min(1.0, (self._feed.waited - self._waited) / seconds)
     self.restart()
-    return rate
+    return result
 
 
 def _compile(step_fn: Any, state: TrainState, batch: Any) -> Any:
@@ -387,7 +401,7 @@ def _refuse_non_finite(unchecked: tuple[int, dict[str, Any]] | None, checkpoints
 
 
 def _line(
-  step: int, step_metrics: dict[str, Any], class_names: tuple[str, ...], speed: float
+  step: int, step_metrics: dict[str, Any], class_names: tuple[str, ...], speed: float, data_wait: float
 ) -> dict[str, Any]:
   line: dict[str, Any] = {"step": step}
   for name, value in step_metrics.items():
@@ -396,10 +410,11 @@ def _line(
     else:
       line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
   line["images_per_second"] = round(speed, 3)
+  line["data_wait"] = round(data_wait, 3)
   return line
 
 
-def _progress(step: int, step_metrics: dict[str, Any], speed: float, config: Config) -> str:
+def _progress(step: int, step_metrics: dict[str, Any], speed: float, data_wait: float, config: Config) -> str:
   steps, weights = config.train.steps, config.loss
   left = duration((steps - step) * config.train.batch_size / speed)
   terms = (
@@ -407,9 +422,10 @@ def _progress(step: int, step_metrics: dict[str, Any], speed: float, config: Con
   )
   if uses_contrast(config):
     terms += f" + {weights.contrast_weight:g} x contrast {step_metrics['loss_contrast']:.3f}"
+  waiting = f" ({data_wait:.0%} of the time waiting for data)" if data_wait >= 0.05 else ""
   return (
     f"step {step}/{steps}  loss {step_metrics['loss']:.3f} = {terms}  "
-    f"lr {step_metrics['learning_rate']:.2e}  {speed:.2f} images/s  {left} left"
+    f"lr {step_metrics['learning_rate']:.2e}  {speed:.2f} images/s{waiting}  {left} left"
   )
 
 

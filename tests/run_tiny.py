@@ -67,13 +67,14 @@ def finish(process: subprocess.Popen, seconds: float = 240) -> str:
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
-  """The lines of ``metrics.jsonl`` without the speed, which no two runs share."""
+  """The lines of ``metrics.jsonl`` without speed and waiting, which no two runs share."""
   path = workdir / "metrics.jsonl"
   if not path.is_file():
     return []
   found = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
   for line in found:
     line.pop("images_per_second", None)
+    line.pop("data_wait", None)
   return found
 
 

@@ -195,10 +195,10 @@ def test_predict_labels_a_folder(undisturbed, cache, tmp_path) -> None:
 
 def test_a_damaged_file_costs_no_step_that_was_made() -> None:
   class Damaged:
-    def __next__(self):
+    def next(self, devices_idle):
       raise ValueError("b.png: truncated")
 
   saved = []
   with pytest.raises(ValueError, match=r"b\.png"):
-    train._next_rows(Damaged(), lambda: saved.append(True))
+    train._next_batch(Damaged(), lambda: True, lambda: saved.append(True))
   assert saved == [True]

@@ -28,6 +28,7 @@ FLOORS = (
   ("main.py",),
   ("ahead_of_time.py",),
   ("train.py",),
+  ("feed.py", "skipped.py"),
   ("inspection.py", "predict.py", "report.py", "summary.py"),
   ("evaluate.py",),
   ("train_step.py",),

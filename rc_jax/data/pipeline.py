@@ -1,7 +1,8 @@
 """From a split of a data set to training batches and evaluation examples, with Grain reading ahead.
 
 The batch at a position depends on the seed and the position alone: not on threads, worker processes, hosts, or where
-the run was interrupted. So the position is all the state there is, and a run may resume with other numbers of them.
+the run was interrupted. So the position is all the state there is, but for a list of files that could not be read, and
+a run may resume with other numbers of them.
 """
 
 import dataclasses
@@ -15,8 +16,10 @@ from typing import Any
 
 import grain
 import numpy as np
+from PIL import Image
 
-from rc_jax.data import transforms
+from rc_jax.data import broken_files, transforms
+from rc_jax.data.decoded_cache import Cached, DecodedCache, budget_bytes
 from rc_jax.data.source import Example, Source
 
 Batch = dict[str, np.ndarray]
@@ -32,6 +35,8 @@ def train_batches(
   augment: Any,
   workers: int = 0,
   threads: int = 2,
+  cache_gb: float = 0.0,
+  max_skipped: float | None = None,
   host_index: int = 0,
   host_count: int = 1,
 ) -> "TrainBatches":
@@ -45,9 +50,12 @@ def train_batches(
     seed: of the order and of the augmentation, 0..2^32-1.
     batch_size: of the global batch, over all hosts.
     crop_size: ``(h,w)`` of the crops.
-    augment: ``scale`` (smallest, largest), ``flip`` (probability), ``photometric`` (bool), as in ``config.augment``.
+    augment: the fields of ``config.augment``, under their names.
     workers: processes that decode and augment; 0 means this one.
     threads: reading threads in each process; 0 means that a batch is made when it is asked for.
+    cache_gb: GiB of decoded examples to keep, in this process and its workers together; 0 means none.
+    max_skipped: the share of the split that may be broken: the next example stands in for one that cannot be read.
+      None means that such a one is an error.
     host_index: which contiguous part of the global batch to read, ``0..host_count-1``. Images of the other hosts'
       rows are not decoded here.
     host_count: number of parts.
@@ -56,7 +64,8 @@ def train_batches(
     An iterator over ``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, ``b = batch_size / host_count``.
 
   Raises:
-    ValueError: when ``host_count`` does not divide ``batch_size``, or a number is out of its range.
+    ValueError: when ``host_count`` does not divide ``batch_size``, a number is out of its range, or the cache is larger
+      than this machine's memory.
   """
   if len(source) == 0:
     raise ValueError(f"{source.info.name}: the training split is empty, expected at least one image")
@@ -77,23 +86,49 @@ def train_batches(
     scale=(float(augment.scale[0]), float(augment.scale[1])),
     flip=float(augment.flip),
     photometric=bool(augment.photometric),
+    cat_max_ratio=float(augment.cat_max_ratio),
+    rotation=float(augment.rotation),
+    blur=float(augment.blur),
+    blur_sigma=(float(augment.blur_sigma[0]), float(augment.blur_sigma[1])),
   )
+  examples_in_all = len(source)
+  if cache_gb:
+    source = Cached(source, DecodedCache(examples_in_all, budget_bytes(cache_gb)))
+  limit = None
+  if max_skipped is not None:
+    limit = broken_files.limit_of(max_skipped, examples_in_all)
+    source = broken_files.NextReadable(source, limit)
   # The random transformation comes after repeat and before the host's rows are picked: its index, from which Grain
   # seeds the generator, is then the position in the endless global stream.
   examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(crop)
   if host_count > 1:
     selection = _HostRows(len(examples) // batch_size * rows, batch_size, rows, host_index * rows)
     examples = grain.MapDataset.select_from_datasets([examples], selection)
-  return TrainBatches(examples.batch(rows, drop_remainder=True), workers=workers, threads=threads)
+  batches = examples.batch(rows, drop_remainder=True)
+  return TrainBatches(batches, workers=workers, threads=threads, examples=examples_in_all, most_skipped=limit)
 
 
 class TrainBatches(Iterator[Batch]):
   """Endless batches with a position that can be saved and restored. Owns the threads and processes that read ahead.
 
   They start at the first ``next`` and end with ``close``, at the end of a ``with`` block, or with the interpreter.
+
+  Attributes:
+    skipped: index -> reason of the examples that could not be read, in the batches returned so far.
   """
 
-  def __init__(self, batches: "grain.MapDataset[Batch]", *, workers: int, threads: int):
+  def __init__(
+    self,
+    batches: "grain.MapDataset[Batch]",
+    *,
+    workers: int,
+    threads: int,
+    examples: int,
+    most_skipped: int | None,
+  ):
+    self.skipped: dict[int, str] = {}
+    self._examples = examples
+    self._most_skipped = most_skipped
     self._batches = batches
     self._workers = workers
     self._threads = threads
@@ -108,7 +143,7 @@ class TrainBatches(Iterator[Batch]):
 
     Raises:
       ValueError: in one line, when a file of the data set is damaged; whichever thread or process met it. The
-        position stays.
+        position stays. Or more of the examples were skipped than may be.
       RuntimeError: when a worker process died.
     """
     if not self._running:
@@ -124,18 +159,33 @@ class TrainBatches(Iterator[Batch]):
           "call absl.flags.FLAGS.mark_as_parsed() first, or set data.workers=0"
         ) from error
       raise
+    if self._most_skipped is not None:
+      batch, broken = broken_files.taken_off(batch)
+      if broken.keys() - self.skipped.keys():
+        # A new one: states that were asked for keep the old.
+        self.skipped = self.skipped | {index: broken[index] for index in broken if index not in self.skipped}
+        if len(self.skipped) > self._most_skipped:
+          self.close()
+          raise broken_files.too_many(
+            len(self.skipped), self._examples, self._most_skipped, list(self.skipped.values())[-1]
+          )
     self._position += 1
     # Out of the workers' shared memory, whose lifetime Grain manages, not we: a copy of a few milliseconds.
     return {name: np.array(value) for name, value in batch.items()} if self._workers else batch
 
-  def get_state(self) -> dict[str, int]:
-    """Returns the position as ``{"next_batch": n}``: the batches returned so far, not those read ahead."""
-    return {"next_batch": self._position}
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position as ``{"next_batch": n}``: the batches returned so far, not those read ahead.
 
-  def set_state(self, state: dict[str, int]) -> None:
+    Where examples were skipped, ``skipped`` holds the reason of each by its index, as a string.
+    """
+    skipped = {str(index): reason for index, reason in self.skipped.items()}
+    return {"next_batch": self._position, **({"skipped": skipped} if skipped else {})}
+
+  def set_state(self, state: dict[str, Any]) -> None:
     """Moves to a position from ``get_state``, of this or another process with the same seed and batch size."""
     self.close()
     self._position = int(state["next_batch"])
+    self.skipped = {int(index): reason for index, reason in state.get("skipped", {}).items()}
 
   def close(self) -> None:
     """Ends the threads and processes. A further ``next`` starts them again."""
@@ -150,6 +200,7 @@ class TrainBatches(Iterator[Batch]):
   def _start(self) -> "grain.DatasetIterator[Batch]":
     # Starting from a slice rather than restoring Grain's own state: that one lists every worker, and so would tie a
     # resumed run to the same number of them.
+    _keep_image_memory()
     remaining = self._batches.slice(slice(self._position, None))
     dataset = remaining.to_iter_dataset(_read_options(self._threads))
     if self._workers:
@@ -199,6 +250,7 @@ def _read_ahead(examples: "grain.MapDataset[Example]", threads: int) -> Iterator
 def _tie_to_parent(index: int, count: int) -> None:
   """Prepares a worker process: it lives exactly as long as the process that started it."""
   del index, count
+  _keep_image_memory()
   # A scheduler signals all processes of a job. The main one still finishes its step, and then ends the workers.
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
@@ -211,6 +263,12 @@ def _tie_to_parent(index: int, count: int) -> None:
       os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()
+
+
+def _keep_image_memory() -> None:
+  # Pillow otherwise gives an image's memory back to the system and gets the next one's page by page: a seventh of the
+  # time in which a 2048x1024 PNG is decoded.
+  Image.core.set_blocks_max(8)
 
 
 def _read_options(threads: int) -> grain.ReadOptions:
@@ -226,6 +284,10 @@ class _Crop(grain.transforms.RandomMap):
   scale: tuple[float, float]
   flip: float
   photometric: bool
+  cat_max_ratio: float
+  rotation: float
+  blur: float
+  blur_sigma: tuple[float, float]
 
   def random_map(self, element: Example, rng: np.random.Generator) -> Batch:
     image, label = transforms.augment(
@@ -236,8 +298,13 @@ class _Crop(grain.transforms.RandomMap):
       scale=self.scale,
       flip=self.flip,
       photometric=self.photometric,
+      cat_max_ratio=self.cat_max_ratio,
+      rotation=self.rotation,
+      blur=self.blur,
+      blur_sigma=self.blur_sigma,
     )
-    return {"image": image, "label": label}
+    told = {name: element[name] for name in (broken_files.BROKEN, broken_files.REASON) if name in element}
+    return {"image": image, "label": label, **told}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The input pipeline: what is in a batch, in which order, wherever it is made and whenever it is resumed."""
 
 import contextlib
+import inspect
 import itertools
 import json
 import os
@@ -19,8 +20,10 @@ from PIL import Image
 
 from rc_jax.data import camvid, evaluation_examples, synthetic, train_batches
 
-AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=True)
-PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, photometric=False)
+OFF = dict(photometric=False, cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
+ON = dict(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5, blur_sigma=(0.1, 2.0))
+AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, **OFF | {"photometric": True})
+PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, **OFF)
 SIZE = (10, 12)
 
 
@@ -32,7 +35,7 @@ def _parsed_flags():
 
 
 class Numbered:
-  """Images whose red and label are their number; remembers which were read. Number ``bad`` cannot be."""
+  """Images whose red and label are their number; remembers which were read. Number ``bad``, or those, cannot be."""
 
   info = synthetic.INFO
 
@@ -45,7 +48,7 @@ class Numbered:
     return self.count
 
   def __getitem__(self, index):
-    if index == self.bad:
+    if index == self.bad or (isinstance(self.bad, set) and index in self.bad):
       raise ValueError(f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again")
     self.read.append(index)
     rng = np.random.default_rng(index)
@@ -187,6 +190,108 @@ def test_a_damaged_file_is_reported_in_one_line(workers, threads):
       next(batches)
 
 
+EVERYTHING = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, **ON)
+
+
+@pytest.fixture(scope="module")
+def with_everything():
+  """All augmentations, one thread of one process, no cache; example 4 cannot be read, and 5 stands in for it."""
+  return _batches(Numbered(7, bad=4), 8, augment=EVERYTHING, threads=1, max_skipped=0.2)
+
+
+@pytest.mark.parametrize(
+  ("hosts", "workers", "cache_gb"), [(2, 0, 0.0), (1, 0, 2e-6), (2, 0, 0.01), (1, 3, 2e-6), (2, 2, 0.01)]
+)
+def test_batches_are_the_same_everywhere_with_all_features_on(with_everything, hosts, workers, cache_gb):
+  options = dict(workers=workers, threads=1, augment=EVERYTHING, cache_gb=cache_gb, max_skipped=0.2)
+  parts = [
+    _batches(Numbered(7, bad=4), 8, host_index=host, host_count=hosts, **options) for host in range(hosts)
+  ]
+  joined = [
+    {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+  _assert_equal(joined, with_everything)
+
+
+def test_the_next_example_stands_in_for_a_broken_one():
+  options = dict(batch_size=7, augment=PLAIN, threads=1)
+  whole = _numbers(_batches(Numbered(7), 4, **options))
+  assert _numbers(_batches(Numbered(7, bad=4), 4, max_skipped=0.2, **options)) == [
+    5 if number == 4 else number for number in whole
+  ]
+  # The last is followed by the first.
+  assert _numbers(_batches(Numbered(7, bad=6), 4, max_skipped=0.2, **options)) == [
+    0 if number == 6 else number for number in whole
+  ]
+
+
+def test_skipped_examples_are_told_once_with_their_reasons_and_counted_on():
+  options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=PLAIN, threads=1)
+  with train_batches(Numbered(12, bad={4, 5}), max_skipped=0.2, **options) as batches:
+    seen = [dict(batches.skipped)]
+    for _ in range(6):
+      assert next(batches).keys() == {"image", "label"}
+      seen.append(dict(batches.skipped))
+    state = json.loads(json.dumps(batches.get_state()))
+  assert set(seen[3]) == set(seen[6]) == {4, 5} and seen[0] == {}
+  for index, reason in seen[6].items():
+    assert reason == f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again"
+  # Another file breaks: with those of the session before there are now too many.
+  with train_batches(Numbered(12, bad={1}), max_skipped=0.2, **options) as batches:
+    batches.set_state(state)
+    assert batches.skipped == seen[6]
+    with pytest.raises(ValueError, match=r"^3 of 12 training images .* at most 2 .*max_skipped.*image_1"):
+      for _ in range(3):
+        next(batches)
+
+
+def test_too_many_broken_in_a_row():
+  with (
+    train_batches(
+      Numbered(20, bad=set(range(10, 20))),
+      seed=0,
+      batch_size=20,
+      crop_size=SIZE,
+      augment=PLAIN,
+      max_skipped=0.1,
+    ) as batches,
+    pytest.raises(ValueError, match="3 of 20 training images cannot be read, expected at most 2"),
+  ):
+    next(batches)
+
+
+def test_scoring_never_skips():
+  source = Numbered(5, bad=2)
+  assert list(inspect.signature(evaluation_examples).parameters) == [
+    "source",
+    "host_index",
+    "host_count",
+    "threads",
+  ]
+  with pytest.raises(ValueError, match="image_2"):
+    list(evaluation_examples(source))
+
+
+@pytest.mark.parametrize(("workers", "cache_gb"), [(0, 0.01), (2, 2e-6)])
+def test_resuming_in_the_middle_of_an_epoch_with_all_features_on(with_everything, workers, cache_gb):
+  options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=EVERYTHING, max_skipped=0.2, threads=1)
+  with train_batches(Numbered(7, bad=4), **options) as batches:
+    for _ in range(3):
+      next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+  with train_batches(Numbered(7, bad=4), workers=workers, cache_gb=cache_gb, **options) as batches:
+    batches.set_state(state)
+    _assert_equal([next(batches) for _ in range(5)], with_everything[3:8])
+    assert batches.skipped == {
+      4: "image_4.png: cannot be decoded, expected a whole image file: copy it again"
+    }
+    if not workers:
+      # Back, to examples that the cache has by now.
+      batches.set_state(state)
+      _assert_equal([next(batches) for _ in range(5)], with_everything[3:8])
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
@@ -195,6 +300,7 @@ def test_a_damaged_file_is_reported_in_one_line(workers, threads):
     ({"host_index": 2, "host_count": 2}, "host_index is 2, expected 0 to 1"),
     ({"seed": -1}, "seed is -1"),
     ({"workers": -1}, "data.workers is -1"),
+    ({"cache_gb": 1e6}, r"data\.cache_gb is 1e\+06, but this machine has"),
     ({"threads": -2}, "data.threads is -2"),
   ],
 )
@@ -257,7 +363,9 @@ if __name__ == "__main__":
   _, workers, then, parsed = sys.argv
   if parsed == "parsed":
     flags.FLAGS.mark_as_parsed()
-  augment = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, photometric=False)
+  augment = types.SimpleNamespace(
+    scale=(0.5, 2.0), flip=0.5, photometric=False, cat_max_ratio=0.75, rotation=5.0, blur=0.5, blur_sigma=(0.1, 2.0)
+  )
   batches = train_batches(
     load("camvid", sys.path[0], "train"), seed=0, batch_size=2, crop_size=(8, 8), augment=augment, workers=int(workers)
   )

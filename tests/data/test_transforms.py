@@ -1,6 +1,5 @@
-"""Augmentation: geometry against loops, image against label, colours against colorsys."""
+"""Augmentation: geometry against loops and Pillow, image against label, draws against their documentation."""
 
-import colorsys
 import fractions
 import math
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import transforms
+from rc_jax.data import transforms, windows
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_window_equals_resizing_the_whole_and_cropping(case):
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
   image = _picture(rng, *source)
   whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-  window = transforms.resized_window(image, size, (top, left, height, width))
+  window = windows.resized_window(image, size, (top, left, height, width))
   expected = whole[top : top + height, left : left + width]
   assert window.dtype == np.uint8 and window.shape == expected.shape
   # Pillow rounds after each of its two passes, and chooses which comes first by the size of what is asked for:
@@ -45,7 +44,7 @@ def test_window_equals_resizing_the_whole_and_cropping(case):
 def test_enlarged_window_is_bilinear(rng):
   image = _picture(rng, 7, 9)
   size = (17, 20)
-  window = transforms.resized_window(image, size, (3, 5, 10, 12)).astype(float)
+  window = windows.resized_window(image, size, (3, 5, 10, 12)).astype(float)
   for i in range(10):
     for j in range(12):
       y = min(max((i + 3 + 0.5) * 7 / 17 - 0.5, 0), 6)
@@ -65,7 +64,7 @@ def test_label_is_nearest_neighbour(case):
   label = rng.integers(0, 256, source, np.uint8)
   height, width = (int(rng.integers(1, side + 1)) for side in size)
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
-  window = transforms.nearest_window(label, size, (top, left, height, width))
+  window = windows.nearest_window(label, size, (top, left, height, width))
   half = fractions.Fraction(1, 2)
   for i in range(height):
     for j in range(width):
@@ -90,7 +89,7 @@ def test_image_and_label_stay_aligned(case):
     # Bilinear keeps the fraction that nearest rounds away; a shift by half a pixel would show in the mean.
     assert np.abs(difference).max() <= 1.5
     assert abs(difference.mean()) < 0.25
-    assert (out[~inside] == transforms.PADDING_COLOR).all()
+    assert (out[~inside] == windows.PADDING_COLOR).all()
     assert (out[inside][:, 2] == 77).all()
 
 
@@ -98,9 +97,8 @@ def test_scale_and_place_are_drawn_uniformly(rng):
   y, x = np.mgrid[:40, :60].astype(np.uint8)
   places, extents = [], []
   for _ in range(3000):
-    image, label = transforms.random_resized_crop(
-      np.dstack([y, y, x]), x, rng, crop_size=(8, 8), scale=(0.5, 2.0)
-    )
+    view = transforms.random_view(x, rng, crop_size=(8, 8), scale=(0.5, 2.0))
+    image, label = windows.image_window(np.dstack([y, y, x]), view), windows.label_window(x, view)
     assert image.shape == (8, 8, 3)
     extents.append((int(label[0, -1]) - int(label[0, 0])) / 7)
     places.append(image[..., 2].mean() / 59)
@@ -144,54 +142,136 @@ def test_padding_is_right_and_bottom(rng):
   assert out.flags.c_contiguous and mask.flags.c_contiguous
 
 
-def _distorted(pixel, brightness, contrast, saturation, hue, contrast_first):
-  """One pixel in floating point, stage by stage."""
-
-  def clip(values):
-    return [min(255.0, max(0.0, value)) for value in values]
-
-  values = clip(value + brightness for value in pixel)
-  if contrast_first:
-    values = clip(value * contrast for value in values)
-  h, s, v = colorsys.rgb_to_hsv(*(value / 255 for value in values))
-  values = [255 * value for value in colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), v)]
-  return values if contrast_first else clip(value * contrast for value in values)
-
-
 @pytest.mark.parametrize("case", range(12))
-def test_distortion_against_colorsys(case):
-  rng = np.random.default_rng(300 + case)
-  image = rng.integers(0, 256, (12, 16, 3), np.uint8)
-  amounts = {
-    "brightness": rng.uniform(-32, 32),
-    "contrast": rng.uniform(0.5, 1.5),
-    "saturation": rng.uniform(0.5, 1.5),
-    "hue": rng.uniform(-0.1, 0.1),
-    "contrast_first": bool(case % 2),
-  }
-  if case >= 8:
-    # Without saturation and hue there is no detour through 8-bit HSV.
-    amounts.update(saturation=1.0, hue=0.0)
-  out = transforms.distort(image, **amounts)
-  expected = np.array([_distorted(pixel, **amounts) for pixel in image.reshape(-1, 3).tolist()]).reshape(
-    image.shape
-  )
-  difference = np.abs(out - expected)
-  assert difference.max() <= (12 if case < 8 else 1.3)
-  assert difference.mean() < (2 if case < 8 else 0.6)
+def test_a_turned_window_equals_turning_the_whole_and_cropping(case):
+  rng = np.random.default_rng(500 + case)
+  source = tuple(rng.integers(20, 90, 2).tolist())
+  size = tuple(max(8, round(side * rng.uniform(0.5, 2))) for side in source)
+  height, width = (int(rng.integers(4, side + 1)) for side in size)
+  top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
+  angle = float(rng.uniform(-180, 180) if case % 2 else rng.uniform(-10, 10))
+  view = windows.View(size, (top, left, height, width), angle)
+  image, label = _picture(rng, *source), rng.integers(0, 200, source, np.uint8)
+  rotate = dict(angle=angle, center=(size[1] / 2, size[0] / 2))
+
+  whole = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+  whole = whole.rotate(resample=Image.Resampling.BILINEAR, fillcolor=(124, 116, 104), **rotate)
+  expected = np.asarray(whole)[top : top + height, left : left + width].astype(int)
+  difference = np.abs(windows.image_window(image, view) - expected)
+  assert difference.shape == (height, width, 3) and (difference > 2).mean() < 2e-3
+
+  whole = Image.fromarray(windows.nearest_window(label, size, (0, 0, *size)))
+  whole = whole.rotate(resample=Image.Resampling.NEAREST, fillcolor=255, **rotate)
+  expected = np.asarray(whole)[top : top + height, left : left + width]
+  # Coordinates are rounded to 1/65536 pixel, from another origin.
+  assert (windows.label_window(label, view) != expected).sum() <= 1 + 2e-3 * expected.size
 
 
-def test_distortions_are_drawn_as_documented(rng):
-  # A grey has no hue and no saturation: what changes it is brightness and contrast.
-  grey = np.full((2, 2, 3), 100, np.uint8)
-  values = np.array([int(transforms.photometric_distortion(grey, rng)[0, 0, 0]) for _ in range(2000)])
-  assert np.mean(values == 100) == pytest.approx(0.25, abs=0.06)
-  assert values.min() >= 34 - 1 and values.max() <= 198 + 1
-  assert values.min() < 50 and values.max() > 170
-  # A colour's hue turns in half the cases, by a tenth of a turn at most.
-  colour = np.full((1, 1, 3), (180, 90, 60), np.uint8)
-  before = colorsys.rgb_to_hsv(*(colour[0, 0] / 255))[0]
-  outs = [transforms.photometric_distortion(colour, rng)[0, 0] / 255 for _ in range(1000)]
-  turns = np.array([(colorsys.rgb_to_hsv(*out)[0] - before + 0.5) % 1 - 0.5 for out in outs])
-  assert np.mean(np.abs(turns) > 0.012) == pytest.approx(0.45, abs=0.08)
-  assert np.abs(turns).max() < 0.13
+@pytest.mark.parametrize("angle", [7.0, -33.0, 89.0, 145.0])
+def test_turning_in_floating_point(rng, angle):
+  height, width = 31, 44
+  image, label = _picture(rng, height, width), rng.integers(0, 200, (height, width), np.uint8)
+  view = windows.View((height, width), (3, 5, 24, 30), angle)
+  out, mask = windows.image_window(image, view), windows.label_window(label, view)
+  turn = math.radians(angle)
+  wrong = 0
+  for i in range(24):
+    for j in range(30):
+      # From the center of the image, y upwards: turned back by the angle.
+      x, y = (j + 5 + 0.5) - width / 2, height / 2 - (i + 3 + 0.5)
+      x, y = x * math.cos(turn) + y * math.sin(turn), -x * math.sin(turn) + y * math.cos(turn)
+      x, y = x + width / 2, height / 2 - y
+      if min(x, width - x, y, height - y) < -0.01:
+        assert mask[i, j] == 255 and (out[i, j] == (124, 116, 104)).all()
+      elif min(x, width - x, y, height - y) > 0.01:
+        # Pillow's coordinates of a label are rounded to 1/65536 pixel.
+        wrong += mask[i, j] != label[int(y), int(x)]
+        u, v = min(max(x - 0.5, 0), width - 1), min(max(y - 0.5, 0), height - 1)
+        u0, v0 = min(int(u), width - 2), min(int(v), height - 2)
+        corners = image[v0 : v0 + 2, u0 : u0 + 2].astype(float)
+        rows = corners[0] * (1 - (v - v0)) + corners[1] * (v - v0)
+        np.testing.assert_allclose(out[i, j], rows[0] * (1 - (u - u0)) + rows[1] * (u - u0), atol=1.01)
+  assert wrong <= 1
+
+
+def test_angles_are_drawn_uniformly_either_way(rng):
+  label = np.zeros((20, 30), np.uint8)
+  angles = [
+    transforms.random_view(label, rng, crop_size=(8, 8), scale=(1, 1), rotation=10.0).angle
+    for _ in range(3000)
+  ]
+  assert -10 <= min(angles) < -9.9 and 9.9 < max(angles) <= 10
+  assert np.mean(angles) == pytest.approx(0, abs=0.4) and np.std(angles) == pytest.approx(5.77, abs=0.2)
+
+
+def _mixed(label, ratio):
+  """mmsegmentation's rule, pixel by pixel."""
+  counts = {}
+  for value in label.ravel().tolist():
+    if value != 255:
+      counts[value] = counts.get(value, 0) + 1
+  return len(counts) > 1 and max(counts.values()) / sum(counts.values()) < ratio
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.999])
+def test_the_rule_of_cat_max_ratio(rng, ratio):
+  found = set()
+  for case in range(300):
+    label = rng.choice(
+      [3, 7, 9, 255], (4, 5), p=[(0.3, 0.3, 0.3, 0.1), (0.9, 0.05, 0, 0.05), (0.01, 0, 0, 0.99)][case % 3]
+    )
+    label = label.astype(np.uint8)
+    assert transforms.is_mixed(label, ratio) == _mixed(label, ratio)
+    found.add(_mixed(label, ratio))
+  assert found == {True, False}
+  # A half is not below a half, one class is one too few, and what is ignored is no class.
+  assert not transforms.is_mixed(np.array([[1, 2]], np.uint8), 0.5)
+  assert not transforms.is_mixed(np.array([[1, 255]], np.uint8), 0.999)
+  assert not transforms.is_mixed(np.full((2, 2), 255, np.uint8), 0.999)
+
+
+@pytest.mark.parametrize("case", range(30))
+def test_windows_are_drawn_until_one_is_mixed(case):
+  label = np.zeros((60, 90), np.uint8)
+  label[20:30, 40:52] = 1
+  if case >= 25:
+    label[:] = 4  # no window will do: the last one drawn is taken
+  options = dict(crop_size=(16, 16), scale=(0.5, 2.0))
+  view = transforms.random_view(label, np.random.default_rng(case), cat_max_ratio=0.7, **options)
+  rng = np.random.default_rng(case)
+  factor = rng.uniform(0.5, 2.0)
+  height, width = round(60 * factor), round(90 * factor)
+  for _ in range(11):
+    box = (int(rng.integers(height - 15)), int(rng.integers(width - 15)), 16, 16)
+    if _mixed(windows.nearest_window(label, (height, width), box), 0.7):
+      break
+  assert view == ((height, width), box, 0.0)
+
+
+def test_what_is_off_draws_nothing(rng):
+  image, label = _picture(rng, 60, 80), rng.integers(0, 5, (60, 80), np.uint8)
+  off = dict(cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
+  drawn, expected = np.random.default_rng(8), np.random.default_rng(8)
+  out, mask = transforms.augment(image, label, drawn, crop_size=(32, 40), scale=(0.75, 2.0), **off)
+  factor = expected.uniform(0.75, 2.0)
+  size = (round(60 * factor), round(80 * factor))
+  box = (int(expected.integers(size[0] - 31)), int(expected.integers(size[1] - 39)), 32, 40)
+  step = -1 if expected.random() < 0.5 else 1
+  np.testing.assert_array_equal(out, windows.resized_window(image, size, box)[:, ::step])
+  np.testing.assert_array_equal(mask, windows.nearest_window(label, size, box)[:, ::step])
+  assert drawn.random() == expected.random()
+
+
+@pytest.mark.parametrize("case", range(10))
+def test_all_at_once(case):
+  rng = np.random.default_rng(700 + case)
+  y, x = np.mgrid[:60, :80].astype(np.uint8)
+  image = np.dstack([3 * y, 3 * x, np.full_like(x, 200)])
+  options = dict(crop_size=(48, 56), photometric=bool(case % 2), cat_max_ratio=0.75, rotation=30.0, blur=0.5)
+  out, mask = transforms.augment(image, (x > 40).astype(np.uint8), rng, **options)
+  assert out.shape == (48, 56, 3) and mask.shape == (48, 56) and out.dtype == mask.dtype == np.uint8
+  assert set(np.unique(mask)) <= {0, 1, 255}
+  if not case % 2:
+    # Where the label is right of the middle, so is the picture.
+    right = out[..., 1].astype(int)[mask == 1]
+    assert np.mean(right > 110) > 0.97
