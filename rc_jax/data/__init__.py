@@ -1,9 +1,10 @@
 """Data sets, augmentation and the input pipeline. The rest of the project sees NumPy arrays only."""
 
 import difflib
+import functools
 from collections.abc import Callable
 
-from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
+from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, prepared, synthetic
 from rc_jax.data.decode import read_image
 from rc_jax.data.pipeline import TrainBatches, evaluation_examples, train_batches
 from rc_jax.data.source import IGNORE_LABEL, IMAGE_SUFFIXES, DatasetInfo, Example, Joined, Source
@@ -33,7 +34,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
 
   Args:
     name: one of ``DATASETS``.
-    root: the folder of the data set; ``synthetic`` needs none.
+    root: the folder of the data set, raw or prepared by ``--mode=prepare``; ``synthetic`` needs none.
     split: ``train``, ``val``, or what else the data set has; several joined by ``+``, one after the other.
     labels: whether the caller needs labels.
 
@@ -47,7 +48,8 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
     FileNotFoundError: in one line, for a missing folder; it says the layout expected.
   """
   _check_name(name)
-  parts = tuple(DATASETS[name](root, part) for part in _ALIASES.get((name, split), split).split("+"))
+  opened = functools.partial(prepared.load, name) if _is_prepared(name, root) else DATASETS[name]
+  parts = tuple(opened(root, part) for part in _ALIASES.get((name, split), split).split("+"))
   for part in parts:
     if part.labelled != parts[0].labelled or (labels and not part.labelled):
       raise ValueError(
@@ -58,14 +60,20 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
 
 
 def info(name: str, root: str) -> DatasetInfo:
-  """Returns the classes of a data set; ``folder`` alone reads its table of them in ``root``.
+  """Returns the classes of a data set; ``folder`` reads its table of them in ``root``, prepared data their index.
 
   Raises:
     ValueError: for an unknown name, or a wrong table.
     FileNotFoundError: there is no table.
   """
   _check_name(name)
+  if _is_prepared(name, root):
+    return prepared.info(name, root)
   return folder.info(root) if name == "folder" else _INFOS[name]
+
+
+def _is_prepared(name: str, root: str) -> bool:
+  return name != "synthetic" and prepared.is_prepared(root)
 
 
 def _check_name(name: str) -> None:

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from rc_jax.data import transforms
-from rc_jax.data.source import Example, Source
+from rc_jax.data.source import Example, Source, lazily
 
 Batch = dict[str, np.ndarray]
 """``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``."""
@@ -80,7 +80,8 @@ def train_batches(
   )
   # The random transformation comes after repeat and before the host's rows are picked: its index, from which Grain
   # seeds the generator, is then the position in the endless global stream.
-  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(crop)
+  # Of images in tiles the crop decodes those that it touches.
+  examples = grain.MapDataset.source(lazily(source)).seed(seed).shuffle().repeat().random_map(crop)
   if host_count > 1:
     selection = _HostRows(len(examples) // batch_size * rows, batch_size, rows, host_index * rows)
     examples = grain.MapDataset.select_from_datasets([examples], selection)

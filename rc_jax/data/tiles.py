@@ -68,7 +68,9 @@ class TiledArray:
   def __init__(self, content: bytes, where: str):
     self._where = where
     if content[:4] != MAGIC or len(content) < _HEADER.size:
-      raise ValueError(f"{where}: found {content[:4]!r}, expected tiles of rc_jax ({MAGIC!r}): prepare it again")
+      raise ValueError(
+        f"{where}: found {content[:4]!r}, expected tiles of rc_jax ({MAGIC!r}): prepare it again"
+      )
     _, height, width, channels, self._side = _HEADER.unpack_from(content)
     self.shape = (height, width) if channels == 1 else (height, width, channels)
     self.ndim = len(self.shape)
@@ -111,7 +113,9 @@ class TiledArray:
         wide = min(side, width - x)
         tile = self._tile(y // side * across + x // side).reshape(tall, wide, *self.shape[2:])
         low, high = max(left, x), min(right, x + wide)
-        pixels[y - first : y - first + tall, low - left : high - left] = tile[: bottom - y, low - x : high - x]
+        pixels[y - first : y - first + tall, low - left : high - left] = tile[
+          : bottom - y, low - x : high - x
+        ]
     if self.ndim == 3:
       _undo_prediction(pixels, side)
     return pixels[top - first :]
