@@ -219,7 +219,8 @@ def write(
       while waiting:
         finished, waiting = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_EXCEPTION)
         done = counter.value
-        advance(done - told)
+        if done > told:
+          advance(done - told)
         told = done
         for future in finished:
           future.result()
