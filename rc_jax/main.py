@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect")
+MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect", "prepare")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -39,10 +39,23 @@ _FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone,
 _SAMPLE = flags.DEFINE_integer(
   "sample", 0, "For inspect: how many images of each split to check. Default: all."
 )
+_OUTPUT = flags.DEFINE_string(
+  "output", "", "For prepare: the folder to write. Default: config.dataset.root with _prepared behind it."
+)
+_ENCODING = flags.DEFINE_enum(
+  "encoding",
+  "tiles",
+  ("tiles", "original"),
+  "For prepare: images without loss in tiles, of which a crop decodes what it needs, or image files as they are.",
+)
+_SPLITS = flags.DEFINE_string(
+  "splits", "", "For prepare: train,val for instance. Default: all that are there."
+)
 
 FLAGS = (
   *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
   *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST, _SAMPLE),
+  *(_OUTPUT, _ENCODING, _SPLITS),
 )
 
 USAGE_ERROR = 2
@@ -106,6 +119,11 @@ def _run(argv: Sequence[str]) -> int:
     from rc_jax import ahead_of_time
 
     ahead_of_time.run(config, _TOPOLOGY.value, _FAST.value)
+    return 0
+  if _MODE.value == "prepare":
+    from rc_jax import prepare
+
+    prepare.run(config, _OUTPUT.value, _ENCODING.value, _SPLITS.value)
     return 0
   workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
   if workdir.exists() and not workdir.is_dir():

@@ -29,7 +29,7 @@ FLOORS = (
   ("ahead_of_time.py",),
   ("train.py",),
   ("feed.py", "skipped.py"),
-  ("inspection.py", "predict.py", "report.py", "summary.py"),
+  ("inspection.py", "predict.py", "prepare.py", "report.py", "summary.py"),
   ("evaluate.py",),
   ("train_step.py",),
   ("inference.py", "contact_sheet.py"),

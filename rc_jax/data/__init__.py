@@ -1,11 +1,12 @@
 """Data sets, augmentation and the input pipeline. The rest of the project sees NumPy arrays only."""
 
 import difflib
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, layout, synthetic
+from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, layout, prepared, synthetic
 from rc_jax.data.decode import read_image
 from rc_jax.data.examine import Examined, examine_all
 from rc_jax.data.mistaken import split_ids
@@ -54,7 +55,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
 
   Args:
     name: one of ``DATASETS``.
-    root: the folder of the data set; ``synthetic`` needs none.
+    root: the folder of the data set, raw or prepared by ``--mode=prepare``; ``synthetic`` needs none.
     split: ``train``, ``val``, or what else the data set has; several joined by ``+``, one after the other.
     labels: whether the caller needs labels.
 
@@ -69,7 +70,8 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
   """
   _check_name(name)
   with _hints(name, root):
-    parts = tuple(DATASETS[name](root, part) for part in parts_of(name, split))
+    opened = functools.partial(prepared.load, name) if _is_prepared(name, root) else DATASETS[name]
+    parts = tuple(opened(root, part) for part in parts_of(name, split))
   for part in parts:
     if part.labelled != parts[0].labelled or (labels and not part.labelled):
       raise ValueError(
@@ -80,13 +82,15 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
 
 
 def info(name: str, root: str) -> DatasetInfo:
-  """Returns the classes of a data set; ``folder`` alone reads its table of them in ``root``.
+  """Returns the classes of a data set; ``folder`` reads its table of them in ``root``, prepared data their index.
 
   Raises:
     ValueError: for an unknown name, or a wrong table.
     FileNotFoundError: there is no table.
   """
   _check_name(name)
+  if _is_prepared(name, root):
+    return prepared.info(name, root)
   with _hints(name, root):
     return folder.info(root) if name == "folder" else _INFOS[name]
 
@@ -113,6 +117,10 @@ def _hints(name: str, root: str) -> Iterator[None]:
     yield
   except FileNotFoundError as error:
     raise FileNotFoundError(f"{error}{layout.hint(name, root)}") from None
+
+
+def _is_prepared(name: str, root: str) -> bool:
+  return name != "synthetic" and prepared.is_prepared(root)
 
 
 def _check_name(name: str) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from rc_jax.data import broken_files, transforms
 from rc_jax.data.decoded_cache import Cached, DecodedCache, budget_bytes
-from rc_jax.data.source import Example, Source
+from rc_jax.data.source import Example, Source, lazily
 
 Batch = dict[str, np.ndarray]
 """``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``."""
@@ -92,8 +92,9 @@ def train_batches(
     blur_sigma=(float(augment.blur_sigma[0]), float(augment.blur_sigma[1])),
   )
   examples_in_all = len(source)
-  if cache_gb:
-    source = Cached(source, DecodedCache(examples_in_all, budget_bytes(cache_gb)))
+  # Of images in tiles the crop decodes those that it touches; a cache wants the whole.
+  keeps = bool(cache_gb)
+  source = Cached(source, DecodedCache(examples_in_all, budget_bytes(cache_gb))) if keeps else lazily(source)
   limit = None
   if max_skipped is not None:
     limit = broken_files.limit_of(max_skipped, examples_in_all)

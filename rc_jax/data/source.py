@@ -116,6 +116,18 @@ class IncompleteSplit(ValueError):
     self.complete = complete
 
 
+def lazily(source: Source) -> Source:
+  """Returns the source with images and labels that are decoded only where they are indexed, if it has such.
+
+  These stand for arrays ``[H,W,3]`` and ``[H,W]`` in ``transforms``, which takes a window of them; ``np.asarray``
+  decodes the whole. Sources that can, have a method ``lazily`` without arguments.
+  """
+  if isinstance(source, Joined):
+    return Joined(tuple(map(lazily, source.parts)))
+  own = getattr(source, "lazily", None)
+  return source if own is None else own()
+
+
 def by_stem(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
   """Lists the files of a folder by their names without suffix.
 
@@ -269,5 +281,6 @@ __all__ = [
   "by_stem",
   "check_root",
   "check_split",
+  "lazily",
   "pair_files",
 ]

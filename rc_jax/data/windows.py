@@ -101,8 +101,10 @@ def nearest_window(label: np.ndarray, size: tuple[int, int], window: tuple[int, 
   # floor((i + 1/2) H / h), in integers: exact.
   rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
   columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
-  # One axis after the other: a third of the time of picking both at once.
-  return np.take(np.take(label, rows, axis=0), columns, axis=1)
+  # A slice first, which is free for an array, and for tiles says which to decode; then one axis after the other: a
+  # third of the time of picking both at once.
+  part = label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  return np.take(np.take(part, rows - rows[0], axis=0), columns - columns[0], axis=1)
 
 
 class _Span(NamedTuple):
