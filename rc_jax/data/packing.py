@@ -197,14 +197,14 @@ def write(
   Args:
     shards: the missing ones.
     output: the folder.
-    workers: processes; 0 means this one.
+    workers: processes; below 2: this one.
     advance: is told the number of examples written since the last call.
 
   Raises:
     ValueError: in one line, a raw file is damaged. Shards that were finished stay.
     OSError: in one line, the disk is full or a process died.
   """
-  if workers == 0 or len(shards) < 2:
+  if workers < 2 or len(shards) < 2:
     for shard in shards:
       write_shard(shard, output, lambda: advance(1), lambda: False)
     return
