@@ -61,15 +61,15 @@ def test_counts_every_pixel_once(batch_size: int) -> None:
   config = defaults()
   config.eval.batch_size = batch_size
   params = {"gain": jnp.float32(1)}
-  results, confusion = evaluate.make_evaluator(brightest_channel(), source, config)(params, {}, None)
+  results, counts = evaluate.make_evaluator(brightest_channel(), source, config)(params, {}, None)
 
   expected = np.zeros((4, 4), np.int64)
   for example in source.examples:
     for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
       if truth != 255:
         expected[truth, pixel.argmax()] += 1
-  np.testing.assert_array_equal(confusion, expected)
-  assert confusion.dtype == np.int64
+  np.testing.assert_array_equal(counts.confusion, expected)
+  assert counts.confusion.dtype == np.int64
   red = expected[0, 0] / (expected[0].sum() + expected[:, 0].sum() - expected[0, 0])
   assert results["iou"]["red"] == pytest.approx(red)
   assert results["iou"]["never"] is None
@@ -78,13 +78,13 @@ def test_counts_every_pixel_once(batch_size: int) -> None:
 
 def test_writes_what_the_design_promises(tmp_path: pathlib.Path) -> None:
   source = Photos([(6, 7)])
-  results, confusion = evaluate.make_evaluator(brightest_channel(), source, defaults())(
+  results, counts = evaluate.make_evaluator(brightest_channel(), source, defaults())(
     {"gain": jnp.float32(1)}, {}, None
   )
-  written = json.loads(evaluate.write(tmp_path, results, confusion, step=12).read_text())
+  written = json.loads(evaluate.write(tmp_path, results, counts, step=12).read_text())
   assert {"miou", "iou", "pixel_accuracy", "mean_accuracy", "step", "scales", "flip"} <= written.keys()
   assert written["step"] == 12 and written["iou"]["never"] is None
-  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), confusion)
+  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
 
 
 def test_a_split_without_labelled_pixels_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 from rc_jax import inference
 from rc_jax.config import defaults
 from rc_jax.models import Network, Outputs
+from rc_jax.windows import window_starts as windows_along
 
 CLASSES = 5
 STRIDE = 4
@@ -141,6 +142,6 @@ def test_probabilities_sum_to_one() -> None:
 def test_windows_cover_every_pixel(length: int) -> None:
   window, stride = 17, 12
   length = max(length, window)
-  starts = inference.window_starts(length, window, stride)
+  starts = windows_along(length, window, stride)
   covered = {pixel for start in starts for pixel in range(start, start + window)}
   assert covered == set(range(length)) and len(starts) == len(set(starts))

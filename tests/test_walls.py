@@ -31,6 +31,7 @@ FLOORS = (
   ("predict.py", "report.py", "summary.py"),
   ("evaluate.py",),
   ("train_step.py",),
+  ("many_sizes.py",),
   ("inference.py",),
   (
     "optimizer.py",
@@ -51,6 +52,7 @@ FLOORS = (
     "run_log.py",
     "program_cost.py",
   ),
+  ("windows.py",),
   ("config.py", "resize.py", "__init__.py"),
 )
 
