@@ -99,7 +99,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
         if len(canvases) == MANY_PROGRAMS:
           say(
             f"whole images: the network is compiled for each of their sizes, {MANY_PROGRAMS} so far; "
-            f"a sliding window compiles it once, such as --config.eval.crop_size={min(group.canvas)},"
+            f"a sliding window compiles it once, such as --config.eval.crop_size={min(group.canvas)}"
           )
       if poll is not None:
         poll()

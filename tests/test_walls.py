@@ -28,7 +28,7 @@ FLOORS = (
   ("main.py",),
   ("ahead_of_time.py",),
   ("train.py",),
-  ("predict.py", "report.py", "summary.py"),
+  ("predict.py", "report.py", "summary.py", "compare.py"),
   ("evaluate.py",),
   ("train_step.py",),
   ("many_sizes.py",),
