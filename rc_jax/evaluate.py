@@ -125,7 +125,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
       "images": len(source),
       "scales": list(config.eval.scales),
       "flip": config.eval.flip,
-      "crop_size": list(config.eval.crop_size),
+      "crop_size": list(images.views.window or ()),
       "stride": list(images.views.stride) if images.views.window else [],
     }
     return results, counts
