@@ -234,8 +234,8 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   """Weights of a file, by sliding windows, from ``launch/local.sh``: what one process counts."""
   path, variables = weights
   config = run_tiny.get_config()
-  config.eval.update({"crop_size": (65, 65), "batch_size": 4})
-  flags = ["--config.eval.crop_size=65", "--config.eval.batch_size=4"]
+  config.eval.update({"crop_size": (129, 129), "batch_size": 4})
+  flags = ["--config.eval.crop_size=129", "--config.eval.batch_size=4"]
   command = run_tiny.command(tmp_path, "--mode=eval", f"--checkpoint={path}", *flags)
   process = subprocess.run(
     ["launch/local.sh", "2", *command[3:]],
