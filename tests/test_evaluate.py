@@ -168,9 +168,9 @@ def on_eight_devices() -> dict:
   return json.loads(finished.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("benchmark", RULES)
-def test_each_data_sets_rule_on_one_device_and_eight(benchmark: str, on_eight_devices: dict) -> None:
-  rule = RULES[benchmark]
+@pytest.mark.parametrize("data_set", RULES)
+def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_devices: dict) -> None:
+  rule = RULES[data_set]
   found = scored(rule)
   assert json.loads(json.dumps(found)) == on_eight_devices[rule]
   assert found["names"] == [f"photo{number}" for number in range(20)]
@@ -180,26 +180,26 @@ def test_each_data_sets_rule_on_one_device_and_eight(benchmark: str, on_eight_de
   ious, accuracies = [], []
   for right, wrong, missed in expected.sum(axis=1).T.tolist():
     union, truth = right + wrong + missed, right + missed
-    if benchmark == "ade20k":  # a mean over all classes
+    if data_set == "ade20k":  # a mean over all classes
       ious.append(right / union if union else 0.0)
       accuracies.append(right / truth if truth else 0.0)
-    elif benchmark == "coco_stuff":  # over those in the truth
+    elif data_set == "coco_stuff":  # over those in the truth
       ious += [right / union] if truth else []
       accuracies += [right / truth] if truth else []
     else:  # over those in the truth or predicted
       ious += [right / union] if union else []
       accuracies += [right / truth] if truth else []
-  assert len(ious) == {"ade20k": 4, "coco_stuff": 2, "cityscapes": 3}[benchmark]
+  assert len(ious) == {"ade20k": 4, "coco_stuff": 2, "cityscapes": 3}[data_set]
   results = found["results"]
   assert results["miou"] == pytest.approx(np.mean(ious))
   assert results["mean_accuracy"] == pytest.approx(np.mean(accuracies))
   pixels = expected[[0, 2]].sum()
   assert results["pixel_accuracy"] == pytest.approx(expected[0].sum() / pixels)
-  if benchmark == "ade20k":
+  if data_set == "ade20k":
     assert results["final_score"] == pytest.approx((np.mean(ious) + expected[0].sum() / pixels) / 2)
   assert results["category_iou"].keys() == {"warm", "cold"}
   text = evaluate.table(results)
-  assert "green" in text and "category mIoU" in text and ("final score" in text) == (benchmark == "ade20k")
+  assert "green" in text and "category mIoU" in text and ("final score" in text) == (data_set == "ade20k")
 
 
 def test_whole_images_of_many_sizes_are_worth_a_word(
