@@ -214,7 +214,7 @@ def test_whole_images_of_many_sizes_are_worth_a_word(
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, models.Variables]:
   """A file of weights, in PyTorch's axes, of an untrained network of the tiny recipe; and its variables."""
-  network = models.build(run_tiny.get_config().model, data.info("synthetic").num_classes)
+  network = models.build(run_tiny.get_config().model, data.info("synthetic", "").num_classes)
   variables = network.init(jax.random.key(3))
   trees = {"params": variables.params, "batch_stats": variables.batch_stats}
   arrays = {}
@@ -234,8 +234,8 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   """Weights of a file, by sliding windows, from ``launch/local.sh``: what one process counts."""
   path, variables = weights
   config = run_tiny.get_config()
-  config.eval.update({"crop_size": (129, 129), "batch_size": 4})
-  flags = ["--config.eval.crop_size=129", "--config.eval.batch_size=4"]
+  config.eval.update({"scales": (0.5,), "crop_size": (65, 65), "batch_size": 4})
+  flags = ["--config.eval.scales=0.5", "--config.eval.crop_size=65", "--config.eval.batch_size=4"]
   command = run_tiny.command(tmp_path, "--mode=eval", f"--checkpoint={path}", *flags)
   process = subprocess.run(
     ["launch/local.sh", "2", *command[3:]],
@@ -265,7 +265,7 @@ def test_a_file_of_another_network_is_refused(weights) -> None:
   path, _ = weights
   config = run_tiny.get_config()
   config.model.channels = 24
-  network = models.build(config.model, data.info("synthetic").num_classes)
+  network = models.build(config.model, data.info("synthetic", "").num_classes)
   with pytest.raises(ValueError, match=r"^--checkpoint: ") as refusal:
     evaluate.restore(network, config, path)
   assert "\n" not in str(refusal.value)

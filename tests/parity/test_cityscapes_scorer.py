@@ -46,7 +46,7 @@ def perturbed(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return predicted.astype(np.uint8)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "val"])
 def test_classes_and_categories_equal_the_official_scorers(shared_dir, tmp_path, split):
   scorer = pytest.importorskip(
     "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling", exc_type=ImportError
