@@ -22,11 +22,11 @@ def main() -> None:
   source = data.load(config.dataset.name, arguments.root, config.eval.split)
   network = models.build(config.model, source.info.num_classes)
   variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
-  untrained, confusion = evaluate.make_evaluator(network, source, config)(
+  untrained, counts = evaluate.make_evaluator(network, source, config)(
     variables.params, variables.batch_stats, None
   )
-  pixels = confusion.sum(axis=1)
-  everywhere = np.zeros_like(confusion)
+  pixels = counts.confusion.sum(axis=1)
+  everywhere = np.zeros_like(counts.confusion)
   everywhere[:, pixels.argmax()] = pixels
   majority = metrics.scores(everywhere, source.info.absent_class)
   print(f"{arguments.config}, {config.eval.split}: mIoU in percent")

@@ -1,5 +1,9 @@
-"""Scores a network on a split: one confusion matrix, one JSON file; the loop and ``--mode=eval`` alike."""
+"""Scores a network on a split by the data set's own rules: JSON, confusion matrix, counts of every image.
 
+The loop of training and ``--mode=eval`` call the same function.
+"""
+
+import dataclasses
 import json
 import os
 import pathlib
@@ -8,20 +12,45 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec
 
-from rc_jax import checkpoint, data, inference, metrics, models, sharding
+from rc_jax import checkpoint, data, many_sizes, metrics, models, pretrained, sharding
 from rc_jax.config import Config, as_dict, different_network, square
 from rc_jax.run_log import Progress, say
 
 Results = dict[str, Any]
-Evaluator = Callable[[Any, Any, Callable[[], None] | None], tuple[Results, np.ndarray]]
+
+# Whole images of so many sizes, each with a program of its own, are worth a word.
+MANY_PROGRAMS = 8
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counts:
+  """Pixels of a split, as all scores are made of.
+
+  Attributes:
+    confusion: int64 ``[N,N]``, rows truth, columns prediction.
+    names: of the ``I`` images, in the order of the split.
+    right: int32 ``[I,N]``, TP of each image and class; ``wrong``: FP, ``missed``: FN.
+  """
+
+  confusion: np.ndarray
+  names: list[str]
+  right: np.ndarray
+  wrong: np.ndarray
+  missed: np.ndarray
+
+
+Evaluator = Callable[[Any, Any, Callable[[], None] | None], tuple[Results, Counts]]
 
 
 def make_evaluator(network: models.Network, source: data.Source, config: Config) -> Evaluator:
   """Returns a function that scores weights on a source; compiled programs live as long as it does.
+
+  Images are shared among processes, and within each among its devices. How images of many sizes go through few
+  programs, and when they do not, is told in ``many_sizes``.
 
   Args:
     network: functions of the network.
@@ -29,81 +58,102 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     config: reads ``eval`` and ``data.threads``.
 
   Returns:
-    ``evaluate(params, batch_stats, poll) -> (results, confusion)``. ``params`` and ``batch_stats`` are replicated
-    arrays; ``poll`` (or None) is called between batches and may raise to stop. ``results``: ``miou``, ``iou``
-    ``{class: value or None}``, ``pixel_accuracy``, ``mean_accuracy`` in 0..1, ``scales``, ``flip``, ``images``;
-    ``confusion [N,N]`` int64, rows truth, columns prediction, over the whole split on every process.
+    ``evaluate(params, batch_stats, poll) -> (results, counts)``. ``params`` and ``batch_stats`` are replicated
+    arrays; ``poll`` (or None) is called between groups of images and may raise to stop. ``results``: what
+    ``metrics.scores`` gives by the data set's rule, with classes by name, ``metrics.category_scores`` where the data
+    set has categories, and what was scored how. ``counts`` cover the whole split on every process.
   """
   info = source.info
   mesh = sharding.local_mesh()
-  batch_size = config.eval.batch_size * mesh.devices.size
-  predict = inference.make_predictor(network, config.eval)
+  images = many_sizes.ImageSet(network, config.eval, mesh)
 
-  def count(params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    predictions = jnp.argmax(predict(params, batch_stats, images), axis=-1)
-    return metrics.confusion_matrix(predictions, labels.astype(jnp.int32), info.num_classes)
+  def count_each(total: jax.Array, labels: jax.Array) -> jax.Array:
+    def of_image(total: jax.Array, labels: jax.Array) -> jax.Array:
+      return metrics.confusion_matrix(total.argmax(axis=-1), labels, info.num_classes)
 
-  spread, whole = sharding.batched(mesh), sharding.replicated(mesh)
-  compiled = jax.jit(count, in_shardings=(whole, whole, spread, spread), out_shardings=whole)
+    return jax.vmap(of_image)(total, labels)
+
+  spread = PartitionSpec(sharding.DATA_AXIS)
+  count: Any = jax.jit(
+    jax.shard_map(count_each, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
+  )
 
   def evaluate(
     params: Any, batch_stats: Any, poll: Callable[[], None] | None = None
-  ) -> tuple[Results, np.ndarray]:
+  ) -> tuple[Results, Counts]:
     params, batch_stats = sharding.local_copy((params, batch_stats))
-    confusion = np.zeros((info.num_classes, info.num_classes), np.int64)
-    examples = data.evaluation_examples(
-      source,
-      host_index=jax.process_index(),
-      host_count=jax.process_count(),
-      threads=config.data.threads,
-    )
+    own = _OwnCounts(len(source), info.num_classes)
     progress = Progress("scoring", len(source), unit="images")
-    waiting: list[jax.Array] = []
-    for images, labels, counted in _same_size_batches(examples, batch_size, info.ignore_label):
-      # One batch stays in flight, so that decoding and computing overlap.
-      # Put by hand: where other processes are, arrays of the host are not taken for those of its devices alone.
-      waiting.append(compiled(params, batch_stats, *jax.device_put((images, labels), spread)))
+    canvases: set[tuple[int, int]] = set()
+    waiting: list[tuple[many_sizes.Group, jax.Array]] = []
+    for group in images.groups(_numbered(source, config)):
+      total = images.probabilities(params, batch_stats, group)
+      # One group stays in flight, so that decoding and computing overlap.
+      labels = jax.device_put(group.stacked("label", info.ignore_label), sharding.batched(mesh))
+      waiting.append((group, count(total, labels)))
       if len(waiting) > 1:
-        confusion += np.asarray(waiting.pop(0), np.int64)
-      progress.advance(counted * jax.process_count())
+        own.add(*waiting.pop(0))
+      progress.advance(len(group.examples) * jax.process_count())
+      if images.views.window is None and group.canvas not in canvases:
+        canvases.add(group.canvas)
+        if len(canvases) == MANY_PROGRAMS:
+          say(
+            f"whole images: the network is compiled for each of their sizes, {MANY_PROGRAMS} so far; "
+            f"a sliding window compiles it once, such as --config.eval.crop_size={min(group.canvas)}"
+          )
       if poll is not None:
         poll()
     for part in waiting:
-      confusion += np.asarray(part, np.int64)
-    if jax.process_count() > 1:
-      confusion = _sum_over_processes(confusion)
+      own.add(*part)
+    counts = own.gathered()
     progress.close()
 
-    if not confusion.any():
+    if not counts.confusion.any():
       raise ValueError(
         f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels"
       )
-    scores = metrics.scores(confusion, info.absent_class)
-    scores["iou"] = dict(zip(info.class_names, scores["iou"], strict=True))
+    scores = metrics.scores(counts.confusion, info.absent_class)
+    for name in ("iou", "accuracy"):
+      scores[name] = dict(zip(info.class_names, scores[name], strict=True))
+    if info.categories:
+      scores |= metrics.category_scores(counts.confusion, info.categories)
     results: Results = {
       **scores,
+      "dataset": info.name,
+      "absent_class": info.absent_class,
       "split": config.eval.split,
       "images": len(source),
       "scales": list(config.eval.scales),
       "flip": config.eval.flip,
-      "crop_size": list(config.eval.crop_size),
-      "stride": list(config.eval.stride),
+      "crop_size": list(images.views.window or ()),
+      "stride": list(images.views.stride) if images.views.window else [],
     }
-    return results, confusion
+    return results, counts
 
   return evaluate
 
 
-def write(workdir: pathlib.Path, results: Results, confusion: np.ndarray, step: int) -> pathlib.Path:
-  """Writes ``workdir/eval/<split>.json`` and ``<split>_confusion.npy``; returns the JSON's path."""
+def write(workdir: pathlib.Path, results: Results, counts: Counts, step: int) -> pathlib.Path:
+  """Writes ``workdir/eval/<split>.json``, ``<split>_confusion.npy`` and ``<split>_images.npz``.
+
+  The last holds ``names``, and int32 ``right``, ``wrong`` and ``missed`` ``[I,N]``, what ``--mode=compare`` reads.
+
+  Returns:
+    The JSON's path.
+  """
   folder = workdir / "eval"
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / f"{results['split']}.json"
+  split = results["split"]
+  path = folder / f"{split}.json"
   # Whole or not at all: somebody may be reading the one before.
-  partial = folder / f"{results['split']}.part"
+  partial = folder / f"{split}.part"
   with partial.open("wb") as file:
-    np.save(file, confusion)
-  os.replace(partial, folder / f"{results['split']}_confusion.npy")
+    np.save(file, counts.confusion)
+  os.replace(partial, folder / f"{split}_confusion.npy")
+  with partial.open("wb") as file:
+    arrays = {name: getattr(counts, name) for name in ("right", "wrong", "missed")}
+    np.savez_compressed(file, names=np.array(counts.names), **arrays)
+  os.replace(partial, folder / f"{split}_images.npz")
   partial.write_text(json.dumps({"step": step, **results}, indent=2) + "\n")
   os.replace(partial, path)
   return path
@@ -115,7 +165,7 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
   Args:
     config: a validated config.
     workdir: where results go, and where the newest checkpoint is looked for.
-    checkpoint_path: a run, or one step of it; None: the newest of ``workdir``.
+    checkpoint_path: a run, one step of it, or a file of weights from elsewhere; None: the newest of ``workdir``.
 
   Returns:
     The results, as written to ``workdir/eval/<split>.json``.
@@ -127,24 +177,35 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   network = models.build(config.model, source.info.num_classes)
   restored = restore(network, config, checkpoint_path or workdir)
-  say(f"scoring step {restored.step} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
+  what = f"step {restored.step}" if restored.step else str(checkpoint_path)
+  say(f"scoring {what} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
   start = time.monotonic()
-  results, confusion = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
+  results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
   seconds = time.monotonic() - start
   if jax.process_index() == 0:
-    path = write(workdir, results, confusion, restored.step)
+    path = write(workdir, results, counts, restored.step)
     say(table(results))
     say(f"{len(source) / seconds:.2f} images/s, compilation included; written to {path}")
   return {"step": restored.step, **results}
 
 
 def restore(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
-  """Restores the model of a checkpoint for the config's network; see ``checkpoint.restore_model``.
+  """Restores the model of a checkpoint, or of a file of weights, for the config's network.
+
+  Args:
+    network: functions of the network.
+    config: what it was built from.
+    path: as for ``checkpoint.find``, or a file that ``pretrained.load`` reads, with the head.
+
+  Returns:
+    The model alone, on all devices; of a file of weights, ``step`` is 0.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
     ValueError: the run that saved it has another network, or another data set; dilations, say, change no shape.
   """
+  if path.is_file():
+    return _imported(network, config, path)
   folder = checkpoint.find(path)
   run_config = folder.parents[1] / "config.json"
   if run_config.is_file():
@@ -158,13 +219,39 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
   return checkpoint.restore_model(folder, template.params, template.batch_stats)
 
 
+def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
+  variables = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
+  whole = config.model.copy_and_resolve_references()
+  whole.pretrained_part = "all"
+  try:
+    variables, report = pretrained.load(str(path), variables, whole)
+  except ValueError as error:
+    raise ValueError(str(error).replace("model.pretrained:", "--checkpoint:", 1)) from error
+  say(report.summary())
+  trees = sharding.put_replicated((variables.params, variables.batch_stats), sharding.global_mesh())
+  return checkpoint.Model(step=0, params=trees[0], batch_stats=trees[1])
+
+
 def table(results: Results) -> str:
-  """Returns the per-class table for the screen, values in percent."""
-  width = max(len(name) for name in results["iou"])
-  lines = [f"  {name:<{width}}  {_percent(value)}" for name, value in results["iou"].items()]
-  lines.append(f"  {'mIoU':<{width}}  {_percent(results['miou'])}")
-  lines.append(f"  {'pixel accuracy':<{width}}  {_percent(results['pixel_accuracy'])}")
-  lines.append(f"  {'mean accuracy':<{width}}  {_percent(results['mean_accuracy'])}")
+  """Returns the tables for the screen, values in percent: classes, categories where there are any, means."""
+  categories = results.get("category_iou", {})
+  means = {
+    "mIoU": results["miou"],
+    "pixel accuracy": results["pixel_accuracy"],
+    "mean accuracy": results["mean_accuracy"],
+  }
+  if "final_score" in results:
+    means["final score"] = results["final_score"]
+  if categories:
+    means["category mIoU"] = results["category_miou"]
+  width = max(map(len, [*results["iou"], *categories, *means]))
+  lines = [f"  {'class':<{width}}    IoU  accuracy"]
+  for name, value in results["iou"].items():
+    lines.append(f"  {name:<{width}}  {_percent(value)}     {_percent(results['accuracy'][name])}")
+  if categories:
+    lines += ["", f"  {'category':<{width}}    IoU"]
+    lines += [f"  {name:<{width}}  {_percent(value)}" for name, value in categories.items()]
+  lines += ["", *(f"  {name:<{width}}  {_percent(value)}" for name, value in means.items())]
   return "\n".join(lines)
 
 
@@ -172,29 +259,61 @@ def _percent(value: float | None) -> str:
   return "    -" if value is None else f"{100 * value:5.1f}"
 
 
-def _same_size_batches(
-  examples: Iterator[dict[str, Any]], batch_size: int, ignore_label: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-  """Groups neighbours of one size; short groups are filled with pixels that count nowhere.
+def _numbered(source: data.Source, config: Config) -> Iterator[data.Example]:
+  """This process's share of the examples, each with its ``row`` among them."""
+  examples = data.evaluation_examples(
+    source, host_index=jax.process_index(), host_count=jax.process_count(), threads=config.data.threads
+  )
+  for row, example in enumerate(examples):
+    yield {**example, "row": row}
 
-  A fixed batch size compiles one program an image size, however many images have it.
-  """
-  group: list[dict[str, Any]] = []
 
-  def batch() -> tuple[np.ndarray, np.ndarray, int]:
-    missing = batch_size - len(group)
-    images = [example["image"] for example in group] + [group[0]["image"]] * missing
-    labels = [example["label"] for example in group]
-    labels += [np.full_like(group[0]["label"], ignore_label)] * missing
-    return np.stack(images), np.stack(labels), len(group)
+class _OwnCounts:
+  """Adds up what this process counts: process ``p`` of ``P`` reads the images ``p, p + P, ...``."""
 
-  for example in examples:
-    if group and (len(group) == batch_size or example["image"].shape != group[0]["image"].shape):
-      yield batch()
-      group = []
-    group.append(example)
-  if group:
-    yield batch()
+  def __init__(self, images: int, classes: int):
+    self._images = images
+    rows = -(-images // jax.process_count())
+    self._confusion = np.zeros((classes, classes), np.int64)
+    # TP, FP, FN; -1: not counted yet.
+    self._of_images = np.full((rows, 3, classes), -1, np.int32)
+    self._names = [""] * rows
+
+  def add(self, group: many_sizes.Group, confusions: jax.Array) -> None:
+    """Adds the confusion matrices ``[places,N,N]`` of a group, of which the last may belong to no image."""
+    for example, confusion in zip(group.examples, np.asarray(confusions), strict=False):
+      row, right = example["row"], np.diagonal(confusion)
+      assert (self._of_images[row] < 0).all(), f"{example['name']} was counted twice"
+      self._of_images[row] = right, confusion.sum(axis=0) - right, confusion.sum(axis=1) - right
+      self._names[row] = example["name"]
+      self._confusion += confusion
+
+  def gathered(self) -> Counts:
+    """Returns the counts of all processes, in the order of the split."""
+    confusion, of_images, names = self._confusion, self._of_images, self._names
+    if jax.process_count() > 1:
+      confusion = _sum_over_processes(confusion)
+      of_images = _in_order(multihost_utils.process_allgather(of_images))
+      names = _gathered_names(names)
+    of_images, names = of_images[: self._images], names[: self._images]
+    assert (of_images >= 0).all(), "an image was not counted"
+    return Counts(confusion, names, of_images[:, 0], of_images[:, 1], of_images[:, 2])
+
+
+def _in_order(gathered: np.ndarray) -> np.ndarray:
+  """``[P,rows,...]`` of all processes -> ``[rows P,...]``: the first of each, then the second of each ..."""
+  gathered = np.asarray(gathered)
+  return gathered.swapaxes(0, 1).reshape(-1, *gathered.shape[2:])
+
+
+def _gathered_names(names: list[str]) -> list[str]:
+  # Collectives carry numbers of one shape.
+  encoded = [name.encode() for name in names]
+  longest = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
+  rows = np.zeros((len(names), longest), np.uint8)
+  for row, name in zip(rows, encoded, strict=True):
+    row[: len(name)] = np.frombuffer(name, np.uint8)
+  return [row.tobytes().rstrip(b"\0").decode() for row in _in_order(multihost_utils.process_allgather(rows))]
 
 
 def _sum_over_processes(confusion: np.ndarray) -> np.ndarray:

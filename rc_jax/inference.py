@@ -1,7 +1,9 @@
-"""Class probabilities of full images: whole or by sliding window, over scales, mirrored or not."""
+"""Class probabilities of full images: whole or by sliding window, over scales, mirrored or not.
+
+The definition, as one function of images of one size; ``many_sizes`` computes the same for whole data sets.
+"""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rc_jax import resize
-from rc_jax.config import Config, square
+from rc_jax.config import Config
 from rc_jax.models import Network
+from rc_jax.windows import scaled_size, views, window_starts
 
 # What the padding of a window holds: ImageNet's mean colour, which the network's normalisation turns into 0.
 PADDING_COLOR = np.array([123.675, 116.28, 103.53], np.float32)
@@ -32,11 +35,7 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   Returns:
     ``predict(params, batch_stats, images [B,H,W,3] uint8 RGB) -> [B,H,W,N]`` float32, summing to 1 over classes.
   """
-  window = square(config_eval.crop_size) if config_eval.crop_size else None
-  stride = square(config_eval.stride) if config_eval.stride else None
-  if window and not stride:
-    stride = (math.ceil(window[0] * 2 / 3), math.ceil(window[1] * 2 / 3))
-
+  what = views(config_eval, network.align_corners)
   upsample = functools.partial(resize.upsample, align_corners=network.align_corners)
 
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
@@ -45,23 +44,21 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
       return jax.nn.softmax(upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
 
     def one_scale(pixels: jax.Array) -> jax.Array:
-      if window is None or stride is None:
-        return whole(pixels)
-      return slide(whole, pixels, window, stride)
+      return whole(pixels) if what.window is None else slide(whole, pixels, what.window, what.stride)
 
     size = (images.shape[1], images.shape[2])
     total = jnp.zeros((*images.shape[:3], network.num_classes), jnp.float32)
-    for scale in config_eval.scales:
+    for scale in what.scales:
       pixels = images.astype(jnp.float32)
       if scale != 1:
-        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-        pixels = jax.image.resize(pixels, (images.shape[0], *scaled, 3), "bilinear", antialias=False)
-      views = [one_scale(pixels)]
-      if config_eval.flip:
-        views.append(one_scale(pixels[:, :, ::-1])[:, :, ::-1])
-      for view in views:
+        scaled = (images.shape[0], *scaled_size(size, scale), 3)
+        pixels = jax.image.resize(pixels, scaled, "bilinear", antialias=False)
+      seen = [one_scale(pixels)]
+      if what.flip:
+        seen.append(one_scale(pixels[:, :, ::-1])[:, :, ::-1])
+      for view in seen:
         total = total + (view if scale == 1 else upsample(view, size))
-    return total / (len(config_eval.scales) * (2 if config_eval.flip else 1))
+    return total / what.total
 
   return predict
 
@@ -108,9 +105,3 @@ def slide(
   # A loop over windows, so that the network is compiled once and one window's activations live at a time.
   total, _ = jax.lax.scan(add_window, jnp.zeros((batch, *padded, classes), jnp.float32), corners)
   return (total / seen[:, :, None])[:, :height, :width]
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-  """Returns where windows start along one side: every ``stride``, the last one flush with the end."""
-  starts = list(range(0, length - window, stride))
-  return [*starts, length - window]

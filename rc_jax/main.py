@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect", "prepare")
+MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect", "prepare", "compare")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -20,10 +20,13 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder. Default: runs/<name of the recipe>.")
 _MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.")
 _CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "", "A run or one step of it. Default: the newest of --workdir."
+  "checkpoint", "", "A run, one step of it, or a file of weights. Default: the newest of --workdir."
 )
 _IMAGES = flags.DEFINE_string(
   "images", "", "For predict: an image or a folder. Default: the images of eval.split."
+)
+_RESULTS = flags.DEFINE_string(
+  "results", "", "For compare: two runs, or two of their eval/<split>.json, separated by a comma."
 )
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
@@ -53,7 +56,7 @@ _SPLITS = flags.DEFINE_string(
 )
 
 FLAGS = (
-  *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
+  *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES, _RESULTS),
   *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST, _SAMPLE),
   *(_OUTPUT, _ENCODING, _SPLITS),
 )
@@ -101,6 +104,12 @@ def _run(argv: Sequence[str]) -> int:
     print("\nFields of a recipe, their meanings and defaults: rc_jax/config.py")
     return 0
   recipe = _parse(argv)
+  if _MODE.value == "compare":
+    from rc_jax import compare
+
+    # Of two results, not of a config.
+    compare.run(_RESULTS.value)
+    return 0
   config = _CONFIG.value
 
   # Imported once the flags are known to be right: a typo is answered in a second, not after JAX has started.
@@ -162,7 +171,7 @@ def _run(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> str:
   """Parses the flags; returns the recipe's name with its variant, ``demo`` or ``demo_baseline``."""
   given = ""
-  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+  for argument, following in zip(argv, [*argv[1:], ""], strict=True):
     name, equals, value = argument.lstrip("-").partition("=")
     if name == "config" and argument.startswith("-"):
       given = value if equals else following
@@ -179,7 +188,7 @@ def _parse(argv: Sequence[str]) -> str:
     raise ValueError(f"--config: {text}") from error
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
-  if not given:
+  if not given and _MODE.value != "compare":
     raise ValueError("--config is missing; try: python -m rc_jax.main --config=configs/demo.py")
   return "_".join(filter(None, (pathlib.Path(file).stem, variant)))
 

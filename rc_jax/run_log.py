@@ -37,7 +37,7 @@ class Progress:
 
   def __init__(self, what: str, total: int, unit: str):
     self._what, self._total, self._unit = what, total, unit
-    self._done = 0
+    self._done = self._first = 0
     self._start = self._last = time.monotonic()
     # Only a terminal can rewrite its line; a log file gets a line every ten seconds.
     self._rewrites = sys.stdout.isatty()
@@ -45,12 +45,15 @@ class Progress:
 
   def advance(self, count: int) -> None:
     """Adds finished units, and shows them now and then."""
-    self._done = min(self._total, self._done + count)
     now = time.monotonic()
-    if now - self._last < (0.5 if self._rewrites else 10):
+    if not self._done:
+      # Programs are compiled for the first units: they tell nothing of the time that is left.
+      self._start, self._first = now, min(self._total, count)
+    self._done = min(self._total, self._done + count)
+    if self._done == self._first or now - self._last < (0.5 if self._rewrites else 10):
       return
     self._last = now
-    rate = self._done / (now - self._start)
+    rate = (self._done - self._first) / max(now - self._start, 1e-9)
     left = duration((self._total - self._done) / rate)
     line = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:.2f}/s, {left} left"
     if jax.process_index() == 0:

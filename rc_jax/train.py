@@ -143,10 +143,10 @@ def train(config: Config, workdir: pathlib.Path) -> int:
 
   def score(state: TrainState, stop: _Stop) -> None:
     step = int(state.step)
-    results, confusion = evaluator(state.params, state.batch_stats, stop.poll)
+    results, counts = evaluator(state.params, state.batch_stats, stop.poll)
     say(f"step {step}: mIoU {100 * results['miou']:.2f} on {config.eval.split}")
     if jax.process_index() == 0:
-      evaluate.write(workdir, results, confusion, step)
+      evaluate.write(workdir, results, counts, step)
     # Last, because a line in the log means that the step need not be scored again.
     log.write({"step": step, "split": config.eval.split, **_numbers(results)})
     checkpoints.scored(step, results["miou"])

@@ -1,16 +1,22 @@
-"""Scores against plain counts, whatever the image sizes and batches."""
+"""Scores against plain counts, whatever the image sizes, batches, devices and processes."""
 
+import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax import evaluate
-from rc_jax.config import defaults
+from rc_jax import data, evaluate, models, weight_names
+from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.models import Network, Outputs
+from tests import run_tiny
 
 INFO = DatasetInfo(
   name="three",
@@ -23,9 +29,8 @@ INFO = DatasetInfo(
 class Photos:
   """Images of several sizes with noisy labels, some of them ignored."""
 
-  info = INFO
-
-  def __init__(self, sizes):
+  def __init__(self, sizes, info=INFO):
+    self.info = info
     rng = np.random.default_rng(3)
     self.examples = []
     for number, size in enumerate(sizes):
@@ -61,15 +66,15 @@ def test_counts_every_pixel_once(batch_size: int) -> None:
   config = defaults()
   config.eval.batch_size = batch_size
   params = {"gain": jnp.float32(1)}
-  results, confusion = evaluate.make_evaluator(brightest_channel(), source, config)(params, {}, None)
+  results, counts = evaluate.make_evaluator(brightest_channel(), source, config)(params, {}, None)
 
   expected = np.zeros((4, 4), np.int64)
   for example in source.examples:
     for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
       if truth != 255:
         expected[truth, pixel.argmax()] += 1
-  np.testing.assert_array_equal(confusion, expected)
-  assert confusion.dtype == np.int64
+  np.testing.assert_array_equal(counts.confusion, expected)
+  assert counts.confusion.dtype == np.int64
   red = expected[0, 0] / (expected[0].sum() + expected[:, 0].sum() - expected[0, 0])
   assert results["iou"]["red"] == pytest.approx(red)
   assert results["iou"]["never"] is None
@@ -78,13 +83,14 @@ def test_counts_every_pixel_once(batch_size: int) -> None:
 
 def test_writes_what_the_design_promises(tmp_path: pathlib.Path) -> None:
   source = Photos([(6, 7)])
-  results, confusion = evaluate.make_evaluator(brightest_channel(), source, defaults())(
+  results, counts = evaluate.make_evaluator(brightest_channel(), source, defaults())(
     {"gain": jnp.float32(1)}, {}, None
   )
-  written = json.loads(evaluate.write(tmp_path, results, confusion, step=12).read_text())
+  written = json.loads(evaluate.write(tmp_path, results, counts, step=12).read_text())
   assert {"miou", "iou", "pixel_accuracy", "mean_accuracy", "step", "scales", "flip"} <= written.keys()
+  assert written["iou"].keys() == written["accuracy"].keys() == set(INFO.class_names)
   assert written["step"] == 12 and written["iou"]["never"] is None
-  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), confusion)
+  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
 
 
 def test_a_split_without_labelled_pixels_is_refused() -> None:
@@ -102,3 +108,164 @@ def test_poll_may_stop_the_scoring() -> None:
     evaluate.make_evaluator(brightest_channel(), Photos([(6, 7)] * 3), defaults())(
       {"gain": jnp.float32(1)}, {}, stop
     )
+
+
+def plain_counts(source: Photos) -> np.ndarray:
+  """TP, FP and FN ``[3,I,4]`` of predicting the brightest colour, pixel by pixel."""
+  counts = np.zeros((3, len(source), 4), np.int64)
+  for number, example in enumerate(source.examples):
+    for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
+      if truth == 255:
+        continue
+      predicted = pixel.argmax()
+      counts[0, number, truth] += truth == predicted
+      counts[1, number, predicted] += truth != predicted
+      counts[2, number, truth] += truth != predicted
+  return counts
+
+
+# Twenty images of seven sizes: neither devices nor batches divide them. Green is predicted, but not in the truth.
+SIZES = [(8, 9), (5, 12), (40, 33), (8, 9), (70, 20), (12, 5), (40, 34)] * 3
+RULES = {"ade20k": "zero", "coco_stuff": "not_in_truth", "cityscapes": "unless_predicted"}
+
+
+def photos(rule: str) -> Photos:
+  source = Photos(SIZES[:20], dataclasses.replace(INFO, absent_class=rule, categories=("warm", "cold") * 2))
+  for example in source.examples:
+    example["label"][example["label"] == 1] = 255
+  return source
+
+
+def settings(**fields) -> Config:
+  config = defaults()
+  config.eval.update({"crop_size": (16, 16), "stride": (10, 10), "flip": True, "batch_size": 2} | fields)
+  return config
+
+
+def scored(rule: str) -> dict:
+  source = photos(rule)
+  params = {"gain": jnp.float32(1)}
+  results, counts = evaluate.make_evaluator(brightest_channel(), source, settings())(params, {}, None)
+  of_images = [getattr(counts, name).tolist() for name in ("right", "wrong", "missed")]
+  return {"results": results, "names": counts.names, "counts": of_images}
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices() -> dict:
+  """The same scores from a process that has eight devices."""
+  code = (
+    "import json, jax; from tests.test_evaluate import RULES, scored; assert jax.device_count() == 8; "
+    "print(json.dumps({rule: scored(rule) for rule in RULES.values()}))"
+  )
+  finished = subprocess.run(
+    [sys.executable, "-c", code],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    cwd=run_tiny.ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert finished.returncode == 0, finished.stderr[-3000:]
+  return json.loads(finished.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("data_set", RULES)
+def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_devices: dict) -> None:
+  rule = RULES[data_set]
+  found = scored(rule)
+  assert json.loads(json.dumps(found)) == on_eight_devices[rule]
+  assert found["names"] == [f"photo{number}" for number in range(20)]
+  expected = plain_counts(photos(rule))
+  np.testing.assert_array_equal(found["counts"], expected)
+
+  ious, accuracies = [], []
+  for right, wrong, missed in expected.sum(axis=1).T.tolist():
+    union, truth = right + wrong + missed, right + missed
+    if data_set == "ade20k":  # a mean over all classes
+      ious.append(right / union if union else 0.0)
+      accuracies.append(right / truth if truth else 0.0)
+    elif data_set == "coco_stuff":  # over those in the truth
+      ious += [right / union] if truth else []
+      accuracies += [right / truth] if truth else []
+    else:  # over those in the truth or predicted
+      ious += [right / union] if union else []
+      accuracies += [right / truth] if truth else []
+  assert len(ious) == {"ade20k": 4, "coco_stuff": 2, "cityscapes": 3}[data_set]
+  results = found["results"]
+  assert results["miou"] == pytest.approx(np.mean(ious))
+  assert results["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+  pixels = expected[[0, 2]].sum()
+  assert results["pixel_accuracy"] == pytest.approx(expected[0].sum() / pixels)
+  if data_set == "ade20k":
+    assert results["final_score"] == pytest.approx((np.mean(ious) + expected[0].sum() / pixels) / 2)
+  assert results["category_iou"].keys() == {"warm", "cold"}
+  text = evaluate.table(results)
+  assert "green" in text and "category mIoU" in text and ("final score" in text) == (data_set == "ade20k")
+
+
+def test_whole_images_of_many_sizes_are_worth_a_word(
+  capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(evaluate, "MANY_PROGRAMS", 2)
+  source = Photos([(8, 9), (9, 9), (10, 9), (8, 9)])
+  evaluate.make_evaluator(brightest_channel(), source, defaults())({"gain": jnp.float32(1)}, {}, None)
+  assert capsys.readouterr().out.count("compiled for each of their sizes") == 1
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, models.Variables]:
+  """A file of weights, in PyTorch's axes, of an untrained network of the tiny recipe; and its variables."""
+  network = models.build(run_tiny.get_config().model, data.info("synthetic", "").num_classes)
+  variables = network.init(jax.random.key(3))
+  trees = {"params": variables.params, "batch_stats": variables.batch_stats}
+  arrays = {}
+  for name, where in weight_names.our_names(**trees).items():
+    leaf = trees
+    for key in where:
+      leaf = leaf[key]
+    arrays[name] = np.asarray(leaf)
+    if where[-1] == "kernel":
+      arrays[name] = arrays[name].transpose(3, 2, 0, 1)
+  path = tmp_path_factory.mktemp("weights") / "whole.npz"
+  np.savez(path, **arrays)
+  return path, variables
+
+
+def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -> None:
+  """Weights of a file, by sliding windows, from ``launch/local.sh``: what one process counts."""
+  path, variables = weights
+  config = run_tiny.get_config()
+  config.eval.update({"scales": (0.5,), "crop_size": (65, 65), "batch_size": 4})
+  flags = ["--config.eval.scales=0.5", "--config.eval.crop_size=65", "--config.eval.batch_size=4"]
+  command = run_tiny.command(tmp_path, "--mode=eval", f"--checkpoint={path}", *flags)
+  process = subprocess.run(
+    ["launch/local.sh", "2", *command[3:]],
+    cwd=run_tiny.ROOT,
+    env={**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert process.returncode == 0, process.stdout + process.stderr
+  assert "arrays matched" in process.stdout and "0 missing" in process.stdout
+
+  source = data.load("synthetic", "", "val")
+  network = models.build(config.model, source.info.num_classes)
+  results, counts = evaluate.make_evaluator(network, source, config)(*variables, None)
+  with np.load(tmp_path / "eval" / "val_images.npz") as arrays:
+    assert arrays["names"].tolist() == counts.names == [source[i]["name"] for i in range(60)]
+    for name in ("right", "wrong", "missed"):
+      np.testing.assert_array_equal(arrays[name], getattr(counts, name))
+  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
+  assert json.loads((tmp_path / "eval" / "val.json").read_text()) == {"step": 0} | results
+  labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(60))
+  assert counts.confusion.sum() == labelled
+
+
+def test_a_file_of_another_network_is_refused(weights) -> None:
+  path, _ = weights
+  config = run_tiny.get_config()
+  config.model.channels = 24
+  network = models.build(config.model, data.info("synthetic", "").num_classes)
+  with pytest.raises(ValueError, match=r"^--checkpoint: ") as refusal:
+    evaluate.restore(network, config, path)
+  assert "\n" not in str(refusal.value)

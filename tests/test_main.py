@@ -42,6 +42,8 @@ MISTAKES = {
   "a missing data set": ([CAMVID, "--config.dataset.root=nowhere"], ["nowhere", "images", "dataset.root"]),
   "missing weights": ([DEMO, "--config.model.pretrained=none.npz"], ["none.npz"]),
   "nothing to score": ([DEMO, "--mode=eval"], ["holds no checkpoint"]),
+  "one result to compare": (["--mode=compare", "--results=a"], ["--results=a", "expected two"]),
+  "results that are not there": (["--mode=compare", "--results=a,b"], ["a holds no result", "--mode=eval"]),
   "a config after a space": (["--config", "configs/nothing.py"], ["configs/nothing.py", "no such file"]),
   "a scale where two are due": ([DEMO, "--config.augment.scale=1.0"], ["augment.scale", "(low, high)"]),
   "a crop that the stride does not fit": ([DEMO, "--config.train.crop_size=70"], ["train.crop_size", "65"]),

@@ -97,3 +97,43 @@ def test_mistakes_are_named():
     metrics.scores(CONFUSION[:, :3], "zero")
   with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
     metrics.confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int), N)
+
+
+def test_ade20k_ranks_by_the_mean_of_two_scores():
+  found = metrics.scores(CONFUSION, "zero")
+  assert found["final_score"] == pytest.approx((9 / 12 + 1.25 / 4) / 2)
+  assert found["accuracy"] == pytest.approx([6 / 8, 3 / 4, 0.0, 0.0])
+  assert "final_score" not in metrics.scores(CONFUSION, "unless_predicted")
+
+
+@pytest.mark.parametrize("num_classes", [3, 171])
+def test_products_count_what_bins_count(num_classes, monkeypatch):
+  """The form of accelerators, over several tiles of which the last is not full."""
+  monkeypatch.setattr(metrics, "TILE", 100)
+  rng = np.random.default_rng(2)
+  predictions = rng.integers(0, num_classes, (23, 31)).astype(np.int32)
+  labels = rng.choice([*range(num_classes), -1, 255, 2**31 - 1], (23, 31)).astype(np.int32)
+  found = metrics._count_by_products(predictions.ravel(), labels.ravel(), num_classes)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, count(predictions, labels, num_classes))
+
+
+def test_categories_forgive_confusion_within():
+  rng = np.random.default_rng(3)
+  confusion = rng.integers(0, 100, (5, 5))
+  confusion[4], confusion[:, 4] = 0, 0
+  found = metrics.category_scores(confusion, ("flat", "human", "flat", "human", "sky"))
+  for name, members in (("flat", (0, 2)), ("human", (1, 3))):
+    right = wrong = missed = 0
+    for truth in range(5):
+      for predicted in range(5):
+        pixels = int(confusion[truth, predicted])
+        right += pixels * (truth in members and predicted in members)
+        wrong += pixels * (truth not in members and predicted in members)
+        missed += pixels * (truth in members and predicted not in members)
+    assert found["category_iou"][name] == pytest.approx(right / (right + wrong + missed))
+  assert found["category_iou"]["sky"] is None
+  both = found["category_iou"]["flat"] + found["category_iou"]["human"]
+  assert found["category_miou"] == pytest.approx(both / 2)
+  with pytest.raises(ValueError, match="4 names for 5 classes"):
+    metrics.category_scores(confusion, ("flat",) * 4)

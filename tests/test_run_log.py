@@ -54,6 +54,8 @@ def test_progress_says_rate_and_time_left(monkeypatch, capsys) -> None:
   now = [0.0]
   monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
   progress = run_log.Progress("scoring", 40, unit="images")
-  now[0] = 20.0
+  now[0] = 100.0  # a program was compiled
   progress.advance(10)
-  assert capsys.readouterr().out == "scoring: 10/40 images, 0.50/s, 1:00 min left\n"
+  now[0] = 120.0
+  progress.advance(10)
+  assert capsys.readouterr().out == "scoring: 20/40 images, 0.50/s, 40 s left\n"

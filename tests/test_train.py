@@ -101,7 +101,9 @@ def test_scoring_alone_gives_the_number_that_the_run_logged(undisturbed, cache, 
   printed = run_tiny.finish(process)
   assert process.returncode == 0, printed
   alone = json.loads((tmp_path / "eval" / "val.json").read_text())
-  assert alone["miou"] == run_tiny.lines(workdir)[-1]["miou"] and alone["step"] == 12
+  logged = run_tiny.lines(workdir)[-1]
+  assert {name: alone[name] for name in logged} == logged and alone["step"] == 12
+  assert alone == json.loads((workdir / "eval" / "val.json").read_text())
   assert "mIoU" in printed and "road" in printed
 
 

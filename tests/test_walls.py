@@ -29,9 +29,10 @@ FLOORS = (
   ("ahead_of_time.py",),
   ("train.py",),
   ("feed.py", "skipped.py"),
-  ("inspection.py", "predict.py", "prepare.py", "report.py", "summary.py"),
+  ("inspection.py", "predict.py", "prepare.py", "report.py", "summary.py", "compare.py"),
   ("evaluate.py",),
   ("train_step.py",),
+  ("many_sizes.py",),
   ("inference.py", "contact_sheet.py"),
   ("drawing.py",),
   (
@@ -53,6 +54,7 @@ FLOORS = (
     "run_log.py",
     "program_cost.py",
   ),
+  ("windows.py",),
   ("config.py", "resize.py", "__init__.py"),
 )
 

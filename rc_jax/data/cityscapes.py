@@ -67,6 +67,16 @@ _LABELS = (
   (33, "bicycle", 18, (119, 11, 32)),
   (-1, "license plate", 255, (0, 0, 142)),
 )
+_CATEGORIES = {
+  "flat": ("road", "sidewalk"),
+  "construction": ("building", "wall", "fence"),
+  "object": ("pole", "traffic light", "traffic sign"),
+  "nature": ("vegetation", "terrain"),
+  "sky": ("sky",),
+  "human": ("person", "rider"),
+  "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
+_CATEGORY_OF = {name: category for category, names in _CATEGORIES.items() for name in names}
 _EVALUATED = sorted(
   (train_id, own_id, name, color) for own_id, name, train_id, color in _LABELS if train_id != 255
 )
@@ -76,6 +86,7 @@ INFO = DatasetInfo(
   class_names=tuple(name for _, _, name, _ in _EVALUATED),
   palette=np.array([color for _, _, _, color in _EVALUATED], np.uint8),
   label_ids=np.array([own_id for _, own_id, _, _ in _EVALUATED]),
+  categories=tuple(_CATEGORY_OF[name] for _, _, name, _ in _EVALUATED),
 )
 # The id -1 is 255 in an 8-bit file.
 TRAIN_IDS = {

@@ -22,6 +22,7 @@ class DatasetInfo:
     ignore_label: the value of pixels that count nowhere.
     absent_class: what the mean IoU does with a class without true positives in the evaluated images: left out
       unless it was predicted, left out if the ground truth lacks it, or scored 0. Each benchmark has its own rule.
+    categories: of each class, where the benchmark also scores groups of classes; otherwise empty.
   """
 
   name: str
@@ -30,6 +31,7 @@ class DatasetInfo:
   label_ids: np.ndarray
   ignore_label: int = IGNORE_LABEL
   absent_class: AbsentClass = "unless_predicted"
+  categories: tuple[str, ...] = ()
 
   @property
   def num_classes(self) -> int:
