@@ -25,6 +25,22 @@ _CHECKPOINT = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
   "images", "", "For predict: an image or a folder. Default: the images of eval.split."
 )
+_OUTPUT = flags.DEFINE_string(
+  "output", "", "For predict and export: the folder to write. Default: predictions or export in --workdir."
+)
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "For predict: label all images again. For export: replace the program that is there."
+)
+_RECURSIVE = flags.DEFINE_bool("recursive", False, "For predict: also the images in the folders of --images.")
+_OVERLAYS = flags.DEFINE_bool("overlays", True, "For predict: also pictures with colours and a legend.")
+_PROBABILITIES = flags.DEFINE_bool(
+  "probabilities",
+  False,
+  "For predict: also each class's probabilities, as NPZ of uint8 [N,H,W] in 255ths. For export: as float32.",
+)
+_FORMAT = flags.DEFINE_string(
+  "format", "", "For predict: also a checked zip for a test server: cityscapes, ade20k or coco_stuff."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
 )
@@ -39,6 +55,7 @@ _FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone,
 
 FLAGS = (
   *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
+  *(_OUTPUT, _OVERWRITE, _RECURSIVE, _OVERLAYS, _PROBABILITIES, _FORMAT),
   *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST),
 )
 
@@ -126,7 +143,18 @@ def _run(argv: Sequence[str]) -> int:
   elif _MODE.value == "predict":
     from rc_jax import predict
 
-    predict.run(config, workdir, checkpoint, images)
+    return predict.run(
+      config,
+      workdir,
+      checkpoint,
+      images,
+      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+      recursive=_RECURSIVE.value,
+      overwrite=_OVERWRITE.value,
+      overlays=_OVERLAYS.value,
+      probabilities=_PROBABILITIES.value,
+      layout=_FORMAT.value,
+    )
   else:
     from rc_jax import report
 

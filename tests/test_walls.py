@@ -29,7 +29,8 @@ FLOORS = (
   ("ahead_of_time.py",),
   ("train.py",),
   ("predict.py", "report.py", "summary.py"),
-  ("evaluate.py",),
+  ("evaluate.py", "overlay.py", "pictures.py", "submission.py"),
+  ("prediction_folder.py",),
   ("train_step.py",),
   ("inference.py",),
   (
