@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary", "compile")
+MODES = ("train", "eval", "predict", "export", "report", "summary", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -41,6 +41,14 @@ _PROBABILITIES = flags.DEFINE_bool(
 _FORMAT = flags.DEFINE_string(
   "format", "", "For predict: also a checked zip for a test server: cityscapes, ade20k or coco_stuff."
 )
+_SIZE = flags.DEFINE_string("size", "", "For export: height,width of the images that the program shall read.")
+_BATCH = flags.DEFINE_integer("batch", 0, "For export: images of one call. 0: any number.")
+_PLATFORMS = flags.DEFINE_list(
+  "platforms", ["cpu", "cuda", "tpu"], "For export: where the program shall run: some of cpu,cuda,rocm,tpu."
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights", "inside", "For export: inside the program, or beside it in weights.safetensors."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
 )
@@ -56,6 +64,7 @@ _FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone,
 FLAGS = (
   *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES),
   *(_OUTPUT, _OVERWRITE, _RECURSIVE, _OVERLAYS, _PROBABILITIES, _FORMAT),
+  *(_SIZE, _BATCH, _PLATFORMS, _WEIGHTS),
   *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST),
 )
 
@@ -154,6 +163,21 @@ def _run(argv: Sequence[str]) -> int:
       overlays=_OVERLAYS.value,
       probabilities=_PROBABILITIES.value,
       layout=_FORMAT.value,
+    )
+  elif _MODE.value == "export":
+    from rc_jax import export
+
+    export.run(
+      config,
+      workdir,
+      checkpoint,
+      size=_SIZE.value,
+      batch=_BATCH.value,
+      platforms=_PLATFORMS.value,
+      weights=_WEIGHTS.value,
+      probabilities=_PROBABILITIES.value,
+      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+      overwrite=_OVERWRITE.value,
     )
   else:
     from rc_jax import report

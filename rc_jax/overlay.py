@@ -22,13 +22,14 @@ def picture(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.I
     info: names and colours.
 
   Returns:
-    An RGB picture: the image under half transparent colours, regions outlined, enlarged by a whole factor where it is
-    narrower than ``LEAST_WIDTH``; then a legend of the classes that are in it, the largest first, with their share of
-    the pixels. Letters grow with the picture.
+    An RGB picture, at least ``LEAST_WIDTH`` wide: the image under half transparent colours, regions outlined, enlarged
+    by a whole factor where it is smaller than that; then a legend of the classes that are in it, the largest first,
+    with their share of the pixels. Letters grow with the picture.
   """
   colors = info.palette[labels]
   blended = Image.fromarray(np.round((1 - OPACITY) * image + OPACITY * colors).astype(np.uint8))
-  factor = -(-LEAST_WIDTH // image.shape[1])
+  # Not a factor for the width alone: a strip of 3 x 900 pixels would become a tower.
+  factor = max(1, min(-(-LEAST_WIDTH // image.shape[1]), 2 * LEAST_WIDTH // image.shape[0]))
   width, height = image.shape[1] * factor, image.shape[0] * factor
   blended = blended.resize((width, height), Image.Resampling.NEAREST)
   outlined = np.array(blended)
@@ -36,8 +37,8 @@ def picture(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.I
   thickness = max(1, round(width / 1000))
   outlined[_outline(labels.repeat(factor, axis=0).repeat(factor, axis=1), thickness)] = 255
 
-  legend = _legend(_shares(labels, info.num_classes), info, width)
-  canvas = Image.new("RGB", (width, height + legend.height), "white")
+  legend = _legend(_shares(labels, info.num_classes), info, max(width, LEAST_WIDTH))
+  canvas = Image.new("RGB", (legend.width, height + legend.height), "white")
   canvas.paste(Image.fromarray(outlined), (0, 0))
   canvas.paste(legend, (0, height))
   return canvas
@@ -63,16 +64,16 @@ def _legend(shares: list[tuple[int, float]], info: DatasetInfo, width: int) -> I
   letter = max(LEAST_LETTER, round(width / LETTERS_PER_WIDTH))
   font = ImageFont.load_default(size=letter)
   listed = [(index, share) for index, share in shares if share >= SMALLEST_SHARE] or shares
-  entries = [(f"{info.class_names[index]} {_percent(share)}", index) for index, share in listed]
+  entries = [(info.class_names[index], f" {_percent(share)}", index) for index, share in listed]
   rare = len(shares) - len(listed)
   if rare:
-    entries.append((f"and {rare} below {_percent(SMALLEST_SHARE)}", -1))
+    entries.append((f"and {rare} below", f" {_percent(SMALLEST_SHARE)}", -1))
 
   gap, line = letter // 2, round(letter * 1.6)
   left, top, placed = gap, gap, []
-  for text, index in entries:
+  for name, share, index in entries:
     swatch = 0 if index < 0 else letter + gap
-    text = _shortened(text, font, width - 2 * gap - swatch)
+    text = _shortened(name, font, width - 2 * gap - swatch - round(font.getlength(share))) + share
     advance = swatch + round(font.getlength(text)) + 2 * gap
     if left > gap and left + advance > width:
       left, top = gap, top + line

@@ -27,7 +27,7 @@ ROOMS = {
 FLOORS = (
   ("main.py",),
   ("ahead_of_time.py",),
-  ("train.py",),
+  ("train.py", "export.py"),
   ("predict.py", "report.py", "summary.py"),
   ("evaluate.py", "overlay.py", "pictures.py", "submission.py"),
   ("prediction_folder.py",),
