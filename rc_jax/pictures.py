@@ -136,7 +136,9 @@ def displayed_size(path: pathlib.Path) -> tuple[int, int] | None:
   try:
     with Image.open(path) as image:
       width, height = image.size
-      turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+      # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly anybody puts it.
+      has_exif = image.format != "PNG" or "exif" in image.info
+      turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in TURNED
   except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError):
     return None
   return (width, height) if turned else (height, width)

@@ -180,8 +180,8 @@ def _read_logs(logs: list[pathlib.Path]) -> dict[str, Stamp]:
     for text in log.read_text().splitlines():
       try:
         line = json.loads(text)
-        done[line.pop("name")] = Stamp(**line)
-      except (json.JSONDecodeError, AttributeError, KeyError, TypeError):
+        done[line["name"]] = Stamp(line["source"], line["bytes"], line["modified"])
+      except (json.JSONDecodeError, KeyError, TypeError):
         continue  # cut by a kill: that image is labelled again
   return done
 

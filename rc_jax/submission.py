@@ -167,7 +167,9 @@ def write(
       contents = pool.map(encoded, names[first : first + 64])
       for key, content in zip(part, contents, strict=True):
         # A fixed date, and stored: a PNG is compressed already.
-        archive.writestr(zipfile.ZipInfo(layout.file_name.format(key)), content)
+        entry = zipfile.ZipInfo(layout.file_name.format(key))
+        entry.external_attr = 0o644 << 16  # the default lets nobody else read what was unpacked
+        archive.writestr(entry, content)
   sizes = {key: size for key, (_, size) in expected.items()}
   problems = check(partial, layout, sizes, info)
   if problems:
