@@ -158,7 +158,9 @@ def export_program(
   def shapes(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
-  whole = jax_export.export(jax.jit(segment), platforms=platforms)(shapes(weights), images)
+  # Of one image: a program for any number keeps arguments that it never reads.
+  one = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+  whole = jax_export.export(jax.jit(segment), platforms=platforms[:1])(shapes(weights), one)
   # jax takes a dictionary's values in the order of its keys.
   in_order = sorted(weights)
   read = {in_order[i]: weights[in_order[i]] for i in whole.module_kept_var_idx if i < len(in_order)}

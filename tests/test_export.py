@@ -27,22 +27,25 @@ def photos(count: int) -> np.ndarray:
   return np.random.default_rng(0).integers(0, 256, (count, *SIZE, 3), np.uint8)
 
 
-def predicted(config, images: np.ndarray) -> np.ndarray:
-  network = models.build(config.model, 11)
-  variables = network.init(jax.random.key(0), (49, 65))
+def tiny():
+  """The smallest network of the project, with its config and weights."""
+  config = tiny_predictions.tiny_config()
+  return config, models.build(config.model, 11), tuple(tiny_predictions.tiny_variables())
+
+
+def predicted(config, network, variables, images: np.ndarray) -> np.ndarray:
   return np.asarray(jax.jit(inference.make_predictor(network, config.eval))(*variables, images))
 
 
-def program_of(config, batch=0, platforms=("cpu",), inside=True, probabilities=True):
-  network = models.build(config.model, 11)
-  variables = tuple(network.init(jax.random.key(0), (49, 65)))
+def program_of(config, network, variables, batch=0, platforms=("cpu",), inside=True, probabilities=True):
   return export.export_program(network, config, variables, SIZE, batch, platforms, inside, probabilities)
 
 
 def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
-  config = tiny_predictions.tiny_config()
-  tiny_predictions.export_to(tmp_path / "inside", size="41,57")
-  tiny_predictions.export_to(tmp_path / "beside", size="41,57", weights="beside", probabilities=True, batch=2)
+  tiny_predictions.export_tiny(tmp_path / "inside", size="41,57")
+  tiny_predictions.export_tiny(
+    tmp_path / "beside", size="41,57", weights="beside", probabilities=True, batch=2
+  )
   (tmp_path / "packages").mkdir()
   for name in JAX_ALONE:
     origin = pathlib.Path(np.__file__).parents[1] / name
@@ -67,7 +70,7 @@ def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
     check=True,
     timeout=240,
   )
-  probabilities = predicted(config, photos(2))
+  probabilities = predicted(*tiny(), photos(2))
   for name in ("inside", "beside"):
     labels = np.load(tmp_path / name / "labels.npy")
     assert labels.dtype == np.uint8
@@ -84,45 +87,43 @@ def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
   assert beside["input"]["shape"] == [2, *SIZE, 3] and len(beside["outputs"]) == 2
 
 
-def test_any_number_of_images_gives_what_predict_gives() -> None:
-  config = tiny_predictions.tiny_config()
+def test_any_number_of_images_gives_what_predict_gives_at_all_scales_and_windows() -> None:
+  config, network = tiny_predictions.tiny_config(), tiny_predictions.colours()
+  variables = tuple(tiny_predictions.colour_variables())
   config.eval.scales, config.eval.flip = (0.75, 1.0), True
   config.eval.crop_size, config.eval.stride = (33, 33), (20, 20)
-  program, _ = program_of(config)
+  program, _ = program_of(config, network, variables)
   call = jax.jit(jax_export.deserialize(program.serialize()).call)
   for count in (1, 3):
     labels, probabilities = call(photos(count))
-    expected = predicted(config, photos(count))
+    expected = predicted(config, network, variables, photos(count))
     np.testing.assert_allclose(probabilities, expected, atol=1e-6)
     np.testing.assert_array_equal(labels, expected.argmax(-1))
 
 
 def test_every_platform_gets_its_own_convolutions() -> None:
-  config = tiny_predictions.tiny_config()
-  config.model.aspp_rates = (12, 24, 36)
-
-  def operations(*platforms: str) -> tuple[int, int, int]:
-    text = program_of(config, platforms=platforms)[0].mlir_module()
-    return tuple(text.count(f"stablehlo.{name}") for name in ("convolution", "dot_general", "case"))  # type: ignore[return-value]
+  def operations(*platforms: str) -> tuple[int, int]:
+    text = program_of(*tiny(), platforms=platforms)[0].mlir_module()
+    return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
 
   cpu, cuda, both = operations("cpu"), operations("cuda"), operations("cpu", "cuda")
   # Dilated ones are products over taps on a CPU alone (``models/conv.py``).
   assert cpu[0] < cuda[0] and cpu[1] > cuda[1]
-  assert cpu[2] == cuda[2] == 0 < both[2]
   assert both[0] >= cuda[0] and both[1] >= cpu[1]
   assert operations("tpu") == cuda
 
 
 def test_weights_beside_are_those_that_are_read() -> None:
-  config = tiny_predictions.tiny_config()
-  program, weights = program_of(config, inside=False, probabilities=False)
+  config, network, variables = tiny()
+  program, weights = program_of(config, network, variables, inside=False, probabilities=False)
   assert not any("aux_head" in name for name in weights), "training's own head serves nobody"
-  assert all(name.split("/")[0] in ("params", "batch_stats") for name in weights)
+  assert any("aux_head" in name for name in export.flat_names(variables))
   assert len(program.in_avals) == len(weights) + 1
-  changed = {name: np.zeros_like(array) for name, array in weights.items()}
-  labels = np.asarray(jax.jit(program.call)(weights, photos(1)))
-  np.testing.assert_array_equal(labels, predicted(config, photos(1)).argmax(-1))
-  assert len(np.unique(labels)) > 1 == len(np.unique(jax.jit(program.call)(changed, photos(1))))
+  # What the program is given counts, and not what it was traced with.
+  for name in weights:
+    if name.endswith("classifier/bias"):
+      weights[name] = np.where(np.arange(11) == 5, 1e6, 0).astype(np.float32)
+  assert (np.asarray(jax.jit(program.call)(weights, photos(1))) == 5).all()
 
 
 @pytest.mark.slow
@@ -133,9 +134,11 @@ def test_every_head_is_one_program_for_any_number_of_images(backbone: str, head:
   config.model.name, config.model.backbone = head, backbone
   if backbone.startswith("hrnet"):
     config.model.output_stride = 4
-  program, _ = program_of(config, platforms=("cpu", "cuda", "tpu"))
+  network = models.build(config.model, 11)
+  variables = tuple(network.init(jax.random.key(0), (49, 65)))
+  program, _ = program_of(config, network, variables, platforms=("cpu", "cuda", "tpu"))
   _, probabilities = jax.jit(program.call)(photos(2))
-  np.testing.assert_allclose(probabilities, predicted(config, photos(2)), atol=1e-5)
+  np.testing.assert_allclose(probabilities, predicted(config, network, variables, photos(2)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,7 @@ def test_every_head_is_one_program_for_any_number_of_images(backbone: str, head:
 )
 def test_a_mistake_is_one_line(options, wanted: str, tmp_path: pathlib.Path) -> None:
   with pytest.raises(ValueError, match=wanted) as error:
-    tiny_predictions.export_to(tmp_path / "out", **options)
+    tiny_predictions.export_tiny(tmp_path / "out", **options)
   assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
@@ -160,4 +163,4 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: pathlib.Path) -> 
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "thesis.tex").touch()
   with pytest.raises(ValueError, match="is not empty; add --overwrite"):
-    tiny_predictions.export_to(tmp_path / "out", size="41,57")
+    tiny_predictions.export_tiny(tmp_path / "out", size="41,57")

@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax import inference, models
+from rc_jax import inference
 from rc_jax.data import synthetic
 from tests import tiny_predictions
 from tests.run_tiny import ROOT
@@ -29,11 +28,8 @@ def scene(seed: int = 0) -> np.ndarray:
 
 def expected_labels(image: np.ndarray) -> np.ndarray:
   """What the network says, without any of the code that reads and writes files."""
-  config = tiny_predictions.tiny_config()
-  network = models.build(config.model, INFO.num_classes)
-  variables = network.init(jax.random.key(0), (49, 65))
-  probabilities = jax.jit(inference.make_predictor(network, config.eval))(*variables, image[None])
-  return np.asarray(probabilities[0]).argmax(-1)
+  predict = inference.make_predictor(tiny_predictions.colours(), tiny_predictions.tiny_config().eval)
+  return np.asarray(predict(*tiny_predictions.colour_variables(), image[None])[0]).argmax(-1)
 
 
 def read_labels(output: pathlib.Path, name: str) -> np.ndarray:

@@ -1,50 +1,81 @@
-"""Predictions and programs of the smallest network with random weights, as if a checkpoint held them."""
+"""Predictions and programs of networks with random weights, as if a checkpoint held them."""
 
+import contextlib
+import functools
 import pathlib
 import sys
+from collections.abc import Iterator
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from rc_jax import checkpoint, evaluate, export, models, predict
+from rc_jax import checkpoint, export, models, predict
 from rc_jax.config import Config
+from rc_jax.models import Network, Outputs, Variables
 from tests.run_tiny import get_config
 
 
 def tiny_config() -> Config:
+  """The smallest network of the project, images one by one."""
   config = get_config()
   config.eval.batch_size = 1
   return config
 
 
-def _restored(config: Config, seed: int) -> mock._patch:
-  network = models.build(config.model, 11)
-  variables = network.init(jax.random.key(seed), (49, 65))
-  model = checkpoint.Model(step=7 + seed, params=variables.params, batch_stats=variables.batch_stats)
-  return mock.patch.multiple(evaluate, restore=lambda network, config, path: model)
+@functools.cache
+def tiny_variables(seed: int = 0) -> Variables:
+  """Random weights of ``tiny_config``'s network."""
+  network = models.build(tiny_config().model, 11)
+  return network.init(jax.random.key(seed), (49, 65))
 
 
-def label(
-  images: pathlib.Path | None,
-  output: pathlib.Path,
-  *,
-  config: Config | None = None,
-  seed: int = 0,
-  **options,
-) -> int:
-  """Runs ``--mode=predict``; returns its exit status."""
-  config = config or tiny_config()
-  with _restored(config, seed), mock.patch.object(checkpoint, "find", lambda path: pathlib.Path("run/7")):
-    return predict.run(config, output.parent, None, images, output=output, **options)
+def colours(classes: int = 11) -> Network:
+  """Mixes the colours of every fourth pixel: compiles at once, and sees any number of classes."""
+
+  def forward(params, batch_stats, images):
+    logits = images[:, ::4, ::4].astype(jnp.float32) @ params["kernel"]
+    return Outputs(logits, logits)
+
+  def unused(*args, **kwargs):
+    raise AssertionError("predictions train nothing")
+
+  return Network(unused, unused, forward, classes, classes, True)
 
 
-def export_to(
-  output: pathlib.Path, *, config: Config | None = None, seed: int = 0, **options
-) -> pathlib.Path:
-  """Runs ``--mode=export``."""
-  config = config or tiny_config()
-  with _restored(config, seed), mock.patch.object(checkpoint, "find", lambda path: pathlib.Path("run/7")):
-    return export.run(config, output.parent, None, output=output, **options)
+def colour_variables(seed: int = 0, classes: int = 11) -> Variables:
+  """Random weights of ``colours``."""
+  kernel = np.random.default_rng(seed).normal(0, 0.02, (3, classes)).astype(np.float32)
+  return Variables({"kernel": jnp.asarray(kernel)}, {"unread": jnp.zeros(2)})
+
+
+def label(images: pathlib.Path | None, output: pathlib.Path, *, seed: int = 0, **options) -> int:
+  """Runs ``--mode=predict`` with ``colours``; returns its exit status."""
+  with _instead(colours(), colour_variables(seed), 7 + seed):
+    return predict.run(tiny_config(), output.parent, None, images, output=output, **options)
+
+
+def export_tiny(output: pathlib.Path, **options) -> pathlib.Path:
+  """Runs ``--mode=export`` with the smallest network."""
+  with _instead(None, tiny_variables(), 7):
+    return export.run(tiny_config(), output.parent, None, output=output, **options)
+
+
+@contextlib.contextmanager
+def _instead(network: Network | None, variables: Variables, step: int) -> Iterator[None]:
+  """Stands in for a checkpoint, and for the network where one is given."""
+  model = checkpoint.Model(step, *variables)
+  patches = {
+    "rc_jax.evaluate.restore": lambda network, config, path: model,
+    "rc_jax.checkpoint.find": lambda path: pathlib.Path("run/checkpoints/7"),
+  }
+  if network is not None:
+    patches["rc_jax.models.build"] = lambda config, classes: network
+  with contextlib.ExitStack() as stack:
+    for name, value in patches.items():
+      stack.enter_context(mock.patch(name, value))
+    yield
 
 
 if __name__ == "__main__":
