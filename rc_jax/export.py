@@ -84,7 +84,7 @@ def run(
   if folder.is_dir() and any(folder.iterdir()) and not overwrite:
     raise ValueError(f"{folder}: is not empty; add --overwrite to replace the program, or --output=DIR")
 
-  info = data.info(config.dataset.name)
+  info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   restored = evaluate.restore(network, config, checkpoint_path or workdir)
   variables = sharding.local_copy((restored.params, restored.batch_stats))
