@@ -1,5 +1,6 @@
 """A folder of predictions that a killed run leaves in order: which images are done, and by which network."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -69,7 +70,8 @@ class PredictionFolder:
     logs = sorted(path.glob("done_*.jsonl"))
     self._done = {} if overwrite else _read_logs(logs)
     if self._done:
-      differing = _differences(settings, _read_settings(path / SETTINGS))
+      theirs = _read_settings(path / SETTINGS)
+      differing = _differences(settings, theirs) if theirs else [f"its {SETTINGS} is missing or damaged"]
       if differing:
         raise ValueError(
           f"{path}: holds predictions of other settings ({'; '.join(differing)}): add --overwrite to label all again, "
@@ -169,6 +171,8 @@ def replace(target: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
       write(file)
     os.replace(partial, target)
   except OSError as error:
+    with contextlib.suppress(OSError):
+      partial.unlink()  # half a file takes room that is missing
     raise OSError(
       f"{target}: cannot be written ({error.strerror}); make room or choose another --output"
     ) from error

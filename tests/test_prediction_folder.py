@@ -98,6 +98,13 @@ def test_other_settings_are_refused_by_name(tmp_path: pathlib.Path) -> None:
     open_folder(tmp_path, eval={"scales": (1.0,), "flip": False}, weights="w2", step=4)
 
 
+def test_settings_that_are_lost_are_not_taken_for_the_same(tmp_path: pathlib.Path) -> None:
+  label(open_folder(tmp_path), "a")
+  (tmp_path / SETTINGS).write_text("{")
+  with pytest.raises(ValueError, match=r"predictions\.json is missing or damaged\): add --overwrite"):
+    open_folder(tmp_path)
+
+
 def test_a_moved_checkpoint_is_the_same(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path, checkpoint="here/3"), "a")
   assert open_folder(tmp_path, checkpoint="there/3").is_done("a", STAMP, WANTED)
