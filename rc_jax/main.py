@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("train", "eval", "predict", "report", "summary", "compile", "inspect", "prepare", "compare")
+MODES = (
+  *("train", "eval", "predict", "export", "report", "summary", "compile"),
+  *("inspect", "prepare", "compare"),
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
@@ -28,6 +31,33 @@ _IMAGES = flags.DEFINE_string(
 _RESULTS = flags.DEFINE_string(
   "results", "", "For compare: two runs, or two of their eval/<split>.json, separated by a comma."
 )
+_OUTPUT = flags.DEFINE_string(
+  "output",
+  "",
+  "For predict, export and prepare: the folder to write. Default: predictions or export in --workdir, or "
+  "config.dataset.root with _prepared behind it.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "For predict: label all images again. For export: replace the program that is there."
+)
+_RECURSIVE = flags.DEFINE_bool("recursive", False, "For predict: also the images in the folders of --images.")
+_OVERLAYS = flags.DEFINE_bool("overlays", True, "For predict: also pictures with colours and a legend.")
+_PROBABILITIES = flags.DEFINE_bool(
+  "probabilities",
+  False,
+  "For predict: also each class's probabilities, as NPZ of uint8 [N,H,W] in 255ths. For export: as float32.",
+)
+_FORMAT = flags.DEFINE_string(
+  "format", "", "For predict: also a checked zip for a test server: cityscapes, ade20k or coco_stuff."
+)
+_SIZE = flags.DEFINE_string("size", "", "For export: height,width of the images that the program shall read.")
+_BATCH = flags.DEFINE_integer("batch", 0, "For export: images of one call. 0: any number.")
+_PLATFORMS = flags.DEFINE_list(
+  "platforms", ["cpu", "cuda", "tpu"], "For export: where the program shall run: some of cpu,cuda,rocm,tpu."
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights", "inside", "For export: inside the program, or beside it in weights.safetensors."
+)
 _COORDINATOR = flags.DEFINE_string(
   "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
 )
@@ -42,9 +72,6 @@ _FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone,
 _SAMPLE = flags.DEFINE_integer(
   "sample", 0, "For inspect: how many images of each split to check. Default: all."
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", "", "For prepare: the folder to write. Default: config.dataset.root with _prepared behind it."
-)
 _ENCODING = flags.DEFINE_enum(
   "encoding",
   "tiles",
@@ -57,8 +84,10 @@ _SPLITS = flags.DEFINE_string(
 
 FLAGS = (
   *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES, _RESULTS),
+  *(_OUTPUT, _OVERWRITE, _RECURSIVE, _OVERLAYS, _PROBABILITIES, _FORMAT),
+  *(_SIZE, _BATCH, _PLATFORMS, _WEIGHTS),
   *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST, _SAMPLE),
-  *(_OUTPUT, _ENCODING, _SPLITS),
+  *(_ENCODING, _SPLITS),
 )
 
 USAGE_ERROR = 2
@@ -160,7 +189,33 @@ def _run(argv: Sequence[str]) -> int:
   elif _MODE.value == "predict":
     from rc_jax import predict
 
-    predict.run(config, workdir, checkpoint, images)
+    return predict.run(
+      config,
+      workdir,
+      checkpoint,
+      images,
+      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+      recursive=_RECURSIVE.value,
+      overwrite=_OVERWRITE.value,
+      overlays=_OVERLAYS.value,
+      probabilities=_PROBABILITIES.value,
+      layout=_FORMAT.value,
+    )
+  elif _MODE.value == "export":
+    from rc_jax import export
+
+    export.run(
+      config,
+      workdir,
+      checkpoint,
+      size=_SIZE.value,
+      batch=_BATCH.value,
+      platforms=_PLATFORMS.value,
+      weights=_WEIGHTS.value,
+      probabilities=_PROBABILITIES.value,
+      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
+      overwrite=_OVERWRITE.value,
+    )
   else:
     from rc_jax import report
 

@@ -1,93 +1,288 @@
-"""Labels a folder of images: label PNGs in the data set's own ids, and overlays for people."""
+"""Labels images of any size for people and for test servers: ``--mode=predict``.
 
+``<output>/labels/<name>.png`` holds the data set's own ids, with the classes' colours as its palette, at the size of
+the image as it is displayed; ``overlays/<name>.jpg`` is for the eye; ``probabilities/<name>.npz`` comes when asked for.
+Each file is written whole or not at all, and a run that was killed goes on where it was.
+"""
+
+import collections
 import pathlib
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
+from jax.experimental import multihost_utils
 
-from rc_jax import data, evaluate, inference, models, report, sharding
-from rc_jax.config import Config
-from rc_jax.data import IMAGE_SUFFIXES, read_image
-from rc_jax.run_log import Progress, say
+from rc_jax import checkpoint, data, evaluate, inference, models, overlay, pictures, sharding, submission
+from rc_jax.config import Config, as_dict
+from rc_jax.pictures import Picture
+from rc_jax.prediction_folder import PredictionFolder, label_image, settings_of
+from rc_jax.run_log import Progress, duration, say
+
+SOME_UNREADABLE = 1  # the exit status when images could not be read
+JPEG_QUALITY = 92
+LONG_COMPILING = 30  # seconds of compiling that a user is told of
+
+Labeller = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 def run(
-  config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | None, images: pathlib.Path | None
-) -> pathlib.Path:
-  """Writes ``workdir/predictions/labels/<image stem>.png`` and ``overlays/<image stem>.jpg``: ``--mode=predict``.
+  config: Config,
+  workdir: pathlib.Path,
+  checkpoint_path: pathlib.Path | None,
+  images: pathlib.Path | None,
+  *,
+  output: pathlib.Path | None = None,
+  recursive: bool = False,
+  overwrite: bool = False,
+  overlays: bool = True,
+  probabilities: bool = False,
+  layout: str = "",
+) -> int:
+  """Labels images with a checkpoint's network.
 
   Args:
     config: a validated config.
-    workdir: where predictions go, and where the newest checkpoint is looked for.
+    workdir: where the newest checkpoint is looked for.
     checkpoint_path: a run, or one step of it; None: the newest of ``workdir``.
     images: an image or a folder of images; None: the images of ``config.eval.split``.
+    output: where predictions go; None: ``workdir/predictions``.
+    recursive: also label the images in the folders of ``images``.
+    overwrite: label all images again, also where other settings labelled them.
+    overlays: also write pictures with a legend.
+    probabilities: also write each class's probabilities, ``probabilities uint8 [N,H,W]`` of 255ths.
+    layout: a name of ``submission.FORMATS``: also write ``<output>/<layout>_<split or folder>.zip``, checked.
 
   Returns:
-    The folder of predictions.
+    The exit status: 0, or 1 where images could not be read. These are named, and all others are labelled.
 
   Raises:
     FileNotFoundError: no checkpoint, no data, or no images.
-    ValueError: the checkpoint holds another network, or an image cannot be read.
+    ValueError: the checkpoint holds another network, the folder holds predictions of other settings, or a submission
+      would be refused.
   """
   info = data.info(config.dataset.name, config.dataset.root)
+  form = submission.find(layout, config.dataset.name) if layout else None
+  output = (output or workdir / "predictions").resolve()
   network = models.build(config.model, info.num_classes)
   restored = evaluate.restore(network, config, checkpoint_path or workdir)
   if images is None:
-    source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
-    count = len(source)
-    examples = data.evaluation_examples(source, jax.process_index(), jax.process_count(), config.data.threads)
-    named: Iterator[tuple[str, np.ndarray]] = ((example["name"], example["image"]) for example in examples)
+    wanted = pictures.from_source(
+      data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False), config.eval.split
+    )
   else:
-    files = image_files(images)
-    count = len(files)
-    named = ((file.stem, read_image(file)) for file in files[jax.process_index() :: jax.process_count()])
+    wanted = pictures.from_path(images.resolve(), recursive, output)
+  # Before hours are spent on what no server takes.
+  expected = submission.expected_files(form, ((p.name, p.size) for p in wanted)) if form else {}
 
-  predict = inference.make_predictor(network, config.eval)
-  label = jax.jit(lambda *inputs: jnp.argmax(predict(*inputs), axis=-1))
   weights = sharding.local_copy((restored.params, restored.batch_stats))
-  folder = workdir / "predictions"
-  for kind in ("labels", "overlays"):
-    (folder / kind).mkdir(parents=True, exist_ok=True)
-  say(f"labelling {count} images with step {restored.step}; the first image of each size compiles a program")
-  progress = Progress("labelling", count, unit="images")
-  for name, image in named:
-    labels = np.asarray(label(*weights, image[None])[0], np.uint8)
-    Image.fromarray(info.label_ids.astype(np.uint8)[labels]).save(folder / "labels" / f"{name}.png")
-    Image.fromarray(report.overlay(image, labels, info.palette)).save(
-      folder / "overlays" / f"{name}.jpg", quality=92
-    )
-    progress.advance(jax.process_count())
-  progress.close()
-  say(f"labels (ids of {info.name}) and overlays are in {folder}")
-  return folder
+  folder = PredictionFolder(
+    output,
+    settings_of(as_dict(config), weights, checkpoint.find(checkpoint_path or workdir), restored.step),
+    overwrite=overwrite,
+    process=jax.process_index(),
+    remedy="--output=DIR for another folder",
+  )
+  _wait_for_all("the folder is open")
+  suffixes = {"labels": ".png"}
+  if overlays:
+    suffixes["overlays"] = ".jpg"
+  if probabilities:
+    suffixes["probabilities"] = ".npz"
+  left = [picture for picture in wanted if not folder.is_done(picture.name, picture.stamp, suffixes)]
+  if len(left) < len(wanted):
+    say(f"{len(wanted) - len(left)} of {len(wanted)} images are labelled already")
 
-
-def image_files(path: pathlib.Path) -> list[pathlib.Path]:
-  """Lists an image, or the images of a folder in the order of their names.
-
-  Raises:
-    FileNotFoundError: nothing is there, or no image.
-    ValueError: two images share a stem, so that their labels would share a file.
-  """
-  if path.is_file():
-    return [path]
-  if not path.is_dir():
-    raise FileNotFoundError(f"--images={path}: no such file or folder")
-  # Names that begin with a dot are what other systems leave beside a photo, not photos.
-  found = (file for file in path.iterdir() if not file.name.startswith("."))
-  files = sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES)
-  if not files:
-    raise FileNotFoundError(
-      f"--images={path}: holds no image; expected files ending {', '.join(IMAGE_SUFFIXES)}"
-    )
-  stems: dict[str, pathlib.Path] = {}
-  for file in files:
-    if file.stem in stems:
+  unreadable = _label_all(config, network, weights, wanted, left, folder, info, suffixes)
+  _wait_for_all("all images are labelled")
+  for error in unreadable:
+    print(f"not labelled: {error}", file=sys.stderr, flush=True)
+  if unreadable:
+    print(f"{len(unreadable)} of {len(wanted)} images could not be read", file=sys.stderr, flush=True)
+  if form is not None and jax.process_index() == 0:
+    if unreadable:
       raise ValueError(
-        f"--images: {stems[file.stem]} and {file} would both become {file.stem}.png; rename one"
+        f"--format={layout}: no submission was written, as {len(unreadable)} of {len(wanted)} images could not be "
+        "read: copy or download them again, and start again"
       )
-    stems[file.stem] = file
-  return files
+    target = output / f"{layout}_{images.stem if images else config.eval.split}.zip"
+    submission.write(form, expected, output / "labels", info, target)
+    size = target.stat().st_size / 1e6
+    say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
+  say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
+  return SOME_UNREADABLE if unreadable else 0
+
+
+def labels_and_probabilities(
+  network: models.Network, config_eval: Config, probabilities: bool
+) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array | None]]:
+  """Returns the function that predictions are: the same for files and for served programs.
+
+  Args:
+    network: functions of the network.
+    config_eval: scales, flip, window.
+    probabilities: whether to return them.
+
+  Returns:
+    ``(params, batch_stats, images uint8 [B,H,W,3]) -> (train ids uint8 [B,H,W], probabilities float32 [B,H,W,N] or
+    None)``.
+  """
+  predict = inference.make_predictor(network, config_eval)
+
+  def compute(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    predicted = predict(params, batch_stats, images)
+    labels = jnp.argmax(predicted, axis=-1).astype(jnp.uint8)
+    return labels, predicted if probabilities else None
+
+  return compute
+
+
+def _label_all(
+  config: Config,
+  network: models.Network,
+  weights: tuple[Any, Any],
+  wanted: Sequence[Picture],
+  left: Sequence[Picture],
+  folder: PredictionFolder,
+  info: data.DatasetInfo,
+  suffixes: dict[str, str],
+) -> list[ValueError]:
+  """Labels the pictures that are left; returns the errors of those that cannot be read."""
+  mesh = sharding.local_mesh()
+  # Of all pictures, not of those left: a resumed run computes in the same batches' shape.
+  counts = collections.Counter(picture.size for picture in wanted)
+  largest = config.eval.batch_size * mesh.devices.size
+
+  def rows(picture: Picture) -> int:
+    devices = mesh.devices.size
+    return min(largest, -(-counts[picture.size] // devices) * devices)
+
+  sizes = len({picture.size for picture in left if picture.size})
+  if left:
+    say(
+      f"labelling {len(left)} images of {sizes} {'size' if sizes == 1 else 'sizes'}; each size compiles a program"
+    )
+  label = _make_labeller(network, config, weights, "probabilities" in suffixes, sizes)
+  progress = Progress("labelling", len(left), unit="images")
+  mine = pictures.by_size(left)[jax.process_index() :: jax.process_count()]
+  unreadable: list[ValueError] = []
+  with ThreadPoolExecutor(config.data.threads) as pool:
+    writing: collections.deque[Future] = collections.deque()
+    for group, errors in _batches(pictures.read_ahead(mine, config.data.threads), rows):
+      unreadable += errors
+      if group:
+        images = np.stack([image for _, image in group])
+        # Short groups are filled up: a batch size of its own would be a program of its own.
+        padding = np.broadcast_to(images[:1], (rows(group[0][0]) - len(group), *images.shape[1:]))
+        batch = np.concatenate([images, padding])
+        labels, probabilities = label(batch)
+        for row, (picture, image) in enumerate(group):
+          chances = probabilities[row] if probabilities is not None else None
+          writing.append(pool.submit(_write, folder, picture, image, labels[row], chances, info, suffixes))
+        # Few wait to be written: each holds an image, and with probabilities N times that.
+        while len(writing) > 2 * config.data.threads:
+          writing.popleft().result()
+      progress.advance((len(group) + len(errors)) * jax.process_count())
+    for future in writing:
+      future.result()
+  progress.close()
+  return unreadable
+
+
+def _make_labeller(
+  network: models.Network, config: Config, weights: tuple[Any, Any], probabilities: bool, sizes: int
+) -> Labeller:
+  """Returns a function from images ``[B,H,W,3]``, spread over this process's devices, to labels and 255ths."""
+  mesh = sharding.local_mesh()
+  spread, whole = sharding.batched(mesh), sharding.replicated(mesh)
+  predict = labels_and_probabilities(network, config.eval, probabilities)
+
+  def compute(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    labels, chances = predict(params, batch_stats, images)
+    if chances is None:
+      return labels, None
+    return labels, jnp.round(255 * chances.transpose(0, 3, 1, 2)).astype(jnp.uint8)
+
+  jitted = jax.jit(compute, in_shardings=(whole, whole, spread), out_shardings=spread)
+  # Images come ordered by size: one program at a time, so that a thousand sizes do not fill the memory with programs.
+  shape: tuple[int, ...] = ()
+  program: Any = None
+  seconds: list[float] = []
+
+  def label(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    nonlocal shape, program
+    if images.shape != shape:
+      start = time.monotonic()
+      program = jitted.lower(*weights, jax.ShapeDtypeStruct(images.shape, jnp.uint8)).compile()
+      shape = images.shape
+      seconds.append(time.monotonic() - start)
+      if len(seconds) == 1 and seconds[0] * (sizes - 1) > LONG_COMPILING:
+        say(
+          f"the program of the first size took {duration(seconds[0])} to compile; those of the other {sizes - 1} sizes "
+          f"will take about {duration(seconds[0] * (sizes - 1))} in all: images scaled to few sizes would save that"
+        )
+    labels, chances = program(*weights, jax.device_put(images, spread))
+    return np.asarray(labels), None if chances is None else np.asarray(chances)
+
+  return label
+
+
+def _batches(
+  read: Iterator[tuple[Picture, np.ndarray | ValueError]], rows: Callable[[Picture], int]
+) -> Iterator[tuple[list[tuple[Picture, np.ndarray]], list[ValueError]]]:
+  """Groups neighbours of one size, with the errors met meanwhile; the last group may be empty."""
+  group: list[tuple[Picture, np.ndarray]] = []
+  errors: list[ValueError] = []
+  for picture, image in read:
+    if isinstance(image, ValueError):
+      errors.append(image)
+      continue
+    if group and (image.shape != group[0][1].shape or rows(picture) != rows(group[0][0])):
+      yield group, errors
+      group, errors = [], []
+    group.append((picture, image))
+    if len(group) == rows(picture):
+      yield group, errors
+      group, errors = [], []
+  yield group, errors
+
+
+def _write(
+  folder: PredictionFolder,
+  picture: Picture,
+  image: np.ndarray,
+  labels: np.ndarray,
+  chances: np.ndarray | None,
+  info: data.DatasetInfo,
+  suffixes: dict[str, str],
+) -> None:
+  name = picture.name
+  folder.write("labels", name, suffixes["labels"], lambda file: label_image(labels, info).save(file, "PNG"))
+  if "overlays" in suffixes:
+    drawn = overlay.picture(image, labels, info)
+    folder.write(
+      "overlays", name, suffixes["overlays"], lambda file: drawn.save(file, "JPEG", quality=JPEG_QUALITY)
+    )
+  if chances is not None:
+    folder.write(
+      "probabilities",
+      name,
+      suffixes["probabilities"],
+      lambda file: np.savez_compressed(
+        file,
+        probabilities=chances,
+        class_names=np.array(info.class_names),
+        label_ids=np.asarray(info.label_ids),
+      ),
+    )
+  folder.mark_done(name, picture.stamp)
+
+
+def _wait_for_all(what: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)

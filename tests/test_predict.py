@@ -1,28 +1,179 @@
-"""Which images a path means; what it labels them is tested in whole runs (``test_train.py``)."""
+"""Folders of photos as people have them: odd modes, rotated, damaged; and a kill in the middle."""
 
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from rc_jax.predict import image_files
+from rc_jax import inference
+from rc_jax.data import synthetic
+from tests import tiny_predictions
+from tests.run_tiny import ROOT
 
-
-def test_a_file_or_the_images_of_a_folder_in_order(tmp_path: pathlib.Path) -> None:
-  for name in ("b.jpg", "a.PNG", "notes.txt", "._b.jpg"):
-    (tmp_path / name).touch()
-  assert [path.name for path in image_files(tmp_path)] == ["a.PNG", "b.jpg"]
-  assert image_files(tmp_path / "b.jpg") == [tmp_path / "b.jpg"]
-
-
-def test_nothing_to_label_is_said(tmp_path: pathlib.Path) -> None:
-  with pytest.raises(FileNotFoundError, match="holds no image"):
-    image_files(tmp_path)
-  with pytest.raises(FileNotFoundError, match="no such file or folder"):
-    image_files(tmp_path / "nowhere")
+INFO = synthetic.INFO
+SIZE = (41, 57)
 
 
-def test_two_images_of_one_stem_are_refused(tmp_path: pathlib.Path) -> None:
-  for name in ("street.jpg", "street.png"):
-    (tmp_path / name).touch()
-  with pytest.raises(ValueError, match=r"street\.jpg.*street\.png"):
-    image_files(tmp_path)
+def scene(seed: int = 0) -> np.ndarray:
+  """A smooth image: random weights see more than one class in it."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+  return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+
+
+def expected_labels(image: np.ndarray) -> np.ndarray:
+  """What the network says, without any of the code that reads and writes files."""
+  predict = inference.make_predictor(tiny_predictions.colours(), tiny_predictions.tiny_config().eval)
+  return np.asarray(predict(*tiny_predictions.colour_variables(), image[None])[0]).argmax(-1)
+
+
+def read_labels(output: pathlib.Path, name: str) -> np.ndarray:
+  with Image.open(output / "labels" / f"{name}.png") as image:
+    assert image.mode == "P"
+    return np.asarray(image)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob("*")
+    if path.is_file() and path.suffix in (".png", ".jpg", ".npz")
+  }
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """One scene in every mode, some of it displayed as it lies in the file only after a rotation."""
+  folder = tmp_path_factory.mktemp("photos")
+  image = Image.fromarray(scene())
+  image.save(folder / "plain.png")
+  image.convert("RGBA").save(folder / "rgba.png")
+  image.convert("L").save(folder / "grey.png")
+  image.convert("LA").save(folder / "grey_alpha.png")
+  Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+  image.convert("CMYK").save(folder / "cmyk.tif")
+  image.convert("P").save(folder / "palette.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  image.rotate(90, expand=True).save(folder / "rotated.png", exif=exif)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  output = tmp_path_factory.mktemp("labelled") / "out"
+  assert tiny_predictions.label(photos, output, probabilities=True) == 0
+  return output
+
+
+def test_labels_are_the_networks_whatever_the_mode(labelled: pathlib.Path) -> None:
+  own_ids = INFO.label_ids
+  colour = own_ids[expected_labels(scene())]
+  assert len(np.unique(colour)) > 1
+  for name in ("plain", "rgba", "rotated", "cmyk"):
+    np.testing.assert_array_equal(read_labels(labelled, name), colour, err_msg=name)
+  grey = np.asarray(Image.fromarray(scene()).convert("L").convert("RGB"))
+  for name in ("grey", "grey_alpha", "sixteen"):
+    np.testing.assert_array_equal(read_labels(labelled, name), own_ids[expected_labels(grey)], err_msg=name)
+  assert read_labels(labelled, "palette").shape == SIZE
+
+
+def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
+  with np.load(labelled / "probabilities" / "plain.npz") as stored:
+    chances = stored["probabilities"]
+    assert stored["class_names"].tolist() == list(INFO.class_names)
+    np.testing.assert_array_equal(stored["label_ids"], INFO.label_ids)
+  assert chances.dtype == np.uint8 and chances.shape == (INFO.num_classes, *SIZE)
+  # Every class is rounded by half a 255th at most.
+  assert np.abs(chances.sum(axis=0, dtype=int) - 255).max() <= INFO.num_classes / 2
+  ids = read_labels(labelled, "plain")
+  likeliest = np.take_along_axis(chances, ids[None].astype(int), axis=0)[0]
+  assert (likeliest == chances.max(axis=0)).all()
+  with Image.open(labelled / "overlays" / "rotated.jpg") as overlay:
+    assert overlay.width > overlay.height
+
+
+def test_what_is_done_is_not_done_again(
+  photos: pathlib.Path, labelled: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  before = contents(labelled)
+  (labelled / "overlays" / "grey.jpg").unlink()
+  assert tiny_predictions.label(photos, labelled, probabilities=True) == 0
+  assert "7 of 8 images are labelled already" in capsys.readouterr().out
+  assert contents(labelled) == before
+
+
+def test_other_weights_are_refused_unless_all_is_done_again(
+  photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  images = tmp_path / "images"
+  images.mkdir()
+  (images / "a.png").write_bytes((photos / "plain.png").read_bytes())
+  output = tmp_path / "out"
+  assert tiny_predictions.label(images, output, overlays=False) == 0
+  before = contents(output)
+  with pytest.raises(ValueError, match=r"step: 8, there 7.*--overwrite.*--output=DIR"):
+    tiny_predictions.label(images, output, overlays=False, seed=1)
+  assert contents(output) == before
+  assert tiny_predictions.label(images, output, overlays=False, seed=1, overwrite=True) == 0
+  assert contents(output) != before and contents(output).keys() == before.keys()
+
+
+def test_damaged_images_are_named_and_all_others_labelled(
+  photos: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  for name in ("a", "c"):
+    (tmp_path / f"{name}.png").write_bytes((photos / "plain.png").read_bytes())
+  (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes()[:700])
+  (tmp_path / "d.jpg").write_bytes(b"no image")
+  output = tmp_path / "out"
+  assert tiny_predictions.label(tmp_path, output) == 1
+  errors = capsys.readouterr().err.splitlines()
+  assert [line.split(":")[1].strip() for line in errors[:2]] == [
+    str(tmp_path / "b.png"),
+    str(tmp_path / "d.jpg"),
+  ]
+  assert errors[2] == "2 of 4 images could not be read"
+  assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "c"]
+  # Repaired, the rest is done.
+  (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes())
+  (tmp_path / "d.jpg").unlink()
+  assert tiny_predictions.label(tmp_path, output) == 0
+  assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
+
+
+def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
+  images = tmp_path / "images"
+  (images / "night").mkdir(parents=True)
+  for number in range(60):
+    Image.fromarray(scene(number)).save(images / f"{number:02}.png")
+  undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+  assert tiny_predictions.label(images, undisturbed, probabilities=True) == 0
+
+  process = subprocess.Popen(
+    [sys.executable, "-m", "tests.tiny_predictions", str(images), str(killed)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < deadline:
+    if len(list(killed.glob("labels/[0-9]*.png"))) >= 5:
+      break
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  before = contents(killed)
+  assert 0 < len(list(killed.glob("labels/[0-9]*.png"))) < 60, "the kill came too late to show anything"
+  assert tiny_predictions.label(images, killed, probabilities=True) == 0
+  after, whole = contents(killed), contents(undisturbed)
+  assert after == whole
+  assert all(
+    content == after[name] for name, content in before.items() if not name.split("/")[-1].startswith(".")
+  )

@@ -191,7 +191,7 @@ def test_predict_labels_a_folder(undisturbed, cache, tmp_path) -> None:
   assert process.returncode == 0, printed
   for name, size in (("wide", (60, 40)), ("tall", (40, 60))):
     label = Image.open(undisturbed[0] / "predictions" / "labels" / f"{name}.png")
-    assert label.size == size and label.mode == "L" and np.asarray(label).max() < 11
+    assert label.size == size and label.mode == "P" and np.asarray(label).max() < 11
     assert (undisturbed[0] / "predictions" / "overlays" / f"{name}.jpg").is_file()
 
 

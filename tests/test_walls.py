@@ -27,10 +27,11 @@ ROOMS = {
 FLOORS = (
   ("main.py",),
   ("ahead_of_time.py",),
-  ("train.py",),
+  ("train.py", "export.py"),
   ("feed.py", "skipped.py"),
   ("inspection.py", "predict.py", "prepare.py", "report.py", "summary.py", "compare.py"),
-  ("evaluate.py",),
+  ("evaluate.py", "overlay.py", "pictures.py", "submission.py"),
+  ("prediction_folder.py",),
   ("train_step.py",),
   ("many_sizes.py",),
   ("inference.py", "contact_sheet.py"),
