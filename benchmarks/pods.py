@@ -71,7 +71,7 @@ def measure(recipe: str, topology: str, fast: bool) -> dict[str, Any]:
   rows = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
   if not rows:
     raise RuntimeError(f"{recipe} on {topology}: {done.stderr[-2000:]}")
-  return {"recipe": recipe, "topology": topology, "batch": batch, "fast": fast, **json.loads(rows[0][4:])}
+  return {"recipe": recipe, "topology": topology, "fast": fast, **json.loads(rows[0][4:])}
 
 
 def page(rows: list[dict[str, Any]]) -> str:
@@ -98,7 +98,8 @@ def page(rows: list[dict[str, Any]]) -> str:
   ]
   for row in rows:
     recipe = f"`{row['recipe'].removeprefix('configs/')}`"
-    start = f"| {recipe} | {row['topology']} | {chips(row['topology'])} | {row['batch']} |"
+    count = chips(row["topology"])
+    start = f"| {recipe} | {row['topology']} | {count} | {count * RECIPES[row['recipe']]} |"
     if "does_not_fit" in row:
       lines.append(f"{start} {row['does_not_fit']} | | | | | |")
       continue
