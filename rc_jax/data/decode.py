@@ -73,7 +73,9 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
   return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def decode_label(content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo) -> np.ndarray:
+def decode_label(
+  content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo, *, converted: bool = False
+) -> np.ndarray:
   """Decodes a label image and maps the data set's ids to train ids.
 
   Args:
@@ -82,6 +84,7 @@ def decode_label(content: bytes, where: str, train_ids: Mapping[int, int], info:
     where: the file's name, for the errors.
     train_ids: id -> train id or ``info.ignore_label``.
     info: the data set's classes.
+    converted: the content holds train ids on purpose, so that ids that look like them are right.
 
   Returns:
     uint8 ``[H,W]``: train ids, ``info.ignore_label`` where ignored.
@@ -91,7 +94,7 @@ def decode_label(content: bytes, where: str, train_ids: Mapping[int, int], info:
       the data set does not have.
   """
   ids, counts, palette = label_ids(content, where, train_ids, info)
-  check_ids(where, counts, palette, train_ids, info)
+  check_ids(where, counts, palette, train_ids, info, converted=converted)
   table = np.full(len(counts), info.ignore_label, np.uint8)
   for own_id in np.flatnonzero(counts).tolist():
     table[own_id] = train_ids[own_id]
@@ -99,16 +102,24 @@ def decode_label(content: bytes, where: str, train_ids: Mapping[int, int], info:
 
 
 def check_ids(
-  where: str, counts: np.ndarray, palette: np.ndarray | None, train_ids: Mapping[int, int], info: DatasetInfo
+  where: str,
+  counts: np.ndarray,
+  palette: np.ndarray | None,
+  train_ids: Mapping[int, int],
+  info: DatasetInfo,
+  *,
+  converted: bool = False,
 ) -> None:
   """Refuses a label whose ids cannot be those of the data set; arguments as ``label_ids`` gives and takes them.
+
+  With ``converted``, as for ``decode_label``, the ids are train ids.
 
   Raises:
     ValueError: an id that the data set does not have, colours in place of ids, or ids of another kind.
   """
   present = np.flatnonzero(counts).tolist()
   unknown = [own_id for own_id in present if own_id not in train_ids]
-  looks = mistaken.ids(info.name, present, train_ids)
+  looks = "" if converted else mistaken.ids(info.name, present, train_ids)
   if unknown:
     shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
     kind = "ids" if palette is None else "palette indices"

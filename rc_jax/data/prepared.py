@@ -35,12 +35,14 @@ class Layout:
     label: field of the label's bytes; empty bytes where a split has none.
     name: field of the example's name.
     train_ids: id -> train id of the labels.
+    converted: whether the labels hold train ids already.
   """
 
   image: str
   label: str
   name: str
   train_ids: dict[int, int]
+  converted: bool
 
 
 class PreparedSplit:
@@ -120,7 +122,7 @@ class PreparedSplit:
       return tiled if self.lazy else np.asarray(tiled)
     if train_ids is None:
       return decode_image(content, where)
-    return decode_label(content, where, train_ids, self.info)
+    return decode_label(content, where, train_ids, self.info, converted=self.layout.converted)
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_records": None, "_lock": None}
@@ -171,7 +173,7 @@ def load(name: str, root: str, split: str) -> PreparedSplit:
   if split not in splits:
     raise ValueError(f"split {split!r}: {path} holds {', '.join(splits)}: choose one, or prepare it too")
   ids = [*range(classes.num_classes), classes.ignore_label]
-  layout = Layout("image", "label", "name", {i: i for i in ids})
+  layout = Layout("image", "label", "name", {i: i for i in ids}, converted=True)
   length = sum(shard["examples"] for shard in splits[split]["shards"])
   return PreparedSplit(str(path), split, classes, splits[split]["labelled"], layout, length)
 
@@ -250,7 +252,7 @@ def _load_tfds_cityscapes(name: str, path: epath.Path, split: str) -> PreparedSp
   theirs = _TFDS_SPLITS.get(split, split)
   if theirs not in builder.info.splits:
     raise ValueError(f"split {split!r}: {path} holds {', '.join(builder.info.splits)}: choose one of them")
-  layout = Layout(image, label, identity, cityscapes.TRAIN_IDS)
+  layout = Layout(image, label, identity, cityscapes.TRAIN_IDS, converted=False)
   # The labels that come with the test split are empty.
   labelled = cityscapes.SPLITS.get(split, ("", None))[1] is not None
   count = builder.info.splits[theirs].num_examples

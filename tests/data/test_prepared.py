@@ -248,6 +248,7 @@ def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
 @pytest.mark.parametrize(
   ("name", "folder", "split"),
   [
+    ("cityscapes", "cityscapes_sample", "val"),
     ("ade20k", "ade20k_sample/ADEChallengeData2016", "train"),
     ("coco_stuff_10k", "coco_stuff_sample/10k", "train"),
     ("coco_stuff_164k", "coco_stuff_sample/164k", "train"),
