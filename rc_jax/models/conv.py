@@ -86,7 +86,7 @@ def _conv2d_backward(
   rounded = kernel.astype(x.dtype)
   d_input = _lowered(cpu_input, _xla_input_gradient, stride, dilation)(dy, x, rounded)
   # On GPUs, whether cuDNN takes operands and result of two dtypes, and how fast, has not been seen yet.
-  forms = (cpu_kernel, _transposed_kernel_gradient, stride, dilation)
+  forms = (_in_float32(cpu_kernel), _transposed_kernel_gradient, stride, dilation)
   d_kernel = _lowered(*forms, tpu=_xla_kernel_gradient)(dy, x, rounded)
   return d_input, d_kernel.astype(kernel.dtype)
 
@@ -253,6 +253,15 @@ def _lowered(
   return lambda *arrays: lax.platform_dependent(*arrays, **bound)
 
 
+def _in_float32(kernel_gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """A CPU has no product of bfloat16 with a float32 result in every layout, and rounds up its operands anyway."""
+
+  def widened(dy: jax.Array, x: jax.Array, kernel: jax.Array, **options: int) -> jax.Array:
+    return kernel_gradient(dy.astype(jnp.float32), x.astype(jnp.float32), kernel, **options)
+
+  return widened
+
+
 def _slice(x: jax.Array, spans: Spans, stride: int) -> jax.Array:
   (top, bottom), (left, right) = spans
   return lax.slice(x, (0, top, left, 0), (x.shape[0], bottom, right, x.shape[3]), (1, stride, stride, 1))
@@ -301,13 +310,12 @@ def _taps_kernel_gradient(
   def product(tap: Tap) -> jax.Array:
     pixels, outputs = _slice(x, tap.inputs, stride), _slice(dy, tap.outputs, 1)
     if pixels.shape[3] <= outputs.shape[3]:
-      return lax.dot_general(pixels, outputs, over_pixels, preferred_element_type=jnp.float32)
-    # The smaller one is transposed.
-    return lax.dot_general(outputs, pixels, over_pixels, preferred_element_type=jnp.float32).T
+      return lax.dot_general(pixels, outputs, over_pixels)
+    return lax.dot_general(outputs, pixels, over_pixels).T  # the smaller one is transposed
 
   size = kernel.shape[0]
   products = {(t.row, t.column): product(t) for t in valid_taps(x.shape[1:3], size, stride, dilation)}
-  unread = jnp.zeros(kernel.shape[2:], jnp.float32)
+  unread = jnp.zeros(kernel.shape[2:], x.dtype)
   return jnp.stack(
     [jnp.stack([products.get((row, column), unread) for column in range(size)]) for row in range(size)]
   )
