@@ -315,7 +315,9 @@ Runs on {", ".join(metadata["platforms"])}, with jax and nothing else, in this f
 ```
 
 Keep what `jax.jit(program.call)` returns: it compiles at its first call, and again for each other number of images.
-Written by jax {metadata["jax_version"]}; versions up to six months newer are promised to read it.
+Written by jax {metadata["jax_version"]}, under which labels are those of `--mode=predict` on the same kind of device.
+Versions up to six months newer are promised to read it; their compilers round otherwise, and some pixels between two
+classes change.
 `{METADATA}` says all of this to programs. Trained on {metadata["dataset"]} for {metadata["trained"]["step"]} steps;
 scales {metadata["eval"]["scales"]}, flip {metadata["eval"]["flip"]}.
 
