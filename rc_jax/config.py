@@ -7,7 +7,7 @@ built, and refuses what cannot work in one line that names the field.
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -307,7 +307,7 @@ def _is_below(field: str, groups: tuple[str, ...]) -> bool:
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], counts: Callable[[str], bool]) -> list[str]:
-  flat_ours, flat_theirs = _flatten(ours), _flatten(theirs)
+  flat_ours, flat_theirs = flatten(ours), flatten(theirs)
   found = []
   for field in sorted(flat_ours.keys() | flat_theirs.keys()):
     one, other = flat_ours.get(field, "absent"), flat_theirs.get(field, "absent")
@@ -316,11 +316,12 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], counts: Callable[
   return found
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested fields by their dotted paths, ``{"train.steps": 30000}``; tuples as lists, as JSON has them."""
   flat: dict[str, Any] = {}
   for key, value in tree.items():
-    if isinstance(value, dict):
-      flat.update(_flatten(value, f"{prefix}{key}."))
+    if isinstance(value, Mapping):
+      flat.update(flatten(value, f"{prefix}{key}."))
     else:
       flat[prefix + key] = list(value) if isinstance(value, tuple) else value
   return flat

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from rc_jax.config import TRAINING_ONLY
+from rc_jax.config import TRAINING_ONLY, flatten
 from rc_jax.data import DatasetInfo
 
 SETTINGS = "predictions.json"
@@ -199,7 +199,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
   """Lists fields that differ as ``field: ours, there theirs``; what is only told comes with them, not alone."""
-  flat_ours, flat_theirs = _flatten(ours), _flatten(theirs)
+  flat_ours, flat_theirs = flatten(ours), flatten(theirs)
   fields = [
     field
     for field in {**flat_ours, **flat_theirs}
@@ -212,13 +212,3 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str
     for field in fields
     if field != "checkpoint"
   ]
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat.update(_flatten(value, f"{prefix}{key}."))
-    else:
-      flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-  return flat

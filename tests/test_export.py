@@ -16,8 +16,6 @@ from rc_jax import export, inference, models
 from rc_jax.data import synthetic
 from tests import tiny_predictions
 
-pytest.importorskip("flatbuffers", reason="jax.export needs it; a dependency since this test")
-
 SIZE = (41, 57)
 # What jax needs, and nothing else.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "numpy.libs", "ml_dtypes", "opt_einsum", "scipy", "scipy.libs")

@@ -24,8 +24,6 @@ import os
 import pathlib
 import re
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +37,7 @@ from tensorflow_datasets.core import example_serializer
 from rc_jax.data import prepared, tiles
 from rc_jax.data.decode import check_sizes, decode_image, decode_label, read_file
 from rc_jax.data.source import FilePairs
+from rc_jax.data.worker_process import tie_to_parent
 
 ENCODINGS = ("tiles", "original")
 PLAN_FILE = "plan.json"
@@ -364,17 +363,8 @@ _shared: list[Any] = []
 
 def _start_worker(counter: Any, stop: Any) -> None:
   _shared[:] = counter, stop
-  # The main process hears of these, and tells the workers by the event.
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-
-  def wait() -> None:
-    if parent is not None:
-      multiprocessing.connection.wait([parent.sentinel])
-      os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
+  # The main process hears of signals, and tells the workers by the event.
+  tie_to_parent()
 
 
 def _work(shard: Shard, output: pathlib.Path) -> None:

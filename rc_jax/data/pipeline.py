@@ -6,10 +6,6 @@ a run may resume with other numbers of them.
 """
 
 import dataclasses
-import multiprocessing.connection
-import os
-import signal
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +17,7 @@ from PIL import Image
 from rc_jax.data import broken_files, transforms
 from rc_jax.data.decoded_cache import Cached, DecodedCache, budget_bytes
 from rc_jax.data.source import Example, Source, lazily
+from rc_jax.data.worker_process import tie_to_parent
 
 Batch = dict[str, np.ndarray]
 """``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``."""
@@ -206,7 +203,7 @@ class TrainBatches(Iterator[Batch]):
     dataset = remaining.to_iter_dataset(_read_options(self._threads))
     if self._workers:
       options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
-      dataset = dataset.mp_prefetch(options, _tie_to_parent)
+      dataset = dataset.mp_prefetch(options, _start_worker)
     return iter(dataset)
 
 
@@ -248,22 +245,10 @@ def _read_ahead(examples: "grain.MapDataset[Example]", threads: int) -> Iterator
     iterator.close()
 
 
-def _tie_to_parent(index: int, count: int) -> None:
-  """Prepares a worker process: it lives exactly as long as the process that started it."""
+def _start_worker(index: int, count: int) -> None:
   del index, count
   _keep_image_memory()
-  # A scheduler signals all processes of a job. The main one still finishes its step, and then ends the workers.
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, signal.SIG_IGN)
-  parent = multiprocessing.parent_process()
-
-  def wait() -> None:
-    if parent is not None:
-      multiprocessing.connection.wait([parent.sentinel])
-      # Nobody reads what this process makes any more: without this it would wait for ever.
-      os._exit(1)
-
-  threading.Thread(target=wait, daemon=True).start()
+  tie_to_parent()
 
 
 def _keep_image_memory() -> None:

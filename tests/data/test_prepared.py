@@ -101,10 +101,15 @@ def test_examples_and_classes_are_those_of_the_raw_folder(both, split):
   assert len(list(both[1].glob("folder-train.array_record-*"))) > 1
 
 
-@pytest.mark.parametrize(("workers", "hosts"), [(0, 1), (2, 1), (0, 2), (3, 2)])
+@pytest.mark.parametrize(
+  ("both", "workers", "hosts"),
+  [
+    *(("tiles", 0, 1), ("tiles", 2, 1), ("tiles", 0, 2), ("tiles", 3, 2)),
+    *(("original", 0, 1), ("original", 0, 2)),
+  ],
+  indirect=["both"],
+)
 def test_batches_are_those_of_the_raw_folder(both, workers, hosts):
-  if workers and '"original"' in (both[1] / "prepared.json").read_text():
-    pytest.skip("processes are slow to start, and the same for both")
   for host in range(hosts):
     parts = []
     for root, processes in zip(both, (0, workers), strict=True):
