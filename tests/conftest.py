@@ -16,3 +16,9 @@ def shared_dir() -> pathlib.Path:
   if not (folder / "data").is_dir():
     pytest.skip("no ../shared folder with real images beside the checkout")
   return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """Where the runs of ``run_tiny`` keep their compiled programs: only the first of all tests compiles each."""
+  return tmp_path_factory.mktemp("programs")

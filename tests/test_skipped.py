@@ -43,7 +43,7 @@ def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
     second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
 
 
-def test_a_run_goes_on_when_files_break(tmp_path):
+def test_a_run_goes_on_when_files_break(tmp_path, cache):
   rng = np.random.default_rng(2)
   root = tmp_path / "data"
   for split, count in (("train", 9), ("val", 2)):
@@ -57,7 +57,7 @@ def test_a_run_goes_on_when_files_break(tmp_path):
     *("--config.dataset.name=camvid", f"--config.dataset.root={root}", "--config.train.eval_every=0"),
     *("--config.train.steps=6", "--config.train.log_every=3", "--config.data.cache_gb=0.01"),
   )
-  cache, workdir = tmp_path / "programs", tmp_path / "run"
+  workdir = tmp_path / "run"
 
   def run(*more):
     process = run_tiny.start(workdir, *flags, *more, cache=cache)

@@ -17,11 +17,6 @@ from tests import run_tiny
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> pathlib.Path:
-  return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, cache) -> tuple[pathlib.Path, str]:
   """The folder and the screen of a run that nothing happens to."""
   workdir = tmp_path_factory.mktemp("run")
