@@ -11,6 +11,7 @@ from rc_jax.data import DatasetInfo
 MARGIN = 6  # pixels between panels
 IGNORED_COLOR = (0, 0, 0)
 _FONT_SIZE = 11
+_LEGEND_FONT_SIZE = 13  # below this, a blank between words is hard to see
 _LINE = 18  # pixels from one line of text to the next
 # A name must find this much room around a point of its region, in pixels, to be written there.
 _ROOM_FOR_A_NAME = 7
@@ -101,29 +102,55 @@ def flow(panels: Sequence[Image.Image], width: int) -> Image.Image:
 def captioned(panel: Image.Image, text: str) -> Image.Image:
   """Writes a line above a panel, cut where it is longer."""
   font = ImageFont.load_default(size=_FONT_SIZE)
-  while len(text) > 1 and font.getlength(text) > panel.width:
-    text = text[:-2] + "…"
   canvas = Image.new("RGB", (panel.width, panel.height + _LINE), "white")
-  ImageDraw.Draw(canvas).text((0, 1), text, "black", font)
+  ImageDraw.Draw(canvas).text((0, 1), _cut(text, font, panel.width), "black", font)
   canvas.paste(panel, (0, _LINE))
   return canvas
 
 
 def legend(info: DatasetInfo, classes: Iterable[int], width: int) -> Image.Image:
   """Draws a swatch and a name for each of ``classes``, in as many lines as the width asks for."""
-  font = ImageFont.load_default(size=_FONT_SIZE)
-  swatch = 12
-  left, top, placed = 0, 3, []
-  for label in classes:
-    name, color = info.class_names[label], info.palette[label]
-    advance = swatch + 4 + round(font.getlength(name)) + 12
-    if left and left + advance > width:
-      left, top = 0, top + _LINE
-    placed.append((left, top, name, tuple(color.tolist())))
+  return swatches([(info.class_names[label], "", info.palette[label]) for label in classes], width)
+
+
+def swatches(
+  entries: Iterable[tuple[str, str, np.ndarray | None]], width: int, letter: int = _LEGEND_FONT_SIZE
+) -> Image.Image:
+  """Draws swatches with what they stand for, in as many lines as the width asks for.
+
+  Args:
+    entries: a name, which is cut where no line holds it; what follows it, which is not cut; a colour, uint8 ``[3]``,
+      or None for words alone.
+    width: of the picture, in pixels.
+    letter: height of the letters, in pixels; all else grows with it.
+
+  Returns:
+    An RGB picture on white.
+  """
+  font = ImageFont.load_default(size=letter)
+  gap, line = letter // 2, round(letter * 1.6)
+  left, top, placed = gap, gap, []
+  for name, rest, color in entries:
+    swatch = 0 if color is None else letter + gap
+    text = _cut(name, font, width - 2 * gap - swatch - round(font.getlength(rest))) + rest
+    advance = swatch + round(font.getlength(text)) + 2 * gap
+    if left > gap and left + advance > width:
+      left, top = gap, top + line
+    placed.append((left, top, text, color))
     left += advance
-  canvas = Image.new("RGB", (width, top + _LINE), "white")
+  canvas = Image.new("RGB", (width, top + line), "white")
   draw = ImageDraw.Draw(canvas)
-  for left, top, name, color in placed:
-    draw.rectangle((left, top, left + swatch, top + swatch), fill=color)
-    draw.text((left + swatch + 4, top), name, fill="black", font=font)
+  for left, top, text, color in placed:
+    if color is not None:
+      draw.rectangle((left, top, left + letter, top + letter), fill=tuple(color.tolist()), outline="black")
+      left += letter + gap
+    draw.text((left, top + letter // 2), text, fill="black", font=font, anchor="lm")
   return canvas
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+  if font.getlength(text) <= width:
+    return text
+  while text and font.getlength(text + "…") > width:
+    text = text[:-1]
+  return text + "…"

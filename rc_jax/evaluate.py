@@ -5,7 +5,6 @@ The loop of training and ``--mode=eval`` call the same function.
 
 import dataclasses
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
-from rc_jax import checkpoint, data, many_sizes, metrics, models, pretrained, sharding
+from rc_jax import checkpoint, data, many_sizes, metrics, models, pretrained, sharding, whole_file
 from rc_jax.config import Config, as_dict, different_network, square
 from rc_jax.run_log import Progress, say
 
@@ -145,17 +144,12 @@ def write(workdir: pathlib.Path, results: Results, counts: Counts, step: int) ->
   folder.mkdir(parents=True, exist_ok=True)
   split = results["split"]
   path = folder / f"{split}.json"
-  # Whole or not at all: somebody may be reading the one before.
-  partial = folder / f"{split}.part"
-  with partial.open("wb") as file:
+  with whole_file.writing(folder / f"{split}_confusion.npy") as file:
     np.save(file, counts.confusion)
-  os.replace(partial, folder / f"{split}_confusion.npy")
-  with partial.open("wb") as file:
+  with whole_file.writing(folder / f"{split}_images.npz") as file:
     arrays = {name: getattr(counts, name) for name in ("right", "wrong", "missed")}
     np.savez_compressed(file, names=np.array(counts.names), **arrays)
-  os.replace(partial, folder / f"{split}_images.npz")
-  partial.write_text(json.dumps({"step": step, **results}, indent=2) + "\n")
-  os.replace(partial, path)
+  whole_file.write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
   return path
 
 

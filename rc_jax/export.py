@@ -19,10 +19,10 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from rc_jax import checkpoint, data, evaluate, models, predict, sharding
+from rc_jax import checkpoint, data, evaluate, models, predict, sharding, whole_file
 from rc_jax.config import Config, as_dict
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
-from rc_jax.prediction_folder import replace, settings_of
+from rc_jax.prediction_folder import settings_of
 from rc_jax.run_log import say
 
 PROGRAM, METADATA, WEIGHTS, README = "program.jaxexport", "metadata.json", "weights.safetensors", "README.md"
@@ -102,12 +102,14 @@ def run(
   (folder / METADATA).unlink(missing_ok=True)  # written last: a folder without it is not whole
   (folder / WEIGHTS).unlink(missing_ok=True)
   if weights == "beside":
-    replace(folder / WEIGHTS, lambda file: file.write(safetensors.numpy.save(arrays)))
-  replace(folder / PROGRAM, lambda file: file.write(exported.serialize()))
+    with whole_file.writing(folder / WEIGHTS) as file:
+      file.write(safetensors.numpy.save(arrays))
+  with whole_file.writing(folder / PROGRAM) as file:
+    file.write(exported.serialize())
   _copy_reader(folder)
   example = _example(weights == "beside", probabilities, batch or 1, height, width)
-  replace(folder / README, lambda file: file.write(_readme(metadata, example).encode()))
-  replace(folder / METADATA, lambda file: file.write(json.dumps(metadata, indent=2).encode() + b"\n"))
+  whole_file.write_text(folder / README, _readme(metadata, example))
+  whole_file.write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
   total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
   say(
     f"the program of step {restored.step} for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "

@@ -1,9 +1,10 @@
 """Pictures of predictions for people: colours over the photo, outlines, and a legend of the classes that are in it."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from rc_jax.data import DatasetInfo
+from rc_jax.drawing import overlay, swatches
 
 OPACITY = 0.5
 # Narrower pictures are enlarged by a whole factor: a legend needs room, and a thumbnail shows nothing.
@@ -26,8 +27,7 @@ def picture(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.I
     by a whole factor where it is smaller than that; then a legend of the classes that are in it, the largest first,
     with their share of the pixels. Letters grow with the picture.
   """
-  colors = info.palette[labels]
-  blended = Image.fromarray(np.round((1 - OPACITY) * image + OPACITY * colors).astype(np.uint8))
+  blended = Image.fromarray(overlay(image, labels, info.palette, OPACITY))
   # Not a factor for the width alone: a strip of 3 x 900 pixels would become a tower.
   factor = max(1, min(-(-LEAST_WIDTH // image.shape[1]), 2 * LEAST_WIDTH // image.shape[0]))
   width, height = image.shape[1] * factor, image.shape[0] * factor
@@ -61,43 +61,14 @@ def _shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
 
 
 def _legend(shares: list[tuple[int, float]], info: DatasetInfo, width: int) -> Image.Image:
-  letter = max(LEAST_LETTER, round(width / LETTERS_PER_WIDTH))
-  font = ImageFont.load_default(size=letter)
   listed = [(index, share) for index, share in shares if share >= SMALLEST_SHARE] or shares
-  entries = [(info.class_names[index], f" {_percent(share)}", index) for index, share in listed]
+  entries: list[tuple[str, str, np.ndarray | None]] = [
+    (info.class_names[index], f" {_percent(share)}", info.palette[index]) for index, share in listed
+  ]
   rare = len(shares) - len(listed)
   if rare:
-    entries.append((f"and {rare} below", f" {_percent(SMALLEST_SHARE)}", -1))
-
-  gap, line = letter // 2, round(letter * 1.6)
-  left, top, placed = gap, gap, []
-  for name, share, index in entries:
-    swatch = 0 if index < 0 else letter + gap
-    text = _shortened(name, font, width - 2 * gap - swatch - round(font.getlength(share))) + share
-    advance = swatch + round(font.getlength(text)) + 2 * gap
-    if left > gap and left + advance > width:
-      left, top = gap, top + line
-    placed.append((left, top, text, index))
-    left += advance
-
-  canvas = Image.new("RGB", (width, top + line), "white")
-  draw = ImageDraw.Draw(canvas)
-  for left, top, text, index in placed:
-    if index >= 0:
-      box = (left, top, left + letter, top + letter)
-      draw.rectangle(box, fill=tuple(info.palette[index].tolist()), outline="black")
-      left += letter + gap
-    draw.text((left, top + letter // 2), text, fill="black", font=font, anchor="lm")
-  return canvas
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-  """Cuts a name that no line holds."""
-  if font.getlength(text) <= width:
-    return text
-  while text and font.getlength(text + "...") > width:
-    text = text[:-1]
-  return text + "..."
+    entries.append((f"and {rare} below", f" {_percent(SMALLEST_SHARE)}", None))
+  return swatches(entries, width, letter=max(LEAST_LETTER, round(width / LETTERS_PER_WIDTH)))
 
 
 def _percent(share: float) -> str:

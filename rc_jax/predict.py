@@ -262,24 +262,15 @@ def _write(
   suffixes: dict[str, str],
 ) -> None:
   name = picture.name
-  folder.write("labels", name, suffixes["labels"], lambda file: label_image(labels, info).save(file, "PNG"))
+  with folder.writing("labels", name, suffixes["labels"]) as file:
+    label_image(labels, info).save(file, "PNG")
   if "overlays" in suffixes:
-    drawn = overlay.picture(image, labels, info)
-    folder.write(
-      "overlays", name, suffixes["overlays"], lambda file: drawn.save(file, "JPEG", quality=JPEG_QUALITY)
-    )
+    with folder.writing("overlays", name, suffixes["overlays"]) as file:
+      overlay.picture(image, labels, info).save(file, "JPEG", quality=JPEG_QUALITY)
   if chances is not None:
-    folder.write(
-      "probabilities",
-      name,
-      suffixes["probabilities"],
-      lambda file: np.savez_compressed(
-        file,
-        probabilities=chances,
-        class_names=np.array(info.class_names),
-        label_ids=np.asarray(info.label_ids),
-      ),
-    )
+    names, ids = np.array(info.class_names), np.asarray(info.label_ids)
+    with folder.writing("probabilities", name, suffixes["probabilities"]) as file:
+      np.savez_compressed(file, probabilities=chances, class_names=names, label_ids=ids)
   folder.mark_done(name, picture.stamp)
 
 

@@ -4,16 +4,16 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 from PIL import Image
 
+from rc_jax import whole_file
 from rc_jax.config import TRAINING_ONLY, flatten
 from rc_jax.data import DatasetInfo
 
@@ -81,7 +81,7 @@ class PredictionFolder:
       # Before the settings change: a kill in between leaves a folder in which nothing counts as done.
       for log in logs if not self._done else ():
         log.unlink()
-      replace(path / SETTINGS, lambda file: file.write(json.dumps(dict(settings), indent=2).encode() + b"\n"))
+      whole_file.write_text(path / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
     self._log_path = path / f"done_{process}.jsonl"
     if self._log_path.is_file() and not self._log_path.read_bytes().endswith(b"\n"):
       # A kill cut the last line: the next one shall not continue it.
@@ -101,11 +101,11 @@ class PredictionFolder:
     """Where an output lies: ``labels/<name>.png``; a name may hold folders."""
     return self.path / kind / f"{name}{suffix}"
 
-  def write(self, kind: str, name: str, suffix: str, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes an output whole or not at all."""
+  def writing(self, kind: str, name: str, suffix: str) -> contextlib.AbstractContextManager[BinaryIO]:
+    """Opens an output for writing; it is there, whole, at the end of the ``with`` block."""
     target = self.file(kind, name, suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
-    replace(target, write)
+    return whole_file.writing(target)
 
   def mark_done(self, name: str, stamp: Stamp) -> None:
     """Notes that all outputs of an image are there."""
@@ -161,21 +161,6 @@ def label_image(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
   palette[info.label_ids] = info.palette
   image.putpalette(palette.tobytes())
   return image
-
-
-def replace(target: pathlib.Path, write: Callable[[BinaryIO], Any]) -> None:
-  """Writes a file beside its place and moves it there: a reader finds the old one or the whole new one."""
-  partial = target.with_name(f".{target.name}.part")
-  try:
-    with partial.open("wb") as file:
-      write(file)
-    os.replace(partial, target)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()  # half a file takes room that is missing
-    raise OSError(
-      f"{target}: cannot be written ({error.strerror}); make room or choose another --output"
-    ) from error
 
 
 def _read_logs(logs: list[pathlib.Path]) -> dict[str, Stamp]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rc_jax import data, evaluate, inference, models, sharding
 from rc_jax.config import Config
-from rc_jax.drawing import colorize, grid, legend, overlay, shrunk
+from rc_jax.drawing import colorize, grid, legend, shrunk
 from rc_jax.run_log import read, say
 
 matplotlib.use("Agg")  # no screen on a training machine
@@ -213,6 +213,3 @@ def _page(
     parts.append(f"<h2>{caption}</h2><img alt='{caption}' src='data:image/png;base64,{encoded}'>")
   parts.append(f"<h2>Configuration</h2><pre>{html.escape(str(config))}</pre></html>")
   return "\n".join(parts)
-
-
-__all__ = ["colorize", "overlay", "panels", "run", "write"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import sys
 import time
@@ -10,6 +9,8 @@ from typing import Any
 
 import jax
 import tensorboardX
+
+from rc_jax import whole_file
 
 METRICS = "metrics.jsonl"
 
@@ -81,9 +82,7 @@ class RunLog:
     if not self._active:
       return
     kept = [line for line in read(workdir) if line["step"] <= resumed_at]
-    partial = self._path.with_suffix(".jsonl.part")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(partial, self._path)
+    whole_file.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = self._path.open("a")
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 

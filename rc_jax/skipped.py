@@ -1,7 +1,6 @@
 """Training examples that could not be read: each told once, listed in the run's folder, the same on all hosts."""
 
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rc_jax import whole_file
 from rc_jax.run_log import say
 
 FILE = "skipped.jsonl"
@@ -29,9 +29,7 @@ class Skipped:
     self._most = most
     self._reasons: dict[str, str] = dict((data_position or {}).get("skipped", {}))
     if jax.process_index() == 0 and (self._reasons or self._path.is_file()):
-      partial = self._path.with_suffix(".jsonl.part")
-      partial.write_text("".join(map(_line, self._reasons.items())))
-      os.replace(partial, self._path)
+      whole_file.write_text(self._path, "".join(map(_line, self._reasons.items())))
 
   def add(self, data_position: dict[str, Any]) -> dict[str, Any]:
     """Adds those of a position, and tells the new ones.

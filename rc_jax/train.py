@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import contrast, data, evaluate, models, optimizer, pretrained, report, sharding
+from rc_jax import contrast, data, evaluate, models, optimizer, pretrained, report, sharding, whole_file
 from rc_jax.checkpoint import Checkpoints
 from rc_jax.config import Config, as_dict, different_run, square, uses_contrast
 from rc_jax.feed import Feed
@@ -137,7 +137,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   if data_position is not None:
     batches.set_state(data_position)
   feed = Feed(batches, lambda batch: sharding.put_batch(batch, mesh))
-  skipped = Skipped(workdir, int(config.dataset.max_skipped * len(source)), data_position)
+  skipped = Skipped(workdir, batches.most_skipped or 0, data_position)
   step_fn = jitted_step(config, network, update_rule, state, mesh)
   evaluator = evaluate.make_evaluator(network, eval_source, config)
 
@@ -311,10 +311,7 @@ def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
 def write_config(config: Config, workdir: pathlib.Path) -> None:
   """Writes ``workdir/config.json``."""
   if jax.process_index() == 0:
-    path = workdir / "config.json"
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(as_dict(config), indent=2) + "\n")
-    os.replace(partial, path)
+    whole_file.write_text(workdir / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
 def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:

@@ -1,4 +1,4 @@
-"""What all tests share: the folder of real images and weights, where there is one."""
+"""What all tests share: the folder of real images and weights, where there is one; their order; how they compile."""
 
 import os
 import pathlib
@@ -7,6 +7,28 @@ import pytest
 
 # No accelerator: tests say the same on a laptop and on a machine with GPUs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most programs run once or twice: XLA's passes over them stay, LLVM's over the machine code are not worth their time.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+# Whole files go to the next free process: the longest first, so that none is left for the end.
+LONGEST = (
+  "test_train.py",
+  "test_train_step.py",
+  "test_ahead_of_time.py",
+  "test_evaluate.py",
+  "test_export.py",
+)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+  """Returns how many processes share the tests: one for each core that this process may use, as memory allows."""
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  return min(cores, 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Puts the tests of the longest files first."""
+  items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

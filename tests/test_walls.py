@@ -56,7 +56,7 @@ FLOORS = (
     "program_cost.py",
   ),
   ("windows.py",),
-  ("config.py", "resize.py", "__init__.py"),
+  ("config.py", "resize.py", "whole_file.py", "__init__.py"),
 )
 
 

@@ -70,11 +70,6 @@ def taken_off(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[int, str]]:
   return {name: value for name, value in batch.items() if name not in (BROKEN, REASON)}, found
 
 
-def limit_of(share: float, examples: int) -> int:
-  """Returns how many examples may be broken, for ``dataset.max_skipped``."""
-  return int(share * examples)
-
-
 def too_many(found: int, examples: int, limit: int, reason: str) -> ValueError:
   """Returns the error for more broken examples than ``dataset.max_skipped`` allows."""
   return ValueError(

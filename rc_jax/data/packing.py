@@ -34,6 +34,7 @@ from etils import epath
 from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
+from rc_jax import whole_file
 from rc_jax.data import prepared, tiles
 from rc_jax.data.decode import check_sizes, decode_image, decode_label, read_file
 from rc_jax.data.source import FilePairs
@@ -176,7 +177,7 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
       f"{output}: holds {min(present)}, expected an empty folder, or one in which this command was interrupted: give "
       "another --output"
     )
-  _replace(file, json.dumps({**settings, "shards": ours}, indent=1))
+  whole_file.write_text(file, json.dumps({**settings, "shards": ours}, indent=1))
   missing = [shard for shard in shards if not (output / shard.file).exists()]
   free = shutil.disk_usage(output).free
   needed = int(_GROWTH * sum(shard.raw_bytes() for shard in missing))
@@ -268,7 +269,7 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
     check_data=False,  # it would read with TensorFlow
     description=f"{index['dataset']}, prepared by rc_jax: images as files or in tiles, labels in train ids.",
   )
-  _replace(output / prepared.INDEX_FILE, json.dumps(index, indent=1))
+  whole_file.write_text(output / prepared.INDEX_FILE, json.dumps(index, indent=1))
   (output / PLAN_FILE).unlink(missing_ok=True)
 
 
@@ -375,12 +376,6 @@ def _work(shard: Shard, output: pathlib.Path) -> None:
       counter.value += 1
 
   write_shard(shard, output, done, stop.is_set)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  temporary = path.with_name(f".{path.name}{_PART}")
-  temporary.write_text(text)
-  os.replace(temporary, path)
 
 
 def _sha256(path: pathlib.Path) -> str:

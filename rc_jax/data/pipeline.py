@@ -94,7 +94,7 @@ def train_batches(
   source = Cached(source, DecodedCache(examples_in_all, budget_bytes(cache_gb))) if keeps else lazily(source)
   limit = None
   if max_skipped is not None:
-    limit = broken_files.limit_of(max_skipped, examples_in_all)
+    limit = int(max_skipped * examples_in_all)
     source = broken_files.NextReadable(source, limit)
   # The random transformation comes after repeat and before the host's rows are picked: its index, from which Grain
   # seeds the generator, is then the position in the endless global stream.
@@ -126,7 +126,7 @@ class TrainBatches(Iterator[Batch]):
   ):
     self.skipped: dict[int, str] = {}
     self._examples = examples
-    self._most_skipped = most_skipped
+    self.most_skipped = most_skipped
     self._batches = batches
     self._workers = workers
     self._threads = threads
@@ -157,15 +157,15 @@ class TrainBatches(Iterator[Batch]):
           "call absl.flags.FLAGS.mark_as_parsed() first, or set data.workers=0"
         ) from error
       raise
-    if self._most_skipped is not None:
+    if self.most_skipped is not None:
       batch, broken = broken_files.taken_off(batch)
       if broken.keys() - self.skipped.keys():
         # A new one: states that were asked for keep the old.
         self.skipped = self.skipped | {index: broken[index] for index in broken if index not in self.skipped}
-        if len(self.skipped) > self._most_skipped:
+        if len(self.skipped) > self.most_skipped:
           self.close()
           raise broken_files.too_many(
-            len(self.skipped), self._examples, self._most_skipped, list(self.skipped.values())[-1]
+            len(self.skipped), self._examples, self.most_skipped, list(self.skipped.values())[-1]
           )
     self._position += 1
     # Out of the workers' shared memory, whose lifetime Grain manages, not we: a copy of a few milliseconds.
