@@ -9,7 +9,7 @@ import unittest.mock
 import flax.linen as nn
 
 from benchmarks import steps, timing
-from rc_jax.models import conv, resnet
+from rc_jax.models import conv, conv_xla, resnet
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
   config = steps.recipe(arguments.config)
 
   def xla(x, kernel, stride, dilation):  # type: ignore[no-untyped-def]
-    return conv._xla(x, kernel, stride=stride, dilation=dilation)
+    return conv_xla.forward(x, kernel, stride=stride, dilation=dilation)
 
   def max_pool(x, ceil):  # type: ignore[no-untyped-def]
     pads = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]

@@ -9,7 +9,7 @@ import numpy as np
 
 from rc_jax.data import photometric as colours
 from rc_jax.data.dataset_info import IGNORE_LABEL
-from rc_jax.data.windows import PADDING_COLOR, View, image_window, label_window
+from rc_jax.data.views import PADDING_COLOR, View, image_window, label_window
 
 CROP_TRIES = 10  # mmsegmentation's
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from rc_jax.models import conv
-from rc_jax.models.conv import Conv, conv2d, depthwise_conv2d, max_pool, valid_taps
+from rc_jax.models import conv_xla
+from rc_jax.models.conv import Conv, conv2d, depthwise_conv2d, max_pool
+from rc_jax.models.conv_taps import valid_taps
 
 
 def xla_convolution(x, kernel, stride, dilation):
@@ -75,7 +76,7 @@ def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, s
   d_x, d_kernel = gradients(dy)
   assert (y.dtype, d_x.dtype, d_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
   if form == "elsewhere":
-    d_kernel = conv._xla_kernel_gradient(dy, x, kernel.astype(jnp.bfloat16), stride=stride, dilation=dilation)
+    d_kernel = conv_xla.kernel_gradient(dy, x, kernel.astype(jnp.bfloat16), stride=stride, dilation=dilation)
   pad = dilation * (kernel_size // 2)
   padded = np.pad(np.asarray(x, np.float64), ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   expected = np.zeros(kernel.shape)

@@ -1,4 +1,4 @@
-"""Windows of resized and turned images and labels, of which only the pixels needed are computed."""
+"""What a crop shows: windows of resized and turned images and labels, of which only the pixels needed are computed."""
 
 import math
 from typing import NamedTuple
