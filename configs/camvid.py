@@ -5,7 +5,7 @@
 
 CAMVID is a folder of ``images/{train,val}`` and ``labels/{train,val}`` (PNGs of 0..10, 11 = void). The variant
 ``camvid.py:cpu`` is the same method at a size that two CPU cores train in half an hour: mIoU 58.4
-on val, see the README.
+on val, see docs/results.md.
 """
 
 from rc_jax.config import Config, defaults

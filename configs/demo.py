@@ -4,7 +4,7 @@
 
 RegionContrast as the paper has it (dynamic region centers, one bank a class as long as the training set,
 temperature 0.2, weight 0.1), on a ResNet of 16 to 128 channels instead of 64 to 2048. Expect mIoU 37
-on val, see the README.
+on val, see docs/results.md.
 """
 
 from rc_jax.config import Config, defaults

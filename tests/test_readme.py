@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""What the README and the pages behind it show works as it stands there."""
 
 import json
 import pathlib
@@ -7,12 +7,13 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 
 
 def example(word: str) -> str:
-  """The one block of Python in the README that holds ``word``."""
-  (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in code]
+  """The one block of Python in all pages that holds ``word``."""
+  (code,) = [code for code in re.findall(r"```python\n(.*?)```", ALL, re.DOTALL) if word in code]
   return code
 
 
@@ -48,15 +49,22 @@ def test_the_example_of_the_loss_alone_runs() -> None:
 
 def test_recipes_and_scripts_that_it_names_exist() -> None:
   named = set(
-    re.findall(r"\b(?:configs|launch|benchmarks|tests|docs|rc_jax)/[\w/]+\.(?:py|sh|png|md)\b", README)
+    re.findall(r"\b(?:configs|launch|benchmarks|tests|docs|rc_jax)/[\w/]+\.(?:py|sh|png|md)\b", ALL)
   )
   assert len(named) >= 6
   for name in named:
-    assert (ROOT / name).is_file(), f"the README names {name}"
+    assert (ROOT / name).is_file(), f"a page names {name}"
+
+
+def test_links_lead_to_files() -> None:
+  for page, text in PAGES.items():
+    folder = ROOT if page == "README.md" else ROOT / "docs"
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+      assert (folder / target).is_file(), f"{page} links to {target}"
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-  assert not re.findall(r"@[A-Z_]+@|TODO|TBD", README)
+  assert not re.findall(r"@[A-Z_]+@|TODO|TBD", ALL)
 
 
 def test_every_recipe_is_named() -> None:
