@@ -99,23 +99,23 @@ def run(
     say(f"{len(wanted) - len(left)} of {len(wanted)} images are labelled already")
 
   unreadable = _label_all(config, network, weights, wanted, left, folder, info, suffixes)
-  _wait_for_all("all images are labelled")
   for error in unreadable:
     print(f"not labelled: {error}", file=sys.stderr, flush=True)
-  if unreadable:
-    print(f"{len(unreadable)} of {len(wanted)} images could not be read", file=sys.stderr, flush=True)
+  lost = _total(len(unreadable))  # also waits until all processes are done
+  if lost and jax.process_index() == 0:
+    print(f"{lost} of {len(wanted)} images could not be read", file=sys.stderr, flush=True)
+  if form is not None and lost:
+    raise ValueError(
+      f"--format={layout}: no submission was written, as {lost} of {len(wanted)} images could not be read: copy or "
+      "download them again, and start again"
+    )
   if form is not None and jax.process_index() == 0:
-    if unreadable:
-      raise ValueError(
-        f"--format={layout}: no submission was written, as {len(unreadable)} of {len(wanted)} images could not be "
-        "read: copy or download them again, and start again"
-      )
     target = output / f"{layout}_{images.stem if images else config.eval.split}.zip"
     submission.write(form, expected, output / "labels", info, target)
     size = target.stat().st_size / 1e6
     say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
   say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
-  return SOME_UNREADABLE if unreadable else 0
+  return SOME_UNREADABLE if lost else 0
 
 
 def labels_and_probabilities(
@@ -272,6 +272,13 @@ def _write(
     with folder.writing("probabilities", name, suffixes["probabilities"]) as file:
       np.savez_compressed(file, probabilities=chances, class_names=names, label_ids=ids)
   folder.mark_done(name, picture.stamp)
+
+
+def _total(number: int) -> int:
+  """Adds up a number of each process; all wait for all."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.process_allgather(np.int32(number)).sum())
 
 
 def _wait_for_all(what: str) -> None:

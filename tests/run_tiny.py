@@ -11,8 +11,9 @@ import time
 from rc_jax import models
 from rc_jax.config import Config, defaults
 from rc_jax.models.resnet import RESNETS, Layout
+from tests import processes
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = processes.ROOT
 STEPS = 12
 
 # Compiling is most of what these runs take, and it grows with the number of layers.
@@ -51,10 +52,9 @@ def start(workdir: pathlib.Path, *flags: str, cache: pathlib.Path, devices: int 
   """Starts a run; its compiled programs are kept in ``cache``, so that only the first of a test compiles."""
   variables = {
     **os.environ,
-    "JAX_PLATFORMS": "cpu",
+    **processes.with_devices(devices),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
     **environment,
   }
   return subprocess.Popen(

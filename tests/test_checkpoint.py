@@ -1,11 +1,8 @@
 """What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
 
 import dataclasses
-import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ import pytest
 
 from rc_jax import checkpoint, contrast
 from rc_jax.train_state import TrainState
+from tests import processes
 
 
 def state(step: int, seed: int = 0, dtype: str = "float32", with_bank: bool = True) -> TrainState:
@@ -186,8 +184,5 @@ def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
   code = (
     f"import tests.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
   )
-  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-  root = pathlib.Path(__file__).parents[1]
-  command = [sys.executable, "-c", code]
-  finished = subprocess.run(command, env=os.environ | environment, cwd=root, capture_output=True, text=True)
-  assert finished.returncode == 0 and "the same keys everywhere" in finished.stdout, finished.stderr[-3000:]
+  (printed,) = processes.run("-c", code, devices=8)
+  assert "the same keys everywhere" in printed

@@ -16,7 +16,7 @@ from rc_jax import data, evaluate, models, weight_names
 from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.models import Network, Outputs
-from tests import run_tiny
+from tests import processes, run_tiny
 
 INFO = DatasetInfo(
   name="three",
@@ -157,15 +157,8 @@ def on_eight_devices() -> dict:
     "import json, jax; from tests.test_evaluate import RULES, scored; assert jax.device_count() == 8; "
     "print(json.dumps({rule: scored(rule) for rule in RULES.values()}))"
   )
-  finished = subprocess.run(
-    [sys.executable, "-c", code],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-    cwd=run_tiny.ROOT,
-    capture_output=True,
-    text=True,
-  )
-  assert finished.returncode == 0, finished.stderr[-3000:]
-  return json.loads(finished.stdout.splitlines()[-1])
+  (printed,) = processes.run("-c", code, devices=8)
+  return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("data_set", RULES)
@@ -240,7 +233,7 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   process = subprocess.run(
     ["launch/local.sh", "2", *command[3:]],
     cwd=run_tiny.ROOT,
-    env={**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"},
+    env={**os.environ, **processes.with_devices(1), "PYTHON": sys.executable},
     capture_output=True,
     text=True,
     timeout=240,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rc_jax import inference
 from rc_jax.data import synthetic
-from tests import tiny_predictions
+from tests import processes, tiny_predictions
 from tests.run_tiny import ROOT
 
 INFO = synthetic.INFO
@@ -177,3 +177,33 @@ def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> N
   assert all(
     content == after[name] for name, content in before.items() if not name.split("/")[-1].startswith(".")
   )
+
+
+def test_two_processes_label_every_image_and_write_one_submission(tmp_path: pathlib.Path) -> None:
+  images = tmp_path / "images"
+  images.mkdir()
+  for number in range(9):
+    Image.fromarray(scene(number)).resize((57, 41 + number % 2)).save(images / f"{number}.png")
+  whole = (images / "5.png").read_bytes()
+  alone, together = tmp_path / "alone", tmp_path / "together"
+  options = {"dataset": "ade20k", "layout": "ade20k"}
+  assert tiny_predictions.label(images, alone, probabilities=True, **options) == 0
+  command = ["-m", "tests.tiny_predictions", str(images), str(together)]
+  command += [f"{name}={value}" for name, value in options.items()]
+
+  # The second process finds a file damaged: the first writes no submission, and both say so by their status.
+  (images / "5.png").write_bytes(whole[: len(whole) // 2])
+  started = processes.start(command, processes=2)
+  first, second = (process.communicate(timeout=200)[0] for process in started)
+  assert [process.returncode for process in started] == [1, 1], first + second
+  assert "not labelled: " not in first and "5.png" in second
+  for printed in (first, second):
+    assert "ValueError: --format=ade20k: no submission was written, as 1 of 9 images" in printed
+  assert not list(together.glob("*.zip")) and len(list((together / "labels").iterdir())) == 8
+
+  (images / "5.png").write_bytes(whole)
+  (printed, _) = processes.run(*command, processes=2)
+  assert "8 of 9 images are labelled already" in printed and "9 label images" in printed
+  assert contents(together) == contents(alone)
+  zips = [folder / "ade20k_images.zip" for folder in (alone, together)]
+  assert zips[0].read_bytes() == zips[1].read_bytes()

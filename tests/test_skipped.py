@@ -1,16 +1,13 @@
 """What could not be read: told once, listed in the run's folder, counted over sessions and processes."""
 
 import json
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rc_jax.skipped import FILE, Skipped
-from tests import run_tiny
+from tests import processes, run_tiny
 
 
 def _listed(workdir):
@@ -78,11 +75,12 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
 
 PROCESS = """
 import sys, pathlib, jax
+from rc_jax import sharding
 from rc_jax.skipped import Skipped
 
-folder, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-jax.distributed.initialize(f"localhost:{port}", 2, index)
-skipped = Skipped(folder, 2, None)
+sharding.connect()
+index = jax.process_index()
+skipped = Skipped(pathlib.Path(sys.argv[1]), 2, None)
 assert skipped.add({"next_batch": 1}) == {"next_batch": 1}
 own = {"next_batch": 2}
 if index:
@@ -97,21 +95,6 @@ except ValueError as error:
 
 
 def test_processes_agree(tmp_path):
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = str(probe.getsockname()[1])
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", PROCESS, str(tmp_path), port, str(index)],
-      cwd=run_tiny.ROOT,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(2)
-  ]
-  for process in processes:
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 0, err
-    assert "3 training images cannot be read" in out
+  for printed in processes.run("-c", PROCESS, str(tmp_path), processes=2):
+    assert "3 training images cannot be read" in printed
   assert [line["index"] for line in _listed(tmp_path)] == [7, 0, 1]

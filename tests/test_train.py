@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rc_jax import train
-from tests import run_tiny
+from tests import processes, run_tiny
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +105,13 @@ def test_scoring_alone_gives_the_number_that_the_run_logged(undisturbed, cache, 
 def test_two_processes_train_the_same_run(undisturbed, cache, tmp_path) -> None:
   """``launch/local.sh`` with a device each: stopped by SIGTERM together, resumed, and the run is the same."""
   flags = run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")[3:]
-  environment = {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+  environment = {"PYTHON": sys.executable, "JAX_COMPILATION_CACHE_DIR": str(cache)}
 
   def start() -> subprocess.Popen:
     return subprocess.Popen(
       ["launch/local.sh", "2", *flags],
       cwd=run_tiny.ROOT,
-      env={**os.environ, **environment},
+      env={**os.environ, **processes.with_devices(1), **environment},
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -17,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from rc_jax import contrast, losses, models, optimizer, program_cost, resize, sharding, train
 from rc_jax.train_step import make_train_step
-from tests import run_tiny
+from tests import processes, run_tiny
 
 CLASSES = 4
 CROP = (33, 41)
@@ -168,39 +164,14 @@ def save_updates(path: pathlib.Path) -> None:
     np.savez(path, **saved)
 
 
-def in_processes(code: str, processes: int, devices: int) -> list[str]:
-  """Runs code in so many processes of one run, with so many devices each; returns what each printed."""
-  options = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-  environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": options}
-  if processes > 1:
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      environment["RC_JAX_COORDINATOR"] = f"127.0.0.1:{free.getsockname()[1]}"
-    environment["RC_JAX_PROCESSES"] = str(processes)
-  started = [
-    subprocess.Popen(
-      [sys.executable, "-c", code],
-      env={**os.environ, **environment, **({"RC_JAX_PROCESS_ID": str(i)} if processes > 1 else {})},
-      cwd=pathlib.Path(__file__).parents[1],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(processes)
-  ]
-  printed = [process.communicate(timeout=300)[0] for process in started]
-  assert not any(process.returncode for process in started), "\n".join(printed)[-3000:]
-  return printed
-
-
 def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathlib.Path) -> None:
   saved = {}
-  for processes, devices in ((1, 1), (1, 8), (2, 4)):
-    path = tmp_path / f"{processes}x{devices}.npz"
+  for number, devices in ((1, 1), (1, 8), (2, 4)):
+    path = tmp_path / f"{number}x{devices}.npz"
     code = f"import tests.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
-    in_processes(code, processes, devices)
-    saved[processes, devices] = np.load(path)
-    assert saved[processes, devices]["devices"] == processes * devices
+    processes.run("-c", code, processes=number, devices=devices)
+    saved[number, devices] = np.load(path)
+    assert saved[number, devices]["devices"] == number * devices
   one = saved.pop((1, 1))
   first = [name for name in one.files if name.startswith("first")]
   assert len(first) > 50
@@ -234,7 +205,7 @@ def print_collectives() -> None:
 
 
 def test_no_message_grows_with_the_bank() -> None:
-  (printed,) = in_processes("import tests.test_train_step as t; t.print_collectives()", 1, 8)
+  (printed,) = processes.run("-c", "import tests.test_train_step as t; t.print_collectives()", devices=8)
   small, large = map(json.loads, printed.splitlines()[-2:])
   assert small == large
   # All but a little are the gradients: statistics, queries (8 x 4 of 16 channels) and metrics.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import checkpoint, export, models, predict
+from rc_jax import checkpoint, data, export, models, predict, sharding
 from rc_jax.config import Config
 from rc_jax.models import Network, Outputs, Variables
 from tests.run_tiny import get_config
@@ -50,10 +50,15 @@ def colour_variables(seed: int = 0, classes: int = 11) -> Variables:
   return Variables({"kernel": jnp.asarray(kernel)}, {"unread": jnp.zeros(2)})
 
 
-def label(images: pathlib.Path | None, output: pathlib.Path, *, seed: int = 0, **options) -> int:
+def label(
+  images: pathlib.Path | None, output: pathlib.Path, *, seed: int = 0, dataset: str = "synthetic", **options
+) -> int:
   """Runs ``--mode=predict`` with ``colours``; returns its exit status."""
-  with _instead(colours(), colour_variables(seed), 7 + seed):
-    return predict.run(tiny_config(), output.parent, None, images, output=output, **options)
+  config = tiny_config()
+  config.dataset.name = dataset
+  classes = data.info(dataset, "").num_classes
+  with _instead(colours(classes), colour_variables(seed, classes), 7 + seed):
+    return predict.run(config, output.parent, None, images, output=output, **options)
 
 
 def export_tiny(output: pathlib.Path, **options) -> pathlib.Path:
@@ -79,4 +84,6 @@ def _instead(network: Network | None, variables: Variables, step: int) -> Iterat
 
 
 if __name__ == "__main__":
-  sys.exit(label(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), probabilities=True))
+  sharding.connect()
+  options = dict(option.split("=") for option in sys.argv[3:])
+  sys.exit(label(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), probabilities=True, **options))

@@ -1,15 +1,14 @@
 """Banks spread over eight devices: the same values, gradients and keys as on one, and no message as large as a bank."""
 
-import os
 import re
-import subprocess
-import sys
 import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from tests import processes
 
 B, N, M, C = 4, 6, 30, 8
 
@@ -78,14 +77,9 @@ def run_checks() -> None:
 
 
 def test_one_device_and_eight_agree():
-  environment = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-  }
-  command = [sys.executable, "-c", "from tests.contrast.test_sharded import run_checks; run_checks()"]
-  finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-  assert finished.returncode == 0, finished.stderr[-3000:]
-  assert "equal on 1 and 8 devices" in finished.stdout
+  code = "from tests.contrast.test_sharded import run_checks; run_checks()"
+  (printed,) = processes.run("-c", code, devices=8)
+  assert "equal on 1 and 8 devices" in printed
 
 
 def test_an_axis_that_the_mesh_lacks_is_named():
