@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import contrast, data, models, optimizer, sharding, train
+from rc_jax import beginning, contrast, data, models, optimizer, sharding
 from rc_jax.config import Config, square
 from rc_jax.train_step import make_train_step
 
@@ -50,7 +50,7 @@ def one_step(config: Config) -> Callable[[], Any]:
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   mesh = sharding.global_mesh()
-  state, update_rule = train.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)
+  state, update_rule = beginning.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)
   if state.bank is not None:
     state = dataclasses.replace(state, bank=full_bank(state.bank))
   rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import data, models, optimizer, program_cost, sharding, train
+from rc_jax import beginning, data, models, optimizer, program_cost, sharding
 from rc_jax.config import Config, square
 from rc_jax.contrast import streamed
 from rc_jax.models.stage_costs import forward_flops
@@ -123,7 +123,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
   kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   state, batch, update_rule = _abstract(config, network, mesh)
-  step = train.jitted_step(config, network, update_rule, state, mesh)
+  step = beginning.jitted_step(config, network, update_rule, state, mesh)
 
   effort = (
     "sizes and messages alone" if fast else "at full effort, which may take minutes; --fast leaves out speed"
@@ -205,7 +205,7 @@ def _abstract(config: Config, network: models.Network, mesh: Any) -> tuple[Any, 
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
   images = config.contrast.bank_size or _training_images(config)
   state = jax.eval_shape(
-    lambda variables: train.fresh_state(config, network, variables, update_rule, images, mesh), variables
+    lambda variables: beginning.fresh_state(config, network, variables, update_rule, images, mesh), variables
   )
   whole, slots, spread = sharding.replicated(mesh), sharding.slots(mesh), sharding.batched(mesh)
 
@@ -227,7 +227,7 @@ def _abstract(config: Config, network: models.Network, mesh: Any) -> tuple[Any, 
 def _training_images(config: Config) -> int:
   """Counts the training set, which ``contrast.bank_size=0`` stands for."""
   dataset = config.dataset
-  if not train.reads_banks(config):
+  if not beginning.reads_banks(config):
     return 1
   try:
     return len(data.load(dataset.name, dataset.root, dataset.train_split))

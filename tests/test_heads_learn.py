@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax import models, optimizer, sharding, train
+from rc_jax import beginning, models, optimizer, sharding
 from rc_jax.train_step import make_train_step
 from tests import run_tiny
 
@@ -43,7 +43,7 @@ def test_one_update_lowers_the_loss_of_its_batch(head, backbone):
   config.optimizer.learning_rate, config.optimizer.head_multiplier = 1.0, 1.0
   config.optimizer.weight_decay = 0.0
   network = models.build(config.model, CLASSES)
-  state, update_rule = train.initial_state(config, network, 20, sharding.local_mesh(), fresh=True)
+  state, update_rule = beginning.initial_state(config, network, 20, sharding.local_mesh(), fresh=True)
   params = state.params | {"backbone": calmed(state.params["backbone"])}
   state = dataclasses.replace(state, params=params)
   random = np.random.default_rng(0)

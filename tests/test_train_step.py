@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from rc_jax import contrast, losses, models, optimizer, program_cost, resize, sharding, train
+from rc_jax import beginning, contrast, losses, models, optimizer, program_cost, resize, sharding
 from rc_jax.train_step import make_train_step
 from tests import processes, run_tiny
 
@@ -46,7 +46,7 @@ def batch(seed: int = 0) -> dict[str, jax.Array]:
 def begin(config):
   network = models.build(config.model, CLASSES)
   mesh = sharding.global_mesh()
-  state, update_rule = train.initial_state(config, network, training_images=12, mesh=mesh, fresh=True)
+  state, update_rule = beginning.initial_state(config, network, training_images=12, mesh=mesh, fresh=True)
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   return network, state, jax.jit(make_train_step(network, update_rule, schedule, config))
 
@@ -112,7 +112,7 @@ def test_step_schedule_and_statistics_move(run) -> None:
 def test_the_baseline_has_no_bank_and_no_contrast(fields) -> None:
   config = tiny(**fields)
   network = models.build(config.model, CLASSES)
-  state, update_rule = train.initial_state(config, network, 12, sharding.global_mesh(), fresh=True)
+  state, update_rule = beginning.initial_state(config, network, 12, sharding.global_mesh(), fresh=True)
   assert state.bank is None
   schedule = optimizer.learning_rate(config.optimizer, 20)
   step = make_train_step(network, update_rule, schedule, config)
@@ -142,7 +142,7 @@ def save_updates(path: pathlib.Path) -> None:
   config = tiny(model__dropout=0.1)
   network = models.build(config.model, CLASSES)
   mesh = sharding.global_mesh()
-  state, update_rule = train.initial_state(config, network, 12, mesh, fresh=True)
+  state, update_rule = beginning.initial_state(config, network, 12, mesh, fresh=True)
   step = jax.jit(make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config))
   saved: dict[str, Any] = {"devices": jax.device_count()}
   rows = slice(*(8 * (jax.process_index() + i) // jax.process_count() for i in (0, 1)))
@@ -193,7 +193,7 @@ def print_collectives() -> None:
     config = tiny(contrast__bank_size=size)
     network = models.build(config.model, CLASSES)
     mesh = sharding.global_mesh()
-    state, update_rule = train.initial_state(config, network, 12, mesh, fresh=True)
+    state, update_rule = beginning.initial_state(config, network, 12, mesh, fresh=True)
     step = make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config)
     own = {name: np.asarray(value) for name, value in batch().items()}
     shardings = (sharding.of(state), sharding.replicated(mesh))

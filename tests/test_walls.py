@@ -32,6 +32,7 @@ FLOORS = (
   ("inspection.py", "predict.py", "prepare.py", "report.py", "summary.py", "compare.py"),
   ("evaluate.py", "overlay.py", "pictures.py", "submission.py"),
   ("prediction_folder.py",),
+  ("beginning.py",),
   ("train_step.py",),
   ("many_sizes.py",),
   ("inference.py", "contact_sheet.py"),
