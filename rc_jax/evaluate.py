@@ -213,6 +213,11 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
   return checkpoint.restore_model(folder, template.params, template.batch_stats)
 
 
+def origin(path: pathlib.Path) -> pathlib.Path:
+  """Returns what ``restore`` reads: the folder of one step, or the file of weights. Raises as ``checkpoint.find``."""
+  return path.resolve() if path.is_file() else checkpoint.find(path)
+
+
 def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
   variables = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
   whole = config.model.copy_and_resolve_references()

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from rc_jax import checkpoint, data, evaluate, models, predict, sharding, whole_file
+from rc_jax import data, evaluate, models, predict, sharding, whole_file
 from rc_jax.config import Config, as_dict
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
 from rc_jax.prediction_folder import settings_of
@@ -48,7 +48,7 @@ def run(
   Args:
     config: a validated config; ``eval`` says which scales, flip and window the program has.
     workdir: where the newest checkpoint is looked for.
-    checkpoint_path: a run, or one step of it; None: the newest of ``workdir``.
+    checkpoint_path: a run, one step of it, or a file of weights from elsewhere; None: the newest of ``workdir``.
     size: height and width of the images, ``"1024,2048"``.
     batch: images of one call; 0: any number.
     platforms: where it shall run, of ``PLATFORMS``. Each has its own form of the convolutions in the program.
@@ -92,7 +92,7 @@ def run(
     network, config, variables, (height, width), batch, platforms, weights == "inside", probabilities
   )
   settings = settings_of(
-    as_dict(config), variables, checkpoint.find(checkpoint_path or workdir), restored.step
+    as_dict(config), variables, evaluate.origin(checkpoint_path or workdir), restored.step
   )
   metadata = _metadata(info, exported, settings, (height, width), batch, weights, probabilities)
 

@@ -106,7 +106,14 @@ class ImageSet:
       out_shardings=sharding.batched(self.mesh),
     )
 
-    self._argmax = jax.jit(lambda total: jnp.argmax(total, axis=-1).astype(jnp.uint8))
+    def label(shares: bool, total: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+      labels = jnp.argmax(total, axis=-1).astype(jnp.uint8)
+      if not shares:
+        return labels, None
+      rounded = jnp.round(255 * (total / self.views.total)).astype(jnp.uint8)
+      return labels, rounded.transpose(0, 3, 1, 2)
+
+    self._label = jax.jit(label, static_argnums=0, out_shardings=sharding.batched(self.mesh))
 
   def groups(self, examples: Iterable[Example]) -> Iterator[Group]:
     """Gathers examples that share a canvas and a number of windows; each is in one group.
@@ -155,13 +162,23 @@ class ImageSet:
     return total
 
   def labels(
-    self, params: Any, batch_stats: Any, examples: Iterable[Example]
-  ) -> Iterator[tuple[Example, np.ndarray]]:
-    """Yields each example once, with the train ids predicted for it, uint8 ``[H,W]``; order as groups fill."""
-    before: tuple[Group, jax.Array] | None = None
+    self, params: Any, batch_stats: Any, examples: Iterable[Example], probabilities: bool = False
+  ) -> Iterator[tuple[Example, np.ndarray, np.ndarray | None]]:
+    """Labels each example once, in the order in which groups fill.
+
+    Args:
+      params: arrays on every device of the mesh (``sharding.local_copy``).
+      batch_stats: likewise.
+      examples: dictionaries with an ``image``, uint8 ``[H,W,3]``, which come back with their labels.
+      probabilities: whether to return them.
+
+    Yields:
+      The example, train ids uint8 ``[H,W]``, and probabilities as uint8 ``[N,H,W]`` of 255ths, or None.
+    """
+    before: tuple[Group, tuple[jax.Array, jax.Array | None]] | None = None
     for group in self.groups(examples):
       # One group stays in flight, so that decoding and computing overlap.
-      computed = (group, self._argmax(self.probabilities(params, batch_stats, group)))
+      computed = (group, self._label(probabilities, self.probabilities(params, batch_stats, group)))
       if before is not None:
         yield from _cropped(*before)
       before = computed
@@ -205,10 +222,17 @@ class ImageSet:
       yield self._group([example for _, example in taken])
 
 
-def _cropped(group: Group, labels: jax.Array) -> Iterator[tuple[Example, np.ndarray]]:
-  for example, own in zip(group.examples, np.asarray(labels), strict=False):
+def _cropped(
+  group: Group, computed: tuple[jax.Array, jax.Array | None]
+) -> Iterator[tuple[Example, np.ndarray, np.ndarray | None]]:
+  labels, shares = np.asarray(computed[0]), None if computed[1] is None else np.asarray(computed[1])
+  for row, example in enumerate(group.examples):
     height, width = example["image"].shape[:2]
-    yield example, own[:height, :width]
+    yield (
+      example,
+      labels[row, :height, :width],
+      None if shares is None else shares[row, :, :height, :width],
+    )
 
 
 def _by_work(key: tuple[int, int, int]) -> tuple[int, int, int]:

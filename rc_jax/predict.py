@@ -9,7 +9,7 @@ import collections
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import checkpoint, data, evaluate, inference, models, overlay, pictures, sharding, submission
-from rc_jax.config import Config, as_dict
+from rc_jax import data, evaluate, inference, many_sizes, models, overlay, pictures, sharding, submission
+from rc_jax.config import Config, as_dict, square
 from rc_jax.pictures import Picture
 from rc_jax.prediction_folder import PredictionFolder, label_image, settings_of
 from rc_jax.run_log import Progress, duration, say
@@ -29,6 +29,8 @@ JPEG_QUALITY = 92
 LONG_COMPILING = 30  # seconds of compiling that a user is told of
 
 Labeller = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+# An image with its train ids uint8 [H,W], and the classes' probabilities uint8 [N,H,W] of 255ths where asked for.
+Labelled = tuple[Picture, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 def run(
@@ -49,7 +51,7 @@ def run(
   Args:
     config: a validated config.
     workdir: where the newest checkpoint is looked for.
-    checkpoint_path: a run, or one step of it; None: the newest of ``workdir``.
+    checkpoint_path: a run, one step of it, or a file of weights from elsewhere; None: the newest of ``workdir``.
     images: an image or a folder of images; None: the images of ``config.eval.split``.
     output: where predictions go; None: ``workdir/predictions``.
     recursive: also label the images in the folders of ``images``.
@@ -83,7 +85,7 @@ def run(
   weights = sharding.local_copy((restored.params, restored.batch_stats))
   folder = PredictionFolder(
     output,
-    settings_of(as_dict(config), weights, checkpoint.find(checkpoint_path or workdir), restored.step),
+    settings_of(as_dict(config), weights, evaluate.origin(checkpoint_path or workdir), restored.step),
     overwrite=overwrite,
     process=jax.process_index(),
     remedy="--output=DIR for another folder",
@@ -153,45 +155,92 @@ def _label_all(
   suffixes: dict[str, str],
 ) -> list[ValueError]:
   """Labels the pictures that are left; returns the errors of those that cannot be read."""
-  mesh = sharding.local_mesh()
-  # Of all pictures, not of those left: a resumed run computes in the same batches' shape.
-  counts = collections.Counter(picture.size for picture in wanted)
-  largest = config.eval.batch_size * mesh.devices.size
-
-  def rows(picture: Picture) -> int:
-    devices = mesh.devices.size
-    return min(largest, -(-counts[picture.size] // devices) * devices)
-
-  sizes = len({picture.size for picture in left if picture.size})
-  if left:
-    say(
-      f"labelling {len(left)} images of {sizes} {'size' if sizes == 1 else 'sizes'}; each size compiles a program"
-    )
-  label = _make_labeller(network, config, weights, "probabilities" in suffixes, sizes)
-  progress = Progress("labelling", len(left), unit="images")
+  if not left:
+    return []
   mine = pictures.by_size(left)[jax.process_index() :: jax.process_count()]
+  progress = Progress("labelling", len(left), unit="images")
   unreadable: list[ValueError] = []
+
+  def readable() -> Iterator[tuple[Picture, np.ndarray]]:
+    for picture, image in pictures.read_ahead(mine, config.data.threads):
+      if isinstance(image, ValueError):
+        unreadable.append(image)
+        progress.advance(jax.process_count())
+      else:
+        yield picture, image
+
+  probabilities, images = "probabilities" in suffixes, _counted(len(left), "image")
+  if config.eval.crop_size:
+    height, width = square(config.eval.crop_size)
+    say(f"labelling {images} by windows of {height} x {width}")
+    labelled = _by_windows(network, config, weights, probabilities, readable())
+  else:
+    sizes = len({picture.size for picture in left if picture.size})
+    say(f"labelling {images} of {_counted(sizes, 'size')}; each size compiles a program")
+    # Of all pictures, not of those left: a resumed run computes in the same batches' shape.
+    counts = collections.Counter(picture.size for picture in wanted)
+    label = _make_labeller(network, config, weights, probabilities, sizes)
+    labelled = _by_size(label, counts, config.eval.batch_size, readable())
+
   with ThreadPoolExecutor(config.data.threads) as pool:
     writing: collections.deque[Future] = collections.deque()
-    for group, errors in _batches(pictures.read_ahead(mine, config.data.threads), rows):
-      unreadable += errors
-      if group:
-        images = np.stack([image for _, image in group])
-        # Short groups are filled up: a batch size of its own would be a program of its own.
-        padding = np.broadcast_to(images[:1], (rows(group[0][0]) - len(group), *images.shape[1:]))
-        batch = np.concatenate([images, padding])
-        labels, probabilities = label(batch)
-        for row, (picture, image) in enumerate(group):
-          chances = probabilities[row] if probabilities is not None else None
-          writing.append(pool.submit(_write, folder, picture, image, labels[row], chances, info, suffixes))
-        # Few wait to be written: each holds an image, and with probabilities N times that.
-        while len(writing) > 2 * config.data.threads:
-          writing.popleft().result()
-      progress.advance((len(group) + len(errors)) * jax.process_count())
+    for picture, image, labels, chances in labelled:
+      writing.append(pool.submit(_write, folder, picture, image, labels, chances, info, suffixes))
+      # Few wait to be written: each holds an image, and with probabilities N times that.
+      while len(writing) > 2 * config.data.threads:
+        writing.popleft().result()
+      progress.advance(jax.process_count())
     for future in writing:
       future.result()
   progress.close()
   return unreadable
+
+
+def _by_windows(
+  network: models.Network,
+  config: Config,
+  weights: tuple[Any, Any],
+  probabilities: bool,
+  read: Iterator[tuple[Picture, np.ndarray]],
+) -> Iterator[Labelled]:
+  """Labels by the programs that scores are made with: images of a thousand sizes compile the network once."""
+  images = many_sizes.ImageSet(network, config.eval)
+  examples = ({"image": image, "picture": picture} for picture, image in read)
+  for example, labels, chances in images.labels(*weights, examples, probabilities):
+    yield example["picture"], example["image"], labels, chances
+
+
+def _by_size(
+  label: Labeller,
+  counts: Mapping[tuple[int, int] | None, int],
+  batch_size: int,
+  read: Iterator[tuple[Picture, np.ndarray]],
+) -> Iterator[Labelled]:
+  """Labels whole images, neighbours of one size together; ``counts``: how many there are of each size."""
+  devices = sharding.local_mesh().devices.size
+
+  def rows(picture: Picture) -> int:
+    return min(batch_size * devices, -(-counts[picture.size] // devices) * devices)
+
+  def labelled(group: list[tuple[Picture, np.ndarray]]) -> Iterator[Labelled]:
+    images = np.stack([image for _, image in group])
+    # Short groups are filled up: a batch size of its own would be a program of its own.
+    padding = np.broadcast_to(images[:1], (rows(group[0][0]) - len(group), *images.shape[1:]))
+    labels, chances = label(np.concatenate([images, padding]))
+    for row, (picture, image) in enumerate(group):
+      yield picture, image, labels[row], None if chances is None else chances[row]
+
+  group: list[tuple[Picture, np.ndarray]] = []
+  for picture, image in read:
+    if group and (image.shape != group[0][1].shape or rows(picture) != rows(group[0][0])):
+      yield from labelled(group)
+      group = []
+    group.append((picture, image))
+    if len(group) == rows(picture):
+      yield from labelled(group)
+      group = []
+  if group:
+    yield from labelled(group)
 
 
 def _make_labeller(
@@ -224,32 +273,13 @@ def _make_labeller(
       if len(seconds) == 1 and seconds[0] * (sizes - 1) > LONG_COMPILING:
         say(
           f"the program of the first size took {duration(seconds[0])} to compile; those of the other {sizes - 1} sizes "
-          f"will take about {duration(seconds[0] * (sizes - 1))} in all: images scaled to few sizes would save that"
+          f"will take about {duration(seconds[0] * (sizes - 1))} in all; a sliding window compiles one, such as "
+          f"--config.eval.crop_size={min(shape[1:3])}"
         )
     labels, chances = program(*weights, jax.device_put(images, spread))
     return np.asarray(labels), None if chances is None else np.asarray(chances)
 
   return label
-
-
-def _batches(
-  read: Iterator[tuple[Picture, np.ndarray | ValueError]], rows: Callable[[Picture], int]
-) -> Iterator[tuple[list[tuple[Picture, np.ndarray]], list[ValueError]]]:
-  """Groups neighbours of one size, with the errors met meanwhile; the last group may be empty."""
-  group: list[tuple[Picture, np.ndarray]] = []
-  errors: list[ValueError] = []
-  for picture, image in read:
-    if isinstance(image, ValueError):
-      errors.append(image)
-      continue
-    if group and (image.shape != group[0][1].shape or rows(picture) != rows(group[0][0])):
-      yield group, errors
-      group, errors = [], []
-    group.append((picture, image))
-    if len(group) == rows(picture):
-      yield group, errors
-      group, errors = [], []
-  yield group, errors
 
 
 def _write(
@@ -272,6 +302,10 @@ def _write(
     with folder.writing("probabilities", name, suffixes["probabilities"]) as file:
       np.savez_compressed(file, probabilities=chances, class_names=names, label_ids=ids)
   folder.mark_done(name, picture.stamp)
+
+
+def _counted(number: int, what: str) -> str:
+  return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _total(number: int) -> int:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from rc_jax import data, evaluate, models, weight_names
+from rc_jax import data, evaluate, inference, models, predict, weight_names
 from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.models import Network, Outputs
@@ -252,6 +253,22 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   assert json.loads((tmp_path / "eval" / "val.json").read_text()) == {"step": 0} | results
   labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(60))
   assert counts.confusion.sum() == labelled
+
+
+def test_a_file_of_weights_labels_images(weights, tmp_path: pathlib.Path) -> None:
+  path, variables = weights
+  image = np.random.default_rng(5).integers(0, 256, (41, 57, 3), np.uint8)
+  Image.fromarray(image).save(tmp_path / "a.png")
+  config = run_tiny.get_config()
+  config.eval.batch_size = 1
+  assert predict.run(config, tmp_path / "run", path, tmp_path / "a.png") == 0
+  network = models.build(config.model, data.info("synthetic", "").num_classes)
+  expected = inference.make_predictor(network, config.eval)(*variables, image[None])[0].argmax(-1)
+  with Image.open(tmp_path / "run" / "predictions" / "labels" / "a.png") as labels:
+    ids = np.asarray(labels)
+  assert (ids == data.info("synthetic", "").label_ids[expected]).mean() > 0.999  # but for ties
+  settings = json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())
+  assert settings["checkpoint"] == str(path)
 
 
 def test_a_file_of_another_network_is_refused(weights) -> None:

@@ -14,7 +14,7 @@ from jax import export as jax_export
 
 from rc_jax import export, inference, models
 from rc_jax.data import synthetic
-from tests import tiny_predictions
+from tests import run_tiny, tiny_predictions
 
 SIZE = (41, 57)
 # What jax needs, and nothing else.
@@ -152,7 +152,7 @@ def test_weights_beside_are_those_that_are_read() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(models.HEADS))
-@pytest.mark.parametrize("backbone", ["resnet_tiny", "hrnetv2_tiny"])
+@pytest.mark.parametrize("backbone", [run_tiny.BACKBONE, "hrnetv2_tiny"])
 def test_every_head_is_one_program_for_any_number_of_images(backbone: str, head: str) -> None:
   config = tiny_predictions.tiny_config()
   config.model.name, config.model.backbone = head, backbone

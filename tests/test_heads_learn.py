@@ -13,10 +13,10 @@ from tests import run_tiny
 CLASSES = 5
 SLOPE = 0.05  # by how much the gradient says that the loss falls
 # Those that supervise more than logits on the tiny network; the rest, and the real backbones, take minutes.
-QUICK = [(head, "resnet_tiny") for head in ("danet", "encnet", "ocrnet")]
+QUICK = [(head, run_tiny.BACKBONE) for head in ("danet", "encnet", "ocrnet")]
 SLOW = [
   pytest.param(head, backbone, marks=pytest.mark.slow)
-  for backbone in ("resnet_tiny", "hrnetv2_tiny", "resnet50", "hrnetv2_w18")
+  for backbone in (run_tiny.BACKBONE, "hrnetv2_tiny", "resnet50", "hrnetv2_w18")
   for head in sorted(models.HEADS)
   if (head, backbone) not in QUICK
 ]
@@ -38,7 +38,7 @@ def test_one_update_lowers_the_loss_of_its_batch(head, backbone):
   config = run_tiny.get_config()
   config.model.name, config.model.backbone, config.model.dropout = head, backbone, 0.0
   config.model.danet_key_channels = config.model.ocr_key_channels = config.model.encnet_codes = 8
-  config.model.multi_grid = (1, 1, 1) if backbone == "resnet50" else (1, 1)
+  config.model.multi_grid = (1, 1, 1) if backbone == "resnet50" else (1,)
   config.model.output_stride = 4 if backbone.startswith("hrnet") else 8
   config.optimizer.learning_rate, config.optimizer.head_multiplier = 1.0, 1.0
   config.optimizer.weight_decay = 0.0

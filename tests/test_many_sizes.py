@@ -123,7 +123,7 @@ def test_whole_images_are_grouped_by_their_size() -> None:
   sizes = [(8, 9), (5, 7)] * 5
   images = many_sizes.ImageSet(Network(None, None, predict, 3, 3, True), settings(batch_size=2))
   numbered = [{"image": image(*size), "name": number} for number, size in enumerate(sizes)]
-  seen = dict((example["name"], labels.shape) for example, labels in images.labels({}, {}, numbered))
+  seen = dict((example["name"], labels.shape) for example, labels, _ in images.labels({}, {}, numbered))
   assert seen == dict(enumerate(sizes))
   assert sorted(traced) == [(2, 5, 7, 3), (2, 8, 9, 3)]
 
@@ -132,11 +132,14 @@ def test_labels_are_the_most_probable_classes() -> None:
   fields = VIEWS["windows by four"]
   images = many_sizes.ImageSet(stand_in(), settings(**fields))
   examples = [{"image": image(*size), "name": size} for size in SIZES[:4]]
-  found = {example["name"]: labels for example, labels in images.labels({}, {}, examples)}
+  found = {example["name"]: rest for example, *rest in images.labels({}, {}, examples, probabilities=True)}
   assert found.keys() == set(SIZES[:4])
-  for size, labels in found.items():
-    assert labels.dtype == np.uint8
-    np.testing.assert_array_equal(labels, averaged(image(*size), **fields).argmax(-1))
+  for size, (labels, shares) in found.items():
+    expected = averaged(image(*size), **fields)
+    assert labels.dtype == shares.dtype == np.uint8
+    np.testing.assert_array_equal(labels, expected.argmax(-1))
+    total = expected.sum(axis=-1, keepdims=True)
+    assert np.abs(shares - 255 * (expected / total).transpose(2, 0, 1)).max() <= 0.5 + 1e-3
 
 
 def test_images_that_wait_too_long_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

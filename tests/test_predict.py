@@ -1,5 +1,6 @@
 """Folders of photos as people have them: odd modes, rotated, damaged; and a kill in the middle."""
 
+import dataclasses
 import os
 import pathlib
 import signal
@@ -26,9 +27,11 @@ def scene(seed: int = 0) -> np.ndarray:
   return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
 
 
-def expected_labels(image: np.ndarray) -> np.ndarray:
+def expected_labels(image: np.ndarray, window: int = 0) -> np.ndarray:
   """What the network says, without any of the code that reads and writes files."""
-  predict = inference.make_predictor(tiny_predictions.colours(), tiny_predictions.tiny_config().eval)
+  config = tiny_predictions.tiny_config()
+  config.eval.crop_size = (window, window) if window else ()
+  predict = inference.make_predictor(tiny_predictions.colours(), config.eval)
   return np.asarray(predict(*tiny_predictions.colour_variables(), image[None])[0]).argmax(-1)
 
 
@@ -96,6 +99,37 @@ def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
   assert (likeliest == chances.max(axis=0)).all()
   with Image.open(labelled / "overlays" / "rotated.jpg") as overlay:
     assert overlay.width > overlay.height
+
+
+def test_windows_compile_one_network_for_images_of_all_sizes(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  images, output = tmp_path / "images", tmp_path / "out"
+  images.mkdir()
+  seen = [Image.fromarray(scene(n)).resize((57 + 9 * n, 41 + 5 * n)) for n in range(6)]
+  for number, image in enumerate(seen):
+    image.save(images / f"{number}.png")
+  traced = []
+  network = tiny_predictions.colours()
+
+  def predict(params, batch_stats, pixels):
+    traced.append(pixels.shape)
+    return network.predict(params, batch_stats, pixels)
+
+  counting = dataclasses.replace(network, predict=predict)
+  monkeypatch.setattr(tiny_predictions, "colours", lambda classes: counting)
+  assert tiny_predictions.label(images, output, window=33, probabilities=True) == 0
+  assert traced == [(1, 33, 33, 3)]
+  monkeypatch.undo()
+  for number, image in enumerate(seen):
+    expected = INFO.label_ids[expected_labels(np.asarray(image), window=33)]
+    np.testing.assert_array_equal(read_labels(output, str(number)), expected)
+  # What a killed run had not done comes out the same, whatever is left to share its programs with.
+  before = contents(output)
+  for name in ("1", "4"):
+    (output / "labels" / f"{name}.png").unlink()
+  assert tiny_predictions.label(images, output, window=33, probabilities=True) == 0
+  assert contents(output) == before
 
 
 def test_what_is_done_is_not_done_again(

@@ -314,7 +314,7 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
   assert finished.returncode == 0 and not finished.stderr, finished.stderr
   assert list(tmp_path.iterdir()) == []  # neither the run's folder nor another
   for part in (
-    "deeplabv3 on resnet_tiny: 19 classes of cityscapes, activations in float32",
+    f"deeplabv3 on {run_tiny.BACKBONE}: 19 classes of cityscapes, activations in float32",
     "one image of 49 x 65 in training: logits on 7 x 9 (output stride 8), 16 channels",
     "memory banks: 20 keys x 19 classes x 16 of bfloat16, 0.0 MB",
     "as compiled for cpu",

@@ -51,11 +51,18 @@ def colour_variables(seed: int = 0, classes: int = 11) -> Variables:
 
 
 def label(
-  images: pathlib.Path | None, output: pathlib.Path, *, seed: int = 0, dataset: str = "synthetic", **options
+  images: pathlib.Path | None,
+  output: pathlib.Path,
+  *,
+  seed: int = 0,
+  dataset: str = "synthetic",
+  window: int = 0,
+  **options,
 ) -> int:
   """Runs ``--mode=predict`` with ``colours``; returns its exit status."""
   config = tiny_config()
   config.dataset.name = dataset
+  config.eval.crop_size = (window, window) if window else ()
   classes = data.info(dataset, "").num_classes
   with _instead(colours(classes), colour_variables(seed, classes), 7 + seed):
     return predict.run(config, output.parent, None, images, output=output, **options)
