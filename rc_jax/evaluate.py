@@ -179,7 +179,8 @@ def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | N
   if jax.process_index() == 0:
     path = write(workdir, results, counts, restored.step)
     say(table(results))
-    say(f"{len(source) / seconds:.2f} images/s, compilation included; written to {path}")
+    rate = f"{len(source) / seconds:.2f} images/s ({seconds / len(source):.2f} s each)"
+    say(f"{rate}, compilation included; written to {path}")
   return {"step": restored.step, **results}
 
 
