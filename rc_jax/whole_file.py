@@ -21,7 +21,7 @@ def writing(target: pathlib.Path) -> Iterator[BinaryIO]:
     os.replace(partial, target)
   except OSError as error:
     raise OSError(
-      f"{target}: cannot be written ({error.strerror}); make room there or write to another folder"
+      f"{target}: cannot be written ({error.strerror or error}); make room there or write to another folder"
     ) from error
   finally:
     with contextlib.suppress(OSError):

@@ -34,3 +34,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
 def test_a_folder_that_is_missing_is_told_in_one_line(tmp_path: pathlib.Path) -> None:
   with pytest.raises(OSError, match=r"b\.json: cannot be written \(No such file or directory\)"):
     whole_file.write_text(tmp_path / "nowhere" / "b.json", "text")
+
+
+def test_what_a_library_says_is_passed_on(tmp_path: pathlib.Path) -> None:
+  told = r"c\.jpg: cannot be written \(cannot write mode RGBA\)"
+  with pytest.raises(OSError, match=told), whole_file.writing(tmp_path / "c.jpg"):
+    raise OSError("cannot write mode RGBA")
