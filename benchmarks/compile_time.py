@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import steps
-from rc_jax import beginning, data, models, optimizer, sharding
+from rc_jax import data, models, sharding
 from rc_jax.config import square
-from rc_jax.train_step import make_train_step
+from rc_jax.training import initial_state, optimizer
+from rc_jax.training.train_step import make_train_step
 
 
 def main() -> None:
@@ -26,7 +27,9 @@ def main() -> None:
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   images = steps.TRAINING_IMAGES[info.name]
-  state, update_rule = beginning.initial_state(config, network, images, sharding.global_mesh(), fresh=False)
+  state, update_rule = initial_state.initial_state(
+    config, network, images, sharding.global_mesh(), fresh=False
+  )
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
   size = (arguments.batch_size, *square(config.train.crop_size))

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.contrast_loss import DIM, SIZES, Size
-from rc_jax import contrast, program_cost, sharding
-from rc_jax.ahead_of_time import CHIPS
+from rc_jax import contrast, sharding
 from rc_jax.contrast import streamed
+from rc_jax.costs import hlo_cost
+from rc_jax.costs.step_fit import CHIPS
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     trips = streamed.loop_trips(size.num_classes, slots, size.batch * size.present)
     others = trips | {"whole_tiles": 0, "other_tiles": trips["whole_tiles"]}
     clock = CHIPS[mesh.devices.flat[0].device_kind].clock
-    full, cleared = (program_cost.read(compiled.as_text(), each) for each in (trips, others))
+    full, cleared = (hlo_cost.read(compiled.as_text(), each) for each in (trips, others))
     memory: Any = compiled.memory_analysis()
     messages = ", ".join(f"{one.count} {one.kind} of {one.size / 1e6:.1f} MB" for one in full.collectives)
     print(

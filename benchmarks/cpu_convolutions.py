@@ -1,4 +1,4 @@
-"""A training step on a CPU with XLA's own convolutions and max pool, and with those of ``rc_jax/models/conv.py``.
+"""A training step on a CPU with XLA's own convolutions and max pool, and with those of ``rc_jax/ops/conv.py``.
 
 JAX_PLATFORMS=cpu python -m benchmarks.cpu_convolutions --config=configs/camvid.py:cpu [--rounds=5]
 """
@@ -9,7 +9,8 @@ import unittest.mock
 import flax.linen as nn
 
 from benchmarks import steps, timing
-from rc_jax.models import conv, conv_xla, resnet
+from rc_jax.models.backbones import resnet
+from rc_jax.ops import conv, conv_xla
 
 
 def main() -> None:

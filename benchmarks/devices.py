@@ -23,9 +23,10 @@ import jax
 import numpy as np
 
 from benchmarks.steps import recipe
-from rc_jax import beginning, contrast, data, models, sharding
-from rc_jax.checkpoint import Checkpoints
+from rc_jax import contrast, data, models, sharding
 from rc_jax.config import Config
+from rc_jax.training import initial_state
+from rc_jax.weights.checkpoint import Checkpoints
 
 
 def start(
@@ -65,7 +66,7 @@ def banks(config: Config, workdir: pathlib.Path) -> contrast.MemoryBank:
   """Restores the banks of a run's newest checkpoint onto one device."""
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   images = len(data.load(config.dataset.name, config.dataset.root, config.dataset.train_split))
-  state, _ = beginning.initial_state(config, network, images, sharding.global_mesh(), fresh=False)
+  state, _ = initial_state.initial_state(config, network, images, sharding.global_mesh(), fresh=False)
   with Checkpoints(workdir) as checkpoints:
     restored, _ = checkpoints.restore(state)
   return jax.device_get(restored.bank)

@@ -18,11 +18,12 @@ import jax
 import numpy as np
 
 from benchmarks.timing import in_turn, table
-from rc_jax import evaluate
 from rc_jax.config import defaults
-from rc_jax.data import Source, cityscapes
-from tests.parity import originals
-from tests.parity.encoder_decoders import COMMON, auxiliary, resnet_v1c
+from rc_jax.data import Source
+from rc_jax.data.datasets import cityscapes
+from rc_jax.evaluation.evaluator import make_evaluator
+from tests.support import originals
+from tests.support.encoder_decoders import COMMON, auxiliary, resnet_v1c
 
 torch = originals.torch
 CLASSES = cityscapes.INFO.num_classes
@@ -103,7 +104,7 @@ def main() -> None:
     config.eval.batch_size = arguments.batch_size
     if mode == "slide":
       config.eval.crop_size = (window, window)
-    evaluator = evaluate.make_evaluator(network, source, config)
+    evaluator = make_evaluator(network, source, config)
     theirs.test_cfg = ConfigDict(mode=mode, crop_size=(window, window), stride=(stride, stride))
     _, counts = evaluator(*variables, None)
     areas = scores_of_original(theirs, source)

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from benchmarks.steps import recipe
-from rc_jax import data, evaluate, metrics, models
+from rc_jax import data, models
 from rc_jax.config import square
+from rc_jax.evaluation import evaluator, metrics
 
 
 def main() -> None:
@@ -22,7 +23,7 @@ def main() -> None:
   source = data.load(config.dataset.name, arguments.root, config.eval.split)
   network = models.build(config.model, source.info.num_classes)
   variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
-  untrained, counts = evaluate.make_evaluator(network, source, config)(
+  untrained, counts = evaluator.make_evaluator(network, source, config)(
     variables.params, variables.batch_stats, None
   )
   pixels = counts.confusion.sum(axis=1)

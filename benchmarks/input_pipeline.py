@@ -40,8 +40,9 @@ from PIL import Image
 
 from benchmarks import timing
 from rc_jax import data
-from rc_jax.data import packing, transforms
-from rc_jax.data.source import FilePairs, lazily
+from rc_jax.data.augment import transforms
+from rc_jax.data.prepared import writer
+from rc_jax.data.reading.source import FilePairs, lazily
 
 CROP = (769, 769)
 SIZE = (1024, 2048)
@@ -80,12 +81,12 @@ def compare(arguments: argparse.Namespace, scratch: pathlib.Path) -> None:
     f"{len(raw)} examples of {'the Cityscapes in ' + arguments.root if arguments.root else 'drawn frames'}"
   )
   sources: dict[str, data.Source] = {"raw PNG": raw, "raw JPEG": as_jpeg(raw, scratch / "jpeg")}
-  for encoding in packing.ENCODINGS:
+  for encoding in writer.ENCODINGS:
     folder = scratch / encoding
-    with packing.alone(folder):
-      shards = packing.plan({"train": raw}, encoding)
-      packing.write(packing.begin(shards, folder), folder, 0, lambda count: None)
-      packing.finish(shards, folder)
+    with writer.alone(folder):
+      shards = writer.plan({"train": raw}, encoding)
+      writer.write(writer.begin(shards, folder), folder, 0, lambda count: None)
+      writer.finish(shards, folder)
     sources[f"prepared, {encoding}"] = data.load("cityscapes", str(folder), "train")
     size = sum(path.stat().st_size for path in folder.iterdir())
     files = sum(shard.raw_bytes() for shard in shards)

@@ -16,7 +16,7 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from rc_jax.run_log import say
+from rc_jax.console import say
 
 # recipe -> images of the batch on each chip of the smallest slice: the paper's batch on 8 chips, then as many a chip.
 RECIPES = {

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import beginning, contrast, data, models, optimizer, sharding
+from rc_jax import contrast, data, models, sharding
 from rc_jax.config import Config, square
-from rc_jax.train_step import make_train_step
+from rc_jax.training import initial_state, optimizer
+from rc_jax.training.train_step import make_train_step
 
 # Sizes of the training sets, for banks of `bank_size = 0`: a benchmark needs no data.
 TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 400}
@@ -50,7 +51,9 @@ def one_step(config: Config) -> Callable[[], Any]:
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   mesh = sharding.global_mesh()
-  state, update_rule = beginning.initial_state(config, network, TRAINING_IMAGES[info.name], mesh, fresh=False)
+  state, update_rule = initial_state.initial_state(
+    config, network, TRAINING_IMAGES[info.name], mesh, fresh=False
+  )
   if state.bank is not None:
     state = dataclasses.replace(state, bank=full_bank(state.bank))
   rng = np.random.default_rng(0)

@@ -364,3 +364,8 @@ def _size(field: str, size: Any) -> None:
     isinstance(size, tuple) and len(size) in (1, 2) and all(isinstance(s, int) and s > 0 for s in size)
   )
   _require(positive, field, size, "(height, width) in pixels, or one number for a square")
+
+
+def reads_banks(config: Config) -> bool:
+  """True where the contrast has memory banks."""
+  return uses_contrast(config) and bool(config.contrast.scope == "bank")

@@ -110,9 +110,9 @@ def main(argv: Sequence[str]) -> int:
       traceback.print_exc()
   print(f"error: {message}", file=sys.stderr, flush=True)
   if "jax" in sys.modules:
-    from rc_jax import sharding
+    from rc_jax import distributed
 
-    sharding.leave(USAGE_ERROR)
+    distributed.leave(USAGE_ERROR)
   return USAGE_ERROR
 
 
@@ -134,7 +134,7 @@ def _run(argv: Sequence[str]) -> int:
     return 0
   recipe = _parse(argv)
   if _MODE.value == "compare":
-    from rc_jax import compare
+    from rc_jax.modes import compare
 
     # Of two results, not of a config.
     compare.run(_RESULTS.value)
@@ -142,24 +142,24 @@ def _run(argv: Sequence[str]) -> int:
   config = _CONFIG.value
 
   # Imported once the flags are known to be right: a typo is answered in a second, not after JAX has started.
-  from rc_jax import sharding
+  from rc_jax import distributed
   from rc_jax.config import validate
 
   validate(config)
   config = config.copy_and_resolve_references()
   if _MODE.value == "summary":
-    from rc_jax import summary
+    from rc_jax.modes import summary
 
     # Of a config, not of a run: no folder is looked at, and one process is enough.
     summary.run(config)
     return 0
   if _MODE.value == "compile":
-    from rc_jax import ahead_of_time
+    from rc_jax.modes import compile
 
-    ahead_of_time.run(config, _TOPOLOGY.value, _FAST.value)
+    compile.run(config, _TOPOLOGY.value, _FAST.value)
     return 0
   if _MODE.value == "prepare":
-    from rc_jax import prepare
+    from rc_jax.modes import prepare
 
     prepare.run(config, _OUTPUT.value, _ENCODING.value, _SPLITS.value)
     return 0
@@ -167,27 +167,27 @@ def _run(argv: Sequence[str]) -> int:
   if workdir.exists() and not workdir.is_dir():
     raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")
   if _MODE.value == "inspect":
-    from rc_jax import inspection
+    from rc_jax.modes import inspect
 
-    return inspection.run(config, workdir, _SAMPLE.value)
+    return inspect.run(config, workdir, _SAMPLE.value)
   checkpoint = pathlib.Path(_CHECKPOINT.value) if _CHECKPOINT.value else None
   if checkpoint is not None and _CHECKPOINT.value.isdigit() and not checkpoint.exists():
     checkpoint = workdir / "checkpoints" / _CHECKPOINT.value
   if _MODE.value == "train" or checkpoint is not None:
     workdir.mkdir(parents=True, exist_ok=True)
   images = pathlib.Path(_IMAGES.value) if _IMAGES.value else None
-  sharding.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+  distributed.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
 
   if _MODE.value == "train":
-    from rc_jax import train
+    from rc_jax.modes import train
 
     return train.train(config, workdir)
   if _MODE.value == "eval":
-    from rc_jax import evaluate
+    from rc_jax.modes import eval
 
-    evaluate.run(config, workdir, checkpoint)
+    eval.run(config, workdir, checkpoint)
   elif _MODE.value == "predict":
-    from rc_jax import predict
+    from rc_jax.modes import predict
 
     return predict.run(
       config,
@@ -202,7 +202,7 @@ def _run(argv: Sequence[str]) -> int:
       layout=_FORMAT.value,
     )
   elif _MODE.value == "export":
-    from rc_jax import export
+    from rc_jax.modes import export
 
     export.run(
       config,
@@ -217,7 +217,7 @@ def _run(argv: Sequence[str]) -> int:
       overwrite=_OVERWRITE.value,
     )
   else:
-    from rc_jax import report
+    from rc_jax.modes import report
 
     report.run(config, workdir, checkpoint)
   return 0

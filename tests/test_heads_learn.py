@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax import beginning, models, optimizer, sharding
-from rc_jax.train_step import make_train_step
-from tests import run_tiny
+from rc_jax import models, sharding
+from rc_jax.training import initial_state, optimizer
+from rc_jax.training.train_step import make_train_step
+from tests.support import run_tiny
 
 CLASSES = 5
 SLOPE = 0.05  # by how much the gradient says that the loss falls
@@ -43,7 +44,7 @@ def test_one_update_lowers_the_loss_of_its_batch(head, backbone):
   config.optimizer.learning_rate, config.optimizer.head_multiplier = 1.0, 1.0
   config.optimizer.weight_decay = 0.0
   network = models.build(config.model, CLASSES)
-  state, update_rule = beginning.initial_state(config, network, 20, sharding.local_mesh(), fresh=True)
+  state, update_rule = initial_state.initial_state(config, network, 20, sharding.local_mesh(), fresh=True)
   params = state.params | {"backbone": calmed(state.params["backbone"])}
   state = dataclasses.replace(state, params=params)
   random = np.random.default_rng(0)

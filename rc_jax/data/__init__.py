@@ -6,12 +6,14 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rc_jax.data import ade20k, camvid, cityscapes, coco_stuff, folder, layout, prepared, synthetic
-from rc_jax.data.decode import read_image
-from rc_jax.data.examine import Examined, examine_all
-from rc_jax.data.mistaken import split_ids
-from rc_jax.data.pipeline import TrainBatches, evaluation_examples, train_batches
-from rc_jax.data.source import (
+from rc_jax.data.datasets import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
+from rc_jax.data.pipeline.batches import TrainBatches, evaluation_examples, train_batches
+from rc_jax.data.prepared import reader
+from rc_jax.data.reading import locate
+from rc_jax.data.reading.decode import read_image
+from rc_jax.data.reading.diagnose import split_ids
+from rc_jax.data.reading.examine import Examined, examine_all
+from rc_jax.data.reading.source import (
   IGNORE_LABEL,
   IMAGE_SUFFIXES,
   DatasetInfo,
@@ -70,7 +72,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
   """
   _check_name(name)
   with _hints(name, root):
-    opened = functools.partial(prepared.load, name) if _is_prepared(name, root) else DATASETS[name]
+    opened = functools.partial(reader.load, name) if _is_prepared(name, root) else DATASETS[name]
     parts = tuple(opened(root, part) for part in parts_of(name, split))
   for part in parts:
     if part.labelled != parts[0].labelled or (labels and not part.labelled):
@@ -90,7 +92,7 @@ def info(name: str, root: str) -> DatasetInfo:
   """
   _check_name(name)
   if _is_prepared(name, root):
-    return prepared.info(name, root)
+    return reader.info(name, root)
   with _hints(name, root):
     return folder.info(root) if name == "folder" else _INFOS[name]
 
@@ -116,11 +118,11 @@ def _hints(name: str, root: str) -> Iterator[None]:
   try:
     yield
   except FileNotFoundError as error:
-    raise FileNotFoundError(f"{error}{layout.hint(name, root)}") from None
+    raise FileNotFoundError(f"{error}{locate.hint(name, root)}") from None
 
 
 def _is_prepared(name: str, root: str) -> bool:
-  return name != "synthetic" and prepared.is_prepared(root)
+  return name != "synthetic" and reader.is_prepared(root)
 
 
 def _check_name(name: str) -> None:

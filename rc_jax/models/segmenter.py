@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.config import Config
-from rc_jax.models.ccnet import CCNetHead
-from rc_jax.models.conv import Conv
-from rc_jax.models.danet import DANetHead
-from rc_jax.models.deeplabv3 import DeepLabV3Head
-from rc_jax.models.deeplabv3plus import DeepLabV3PlusHead
-from rc_jax.models.encnet import EncNetHead
-from rc_jax.models.fcn import FCNHead
-from rc_jax.models.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
-from rc_jax.models.initial import initial_variables
-from rc_jax.models.ocrnet import OCRHead
-from rc_jax.models.outputs import Network, Outputs, Tree, Variables
-from rc_jax.models.pspnet import PSPHead
-from rc_jax.models.resnet import OUTPUT_STRIDES, RESNETS, STEMS, ResNet
+from rc_jax.models.backbones.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
+from rc_jax.models.backbones.resnet import OUTPUT_STRIDES, RESNETS, STEMS, ResNet
+from rc_jax.models.heads.ccnet import CCNetHead
+from rc_jax.models.heads.danet import DANetHead
+from rc_jax.models.heads.deeplabv3 import DeepLabV3Head
+from rc_jax.models.heads.deeplabv3plus import DeepLabV3PlusHead
+from rc_jax.models.heads.encnet import EncNetHead
+from rc_jax.models.heads.fcn import FCNHead
+from rc_jax.models.heads.ocrnet import OCRHead
+from rc_jax.models.heads.pspnet import PSPHead
+from rc_jax.models.initial_values import initial_variables
+from rc_jax.models.layers import Conv
+from rc_jax.models.network import Network, Outputs, Tree, Variables
 
 # The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)

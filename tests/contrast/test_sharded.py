@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import processes
+from tests.support import processes
 
 B, N, M, C = 4, 6, 30, 8
 

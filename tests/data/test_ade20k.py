@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data import ade20k
+from rc_jax.data.datasets import ade20k
 
 
 def _folder(root, ids, split="training", stem="ADE_train_00000001"):

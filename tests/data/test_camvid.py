@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import camvid
+from rc_jax.data.datasets import camvid
 
 
 def _folder(root, frames=("b", "a"), value=3, split="train"):

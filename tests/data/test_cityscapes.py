@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data import cityscapes
+from rc_jax.data.datasets import cityscapes
 
 # Written down apart from the table in the module: the 19 evaluated classes, in the order of their train ids.
 NAMES = (

@@ -6,7 +6,7 @@ import scipy.io
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data import coco_stuff
+from rc_jax.data.datasets import coco_stuff
 
 # Of the 182 named ids, those that no image shows.
 EMPTY = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91}

@@ -12,11 +12,12 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from rc_jax import data, inspection
+from rc_jax import data
 from rc_jax.config import defaults
-from rc_jax.data import camvid
-from tests.data import damaged_sets
-from tests.data.damaged_sets import photo, random_ids, save_label, save_mat
+from rc_jax.data.datasets import camvid
+from rc_jax.modes import inspect
+from tests.support import damaged_sets
+from tests.support.damaged_sets import photo, random_ids, save_label, save_mat
 
 IMAGE, LABEL = "images/train/1.png", "labels/train/1.png"  # of CamVid and of a folder
 FRAME = "leftImg8bit/train/ulm/ulm_train_1_leftImg8bit.png"
@@ -27,8 +28,8 @@ Damage = Callable[[pathlib.Path], None]
 
 @pytest.fixture(autouse=True)
 def no_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Pictures are looked at in tests/test_inspection.py."""
-  monkeypatch.setattr(inspection, "_sheets", lambda *_: ())
+  """Pictures are looked at in tests/modes/test_inspect.py."""
+  monkeypatch.setattr(inspect, "_sheets", lambda *_: ())
 
 
 def label_of(ids: np.ndarray, path: str = LABEL) -> Damage:
@@ -422,7 +423,7 @@ def test_a_defect_is_one_line_in_training_and_in_inspection(tmp_path: pathlib.Pa
     assert str(error) == in_training
     assert "does not exist" in in_training or "classes.csv" in in_training
     return
-  assert status == inspection.DEFECTIVE
+  assert status == inspect.DEFECTIVE
   assert report.count("DEFECT: ") == 1 and f"DEFECT: {in_training}\n" in report
 
 
@@ -447,7 +448,7 @@ def inspected(name: str, root: str, tmp_path: pathlib.Path) -> tuple[int, str]:
   config.dataset.name, config.dataset.root = name, root
   config.train.crop_size = (33, 33)
   config.eval.split = "test" if name == "coco_stuff_10k" else "val"
-  status = inspection.run(config, tmp_path / "run")
+  status = inspect.run(config, tmp_path / "run")
   return status, (tmp_path / "run/inspect/report.txt").read_text()
 
 
@@ -475,7 +476,7 @@ def test_all_defects_are_listed(tmp_path: pathlib.Path) -> None:
   bytes_of(b"")(root)  # and both halves of a pair
   bytes_of(LFS, "images/val/0.png")(root)
   status, report = inspected("camvid", str(root), tmp_path)
-  assert status == inspection.DEFECTIVE and report.count("DEFECT: ") == 10
+  assert status == inspect.DEFECTIVE and report.count("DEFECT: ") == 10
   assert len(re.findall(r"images/train/[2-8]\.png: this image has no label", report)) == 7
   assert "unexpected id 77: " in report
 
@@ -584,5 +585,5 @@ def test_what_is_odd_and_right_is_read(tmp_path: pathlib.Path, name: str) -> Non
   change(tmp_path / "set")
   read_all(made, str(tmp_path / "set"))
   status, report = inspected(made, str(tmp_path / "set"), tmp_path)
-  assert status == inspection.CLEAN and "DEFECT" not in report
+  assert status == inspect.CLEAN and "DEFECT" not in report
   assert "train: 2 images" in report

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from rc_jax.data.decoded_cache import GIB, Cached, DecodedCache, budget_bytes
+from rc_jax.data.pipeline.decoded_cache import GIB, Cached, DecodedCache, budget_bytes
 
 TABLE = 24  # bytes an example
 

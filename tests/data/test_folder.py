@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data import folder
-from rc_jax.data.palette import colormap
+from rc_jax.data.datasets import folder
+from rc_jax.data.reading.palette import colormap
 
 CLASSES = 'id,name,color\n3, road ,#804080\n0,"sky, clouds"\n7,ignore\n255,ignore\n9,car,\n'
 

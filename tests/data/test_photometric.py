@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageFilter
 
-from rc_jax.data import photometric
+from rc_jax.data.augment import photometric
 
 
 @pytest.fixture

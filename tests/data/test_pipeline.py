@@ -18,7 +18,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from rc_jax.data import camvid, evaluation_examples, synthetic, train_batches
+from rc_jax.data import evaluation_examples, train_batches
+from rc_jax.data.datasets import camvid, synthetic
 
 OFF = dict(photometric=False, cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
 ON = dict(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5, blur_sigma=(0.1, 2.0))

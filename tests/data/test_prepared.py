@@ -16,7 +16,8 @@ from etils import epath
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data import cityscapes, packing, prepared, tiles
+from rc_jax.data.datasets import cityscapes
+from rc_jax.data.prepared import reader, tiles, writer
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -60,19 +61,19 @@ def write_raw(root: pathlib.Path, counts: dict[str, int], unlabelled: str = "tes
 
 
 def pack(name: str, root: pathlib.Path, splits: list[str], output: pathlib.Path, encoding: str) -> None:
-  with packing.alone(output):
-    shards = packing.plan({split: data.DATASETS[name](str(root), split) for split in splits}, encoding)
-    packing.write(packing.begin(shards, output), output, 0, lambda count: None)
-    packing.finish(shards, output)
+  with writer.alone(output):
+    shards = writer.plan({split: data.DATASETS[name](str(root), split) for split in splits}, encoding)
+    writer.write(writer.begin(shards, output), output, 0, lambda count: None)
+    writer.finish(shards, output)
 
 
-@pytest.fixture(scope="module", params=packing.ENCODINGS)
+@pytest.fixture(scope="module", params=writer.ENCODINGS)
 def both(request, tmp_path_factory):
   """A raw folder and its prepared twin, in several shards."""
   folder = tmp_path_factory.mktemp("prepared")
   raw = write_raw(folder / "raw", {"train": 9, "val": 4, "test": 3})
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(packing, "_SHARD_BYTES", (10_000, 10_000))
+    patch.setattr(writer, "_SHARD_BYTES", (10_000, 10_000))
     pack("folder", raw, ["train", "val", "test"], folder / "packed", request.param)
   return raw, folder / "packed"
 
@@ -182,12 +183,12 @@ def test_a_damaged_record_is_named_and_the_others_are_read(both, tmp_path):
   for file in both[1].iterdir():
     (copy / file.name).write_bytes(file.read_bytes())
   shard = sorted(copy.glob("folder-val.array_record-*"))[0]
-  reader = array_record_module.ArrayRecordReader(str(shard))
-  record = reader.read([0])[0]
+  records = array_record_module.ArrayRecordReader(str(shard))
+  record = records.read([0])[0]
   content = bytearray(shard.read_bytes())
   content[content.index(record[40:80])] ^= 1
   shard.write_bytes(content)
-  assert packing.damaged(copy) == [shard.name] and packing.damaged(both[1]) == []
+  assert writer.damaged(copy) == [shard.name] and writer.damaged(both[1]) == []
   source = data.load("folder", str(copy), "val")
   with pytest.raises(ValueError, match=r"copy, example 0 of val: cannot be read") as error:
     source[0]
@@ -249,7 +250,7 @@ def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the samples are not here")
-@pytest.mark.parametrize("encoding", packing.ENCODINGS)
+@pytest.mark.parametrize("encoding", writer.ENCODINGS)
 @pytest.mark.parametrize(
   ("name", "folder", "split"),
   [
@@ -273,15 +274,15 @@ def test_nothing_imports_tensorflow(tmp_path):
 import sys
 import pathlib
 from rc_jax import data
-from rc_jax.data import packing
+from rc_jax.data.prepared import writer
 output = pathlib.Path({str(tmp_path / "packed")!r})
-with packing.alone(output):
-  shards = packing.plan({{"train": data.DATASETS["folder"]({str(tmp_path / "raw")!r}, "train")}}, "tiles")
-  packing.write(packing.begin(shards, output), output, 0, print)
-  packing.finish(shards, output)
+with writer.alone(output):
+  shards = writer.plan({{"train": data.DATASETS["folder"]({str(tmp_path / "raw")!r}, "train")}}, "tiles")
+  writer.write(writer.begin(shards, output), output, 0, print)
+  writer.finish(shards, output)
 source = data.load("folder", str(output), "train")
 print(len(source), source[1]["image"].shape, "tensorflow" in sys.modules)
 """
   finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert finished.returncode == 0 and finished.stdout.strip().endswith("False"), finished.stderr
-  assert prepared.is_prepared(str(tmp_path / "packed"))
+  assert reader.is_prepared(str(tmp_path / "packed"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import decode
-from rc_jax.data.decode import read_image, read_label
-from rc_jax.data.source import DatasetInfo, FilePairs, IncompleteSplit, pair_files
+from rc_jax.data.reading import decode
+from rc_jax.data.reading.decode import read_image, read_label
+from rc_jax.data.reading.source import DatasetInfo, FilePairs, IncompleteSplit, pair_files
 
 INFO = DatasetInfo(
   name="shapes",

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from rc_jax.data import synthetic
-from rc_jax.data.synthetic import INFO, StreetScenes
+from rc_jax.data.datasets import synthetic
+from rc_jax.data.datasets.synthetic import INFO, StreetScenes
 
 
 @pytest.fixture(scope="module")

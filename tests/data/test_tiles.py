@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from rc_jax.data import tiles, transforms
+from rc_jax.data.augment import transforms
+from rc_jax.data.prepared import tiles
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (33, 47, 3), (16, 16, 3), (40, 31), (5, 70, 3)])

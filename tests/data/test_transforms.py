@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import transforms, views
+from rc_jax.data.augment import crop_views, transforms
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_window_equals_resizing_the_whole_and_cropping(case):
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
   image = _picture(rng, *source)
   whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-  window = views.resized_window(image, size, (top, left, height, width))
+  window = crop_views.resized_window(image, size, (top, left, height, width))
   expected = whole[top : top + height, left : left + width]
   assert window.dtype == np.uint8 and window.shape == expected.shape
   # Pillow rounds after each of its two passes, and chooses which comes first by the size of what is asked for:
@@ -44,7 +44,7 @@ def test_window_equals_resizing_the_whole_and_cropping(case):
 def test_enlarged_window_is_bilinear(rng):
   image = _picture(rng, 7, 9)
   size = (17, 20)
-  window = views.resized_window(image, size, (3, 5, 10, 12)).astype(float)
+  window = crop_views.resized_window(image, size, (3, 5, 10, 12)).astype(float)
   for i in range(10):
     for j in range(12):
       y = min(max((i + 3 + 0.5) * 7 / 17 - 0.5, 0), 6)
@@ -64,7 +64,7 @@ def test_label_is_nearest_neighbour(case):
   label = rng.integers(0, 256, source, np.uint8)
   height, width = (int(rng.integers(1, side + 1)) for side in size)
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
-  window = views.nearest_window(label, size, (top, left, height, width))
+  window = crop_views.nearest_window(label, size, (top, left, height, width))
   half = fractions.Fraction(1, 2)
   for i in range(height):
     for j in range(width):
@@ -89,7 +89,7 @@ def test_image_and_label_stay_aligned(case):
     # Bilinear keeps the fraction that nearest rounds away; a shift by half a pixel would show in the mean.
     assert np.abs(difference).max() <= 1.5
     assert abs(difference.mean()) < 0.25
-    assert (out[~inside] == views.PADDING_COLOR).all()
+    assert (out[~inside] == crop_views.PADDING_COLOR).all()
     assert (out[inside][:, 2] == 77).all()
 
 
@@ -98,7 +98,7 @@ def test_scale_and_place_are_drawn_uniformly(rng):
   places, extents = [], []
   for _ in range(3000):
     view = transforms.random_view(x, rng, crop_size=(8, 8), scale=(0.5, 2.0))
-    image, label = views.image_window(np.dstack([y, y, x]), view), views.label_window(x, view)
+    image, label = crop_views.image_window(np.dstack([y, y, x]), view), crop_views.label_window(x, view)
     assert image.shape == (8, 8, 3)
     extents.append((int(label[0, -1]) - int(label[0, 0])) / 7)
     places.append(image[..., 2].mean() / 59)
@@ -150,29 +150,29 @@ def test_a_turned_window_equals_turning_the_whole_and_cropping(case):
   height, width = (int(rng.integers(4, side + 1)) for side in size)
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
   angle = float(rng.uniform(-180, 180) if case % 2 else rng.uniform(-10, 10))
-  view = views.View(size, (top, left, height, width), angle)
+  view = crop_views.View(size, (top, left, height, width), angle)
   image, label = _picture(rng, *source), rng.integers(0, 200, source, np.uint8)
   rotate = dict(angle=angle, center=(size[1] / 2, size[0] / 2))
 
   whole = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
   whole = whole.rotate(resample=Image.Resampling.BILINEAR, fillcolor=(124, 116, 104), **rotate)
   expected = np.asarray(whole)[top : top + height, left : left + width].astype(int)
-  difference = np.abs(views.image_window(image, view) - expected)
+  difference = np.abs(crop_views.image_window(image, view) - expected)
   assert difference.shape == (height, width, 3) and (difference > 2).mean() < 2e-3
 
-  whole = Image.fromarray(views.nearest_window(label, size, (0, 0, *size)))
+  whole = Image.fromarray(crop_views.nearest_window(label, size, (0, 0, *size)))
   whole = whole.rotate(resample=Image.Resampling.NEAREST, fillcolor=255, **rotate)
   expected = np.asarray(whole)[top : top + height, left : left + width]
   # Coordinates are rounded to 1/65536 pixel, from another origin.
-  assert (views.label_window(label, view) != expected).sum() <= 1 + 2e-3 * expected.size
+  assert (crop_views.label_window(label, view) != expected).sum() <= 1 + 2e-3 * expected.size
 
 
 @pytest.mark.parametrize("angle", [7.0, -33.0, 89.0, 145.0])
 def test_turning_in_floating_point(rng, angle):
   height, width = 31, 44
   image, label = _picture(rng, height, width), rng.integers(0, 200, (height, width), np.uint8)
-  view = views.View((height, width), (3, 5, 24, 30), angle)
-  out, mask = views.image_window(image, view), views.label_window(label, view)
+  view = crop_views.View((height, width), (3, 5, 24, 30), angle)
+  out, mask = crop_views.image_window(image, view), crop_views.label_window(label, view)
   turn = math.radians(angle)
   wrong = 0
   for i in range(24):
@@ -243,7 +243,7 @@ def test_windows_are_drawn_until_one_is_mixed(case):
   height, width = round(60 * factor), round(90 * factor)
   for _ in range(11):
     box = (int(rng.integers(height - 15)), int(rng.integers(width - 15)), 16, 16)
-    if _mixed(views.nearest_window(label, (height, width), box), 0.7):
+    if _mixed(crop_views.nearest_window(label, (height, width), box), 0.7):
       break
   assert view == ((height, width), box, 0.0)
 
@@ -257,8 +257,8 @@ def test_what_is_off_draws_nothing(rng):
   size = (round(60 * factor), round(80 * factor))
   box = (int(expected.integers(size[0] - 31)), int(expected.integers(size[1] - 39)), 32, 40)
   step = -1 if expected.random() < 0.5 else 1
-  np.testing.assert_array_equal(out, views.resized_window(image, size, box)[:, ::step])
-  np.testing.assert_array_equal(mask, views.nearest_window(label, size, box)[:, ::step])
+  np.testing.assert_array_equal(out, crop_views.resized_window(image, size, box)[:, ::step])
+  np.testing.assert_array_equal(mask, crop_views.nearest_window(label, size, box)[:, ::step])
   assert drawn.random() == expected.random()
 
 

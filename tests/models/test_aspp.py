@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax.models.aspp import ASPP
+from rc_jax.models.heads.aspp import ASPP
 
 
 @pytest.mark.parametrize("project", [False, True])
@@ -12,7 +12,7 @@ from rc_jax.models.aspp import ASPP
 @pytest.mark.parametrize("rates", [(1, 3, 12), (2, 4)])
 def test_branches_equal_the_originals(project, rates):
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   original = torch_reference.randomize(torch_reference.ASPP(6, 4, rates, project), seed=1).eval()
   params, batch_stats = torch_reference.as_trees(original.state_dict())

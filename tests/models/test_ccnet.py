@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax.models.ccnet import CCNetHead, attend_criss_cross
-from tests.models.attention_checks import assert_learns_in_bfloat16, network_outputs
+from rc_jax.models.heads.ccnet import CCNetHead, attend_criss_cross
+from tests.support.attention_checks import assert_learns_in_bfloat16, network_outputs
 
 
 def normal(*shape, seed=0):
@@ -62,7 +62,7 @@ def test_no_array_holds_all_pairs_of_pixels():
 @pytest.mark.parametrize(("size", "recurrence"), [((5, 7), 2), ((4, 3), 1)])
 def test_logits_and_features_equal_the_originals(size, recurrence):
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.CCNet(6, 16, recurrence, 4)
   module = CCNetHead(4, 16, recurrence)
@@ -71,7 +71,7 @@ def test_logits_and_features_equal_the_originals(size, recurrence):
 
 def test_outputs_gradients_and_statistics_of_training_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.CCNet(6, 16, 2, 4)
   torch_attention.assert_same_in_training(CCNetHead(4, 16, 2, dropout=0.0), original, normal(3, 5, 4, 6))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax.models.danet import DANetHead, attend, attend_channels
-from tests.models.attention_checks import assert_learns_in_bfloat16, network_outputs
+from rc_jax.models.heads.danet import DANetHead, attend, attend_channels
+from tests.support.attention_checks import assert_learns_in_bfloat16, network_outputs
 
 
 def normal(*shape, seed=0):
@@ -62,7 +62,7 @@ def test_the_backward_pass_keeps_no_array_of_all_pairs():
 
 def test_logits_and_features_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.DANet(6, 8, 3, 4)
   torch_attention.assert_same_in_prediction(DANetHead(4, 8, 3), original, normal(2, 5, 8, 6))
@@ -70,7 +70,7 @@ def test_logits_and_features_equal_the_originals():
 
 def test_outputs_gradients_and_statistics_of_training_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.DANet(6, 8, 3, 4)
   torch_attention.assert_same_in_training(DANetHead(4, 8, 3, dropout=0.0), original, normal(3, 5, 4, 6))

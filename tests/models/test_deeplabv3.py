@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from rc_jax.models import Stages
-from rc_jax.models.deeplabv3 import DeepLabV3Head
+from rc_jax.models.heads.deeplabv3 import DeepLabV3Head
 
 
 def test_logits_and_features_equal_the_originals():
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   original = torch_reference.randomize(torch_reference.Head(6, 4, (1, 2), 3, False), seed=2).eval()
   params, batch_stats = torch_reference.as_trees(original.state_dict())

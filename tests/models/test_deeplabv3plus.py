@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from rc_jax.models.deeplabv3plus import DeepLabV3PlusHead
-from tests.models.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
+from rc_jax.models.heads.deeplabv3plus import DeepLabV3PlusHead
+from tests.support.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from tests.models.head_checks import assert_learns_in_bfloat16, assert_network_g
 @pytest.mark.parametrize(("early", "last"), [((13, 18), (7, 9)), ((8, 12), (4, 6)), ((6, 5), (6, 5))])
 def test_logits_and_features_equal_the_originals(early, last, separable, project, align_corners):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   rates = (1, 3, 8)  # 8: wider than the grid, only its center tap reads pixels
   original = torch_heads.DeepLabV3Plus((5, 6, 3), 4, 3, rates, project, separable, align_corners)
@@ -28,7 +28,7 @@ def test_logits_and_features_equal_the_originals(early, last, separable, project
 @pytest.mark.parametrize("separable", [True, False])
 def test_gradients_and_statistics_equal_the_originals(separable):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   original = torch_heads.DeepLabV3Plus((5, 6, 3), 4, 3, (2, 4), False, separable, False)
   module = DeepLabV3PlusHead(3, 4, (2, 4), early_channels=3, separable=separable, dropout=0.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rc_jax.models import Stages
-from rc_jax.models.encnet import EncNetHead, encode
-from tests.models.attention_checks import assert_learns_in_bfloat16, network_outputs
+from rc_jax.models.heads.encnet import EncNetHead, encode
+from tests.support.attention_checks import assert_learns_in_bfloat16, network_outputs
 
 
 def normal(*shape, seed=0):
@@ -66,7 +66,7 @@ def test_no_array_holds_all_residuals():
 
 def test_logits_and_features_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.EncNet(6, 8, 5, 4)
   torch_attention.assert_same_in_prediction(EncNetHead(4, 8, 5), original, normal(2, 5, 8, 6))
@@ -74,7 +74,7 @@ def test_logits_and_features_equal_the_originals():
 
 def test_outputs_gradients_and_statistics_of_training_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_attention
+  from tests.support import torch_attention
 
   original = torch_attention.EncNet(6, 8, 5, 4)
   torch_attention.assert_same_in_training(EncNetHead(4, 8, 5, dropout=0.0), original, normal(3, 5, 4, 6))

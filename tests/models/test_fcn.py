@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rc_jax.models import Stages
-from rc_jax.models.fcn import FCNHead
+from rc_jax.models.heads.fcn import FCNHead
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from rc_jax.models.fcn import FCNHead
 )
 def test_logits_equal_the_originals(convs, size, concat):
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   original = torch_reference.randomize(torch_reference.FCN(6, 4, 3, convs, size, concat), seed=3).eval()
   params, batch_stats = torch_reference.as_trees(original.state_dict())

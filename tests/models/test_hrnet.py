@@ -6,15 +6,15 @@ import pytest
 
 from rc_jax import models
 from rc_jax.config import defaults
-from rc_jax.models.hrnet import HRNETS, HRNet, Layout
-from tests.models.head_checks import compiled_once
+from rc_jax.models.backbones.hrnet import HRNETS, HRNet, Layout
+from tests.support.head_checks import compiled_once
 
 SMALL = Layout(4, modules=(1, 2, 1), blocks=1, stem=8)
 
 
 def pair(layout, upsampling, align_corners, seed):
   """A random original, our module of the same, and our variables of the original's values."""
-  from tests.models import torch_hrnet, torch_reference
+  from tests.support import torch_hrnet, torch_reference
 
   resizes = {
     "bilinear": torch_hrnet.in_one_step(align_corners),
@@ -68,7 +68,7 @@ def test_branches_equal_the_originals(layout, upsampling, align_corners, size):
 
 def test_training_gradients_and_statistics_equal_the_originals():
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   layout = Layout(4, modules=(1, 1, 1), blocks=1, stem=4)
   original, module, variables = pair(layout, "bilinear", True, seed=3)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax.models.ocrnet import OCRHead, attend, gather_regions
-from tests.models.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
+from rc_jax.models.heads.ocrnet import OCRHead, attend, gather_regions
+from tests.support.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
 
 
 def softmax(x):
@@ -67,7 +67,7 @@ def test_regions_and_attention_in_bfloat16_sum_in_float32():
 @pytest.mark.parametrize("middle", [True, False])
 def test_outputs_equal_the_originals(size, middle):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   original = torch_heads.OCR((5 if middle else None, 6), 8, 4, 7, 3, False)
   module = OCRHead(3, 8, key_channels=4, coarse_channels=7)
@@ -78,7 +78,7 @@ def test_outputs_equal_the_originals(size, middle):
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_a_finer_middle_stage_is_resampled(align_corners):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   original = torch_heads.OCR((5, 6), 8, 4, 7, 3, align_corners)
   module = OCRHead(3, 8, key_channels=4, coarse_channels=7, align_corners=align_corners)
@@ -89,7 +89,7 @@ def test_a_finer_middle_stage_is_resampled(align_corners):
 @pytest.mark.parametrize("middle", [True, False])
 def test_gradients_and_statistics_equal_the_originals(middle):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   original = torch_heads.OCR((5 if middle else None, 6), 8, 4, 7, 3, False)
   module = OCRHead(3, 8, key_channels=4, coarse_channels=7, dropout=0.0)

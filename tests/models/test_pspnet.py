@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax.models.pspnet import PSPHead, average_to_grids
-from tests.models.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
+from rc_jax.models.heads.pspnet import PSPHead, average_to_grids
+from tests.support.head_checks import assert_learns_in_bfloat16, assert_network_gives, random_stages
 
 
 def averages(x, side):
@@ -41,7 +41,7 @@ def test_averages_in_bfloat16_are_exact_before_the_last_rounding():
 @pytest.mark.parametrize("size", [(9, 13), (8, 12)])
 def test_logits_and_features_equal_the_originals(size, align_corners):
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   original = torch_heads.PSP(6, 4, 3, (1, 2, 3, 6), align_corners)
   module = PSPHead(3, 4, align_corners=align_corners)
@@ -50,7 +50,7 @@ def test_logits_and_features_equal_the_originals(size, align_corners):
 
 def test_gradients_and_statistics_equal_the_originals():
   pytest.importorskip("torch")
-  from tests.models import torch_heads
+  from tests.support import torch_heads
 
   module = PSPHead(3, 4, bins=(1, 3, 4), dropout=0.0)
   stages = random_stages(last=(3, 9, 7, 6))

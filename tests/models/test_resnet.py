@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax.models.resnet import Layout, ResNet, stage_steps
+from rc_jax.models.backbones.resnet import Layout, ResNet, stage_steps
 
 BOTTLENECK = Layout((1, 2, 2, 3), bottleneck=True, width=8)
 BASIC = Layout((1, 2, 1, 2), bottleneck=False, width=8)
@@ -58,7 +58,7 @@ PLANS = {
 )
 def test_bottleneck_features_equal_the_originals(output_stride, stride_on, stem, ceil_pool, size):
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   plan = PLANS[output_stride, stride_on]
   original = torch_reference.ResNet(plan, True, 8, stem, stride_on, ceil_pool)
@@ -77,7 +77,7 @@ def test_bottleneck_features_equal_the_originals(output_stride, stride_on, stem,
 
 def test_basic_features_equal_the_originals():
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   plan = [[(1, 1, 1)], [(2, 1, 1), (1, 1, 1)], [(1, 1, 2)], [(1, 2, 4), (1, 8, 8)]]
   original = torch_reference.randomize(torch_reference.ResNet(plan, False, 8, "7x7", "3x3"), seed=2).eval()

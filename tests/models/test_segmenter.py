@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax import models, pretrained
+from rc_jax import models
 from rc_jax.config import defaults
+from rc_jax.weights import pretrained
 
 CLASSES = 5
 
@@ -79,7 +80,7 @@ def test_float_images_of_0_to_255_are_as_good_as_uint8(tiny):
 
 def reference(plan, seed=0, **fields):
   """A random PyTorch DeepLabV3 on the tiny ResNet, and our variables of the same values."""
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   backbone = torch_reference.ResNet(plan, False, 16, "64-64-128", "3x3")
   original = torch_reference.DeepLabV3(backbone, 128, 16, (2, 4, 6), CLASSES, **fields)
@@ -114,7 +115,7 @@ def test_logits_equal_the_originals(output_stride, plan, project):
 
 def test_resnet50_from_a_file_gives_the_originals_logits(tmp_path):
   torch = pytest.importorskip("torch")
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   plan = [[(1, 1, 1)] * 3, [(2, 1, 1)] + [(1, 1, 1)] * 3, [(1, 1, 1)] + [(1, 2, 2)] * 5]
   plan.append([(1, 4, 4), (1, 8, 8), (1, 16, 16)])
@@ -155,7 +156,7 @@ def test_training_gradients_and_statistics_equal_the_originals():
 
   (value, batch_stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables.params)
   np.testing.assert_allclose(value, total.item(), rtol=1e-4)
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   expected, _ = torch_reference.as_trees({name: p.grad for name, p in original.named_parameters()})
   _, expected_statistics = torch_reference.as_trees(original.state_dict())

@@ -2,9 +2,9 @@
 
 import sys
 
-from tests.parity import originals
-from tests.parity.encoder_decoders import narrow
-from tests.parity.outputs_of_training import assert_same_outputs, built
+from tests.support import originals
+from tests.support.encoder_decoders import narrow
+from tests.support.outputs_of_training import assert_same_outputs, built
 
 __all__ = ["narrow"]
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax import data, evaluate
+from rc_jax import data
 from rc_jax.config import defaults
+from rc_jax.evaluation.evaluator import make_evaluator
+from rc_jax.evaluation.results import write_results
 from rc_jax.models import Network, Outputs
 
 
@@ -68,9 +70,9 @@ def test_classes_and_categories_equal_the_official_scorers(shared_dir, tmp_path,
 
   config = defaults()
   config.eval.split = split
-  evaluator = evaluate.make_evaluator(reads_its_image(), Predicted(source, predictions), config)
+  evaluator = make_evaluator(reads_its_image(), Predicted(source, predictions), config)
   results, counts = evaluator({}, {}, None)
-  ours = json.loads(evaluate.write(tmp_path, results, counts, step=1).read_text())
+  ours = json.loads(write_results(tmp_path, results, counts, step=1).read_text())
 
   def same(value, theirs):
     # It says NaN where a class is left out.

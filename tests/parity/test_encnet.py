@@ -1,7 +1,7 @@
 """EncNet as mmsegmentation has it."""
 
-from tests.parity.encoder_decoders import narrow
-from tests.parity.outputs_of_training import assert_same_outputs, built
+from tests.support.encoder_decoders import narrow
+from tests.support.outputs_of_training import assert_same_outputs, built
 
 __all__ = ["narrow"]
 

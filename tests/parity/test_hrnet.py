@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax.models.hrnet import HRNETS, HRNet, Layout
+from rc_jax.models.backbones.hrnet import HRNETS, HRNet, Layout
 from rc_jax.models.segmenter import BACKBONES
-from tests.models.head_checks import compiled_once
-from tests.parity import originals
-from tests.parity.encoder_decoders import COMMON, FIELDS, NORM, assert_same_logits
+from tests.support import originals
+from tests.support.encoder_decoders import COMMON, FIELDS, NORM, assert_same_logits
+from tests.support.head_checks import compiled_once
 
 # What timm's and the authors' classifiers have behind the branches.
 BESIDE = ("incre_modules", "downsamp_modules", "final_layer", "classifier")

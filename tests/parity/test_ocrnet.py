@@ -2,9 +2,10 @@
 
 import pytest
 
-from rc_jax.models.hrnet import HRNETS
+from rc_jax.models.backbones.hrnet import HRNETS
 from tests.parity import test_hrnet
-from tests.parity.encoder_decoders import (
+from tests.parity.test_hrnet import TINY, tiny
+from tests.support.encoder_decoders import (
   CHANNELS,
   COMMON,
   RESNET_FIELDS,
@@ -13,7 +14,6 @@ from tests.parity.encoder_decoders import (
   narrow,
   resnet_v1c,
 )
-from tests.parity.test_hrnet import TINY, tiny
 
 __all__ = ["narrow", "tiny"]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.parity.encoder_decoders import (
+from tests.support.encoder_decoders import (
   CHANNELS,
   COMMON,
   RESNET_FIELDS,

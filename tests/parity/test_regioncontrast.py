@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from tests.models.test_segmenter import STRIDE_8, config
-from tests.parity import originals
+from tests.support import originals
 
 CLASSES = 5
 BRANCHES = {"conv1x1": "conv2.{}", "rate0": "conv3.{}", "rate1": "conv4.{}", "rate2": "conv5.{}"}
@@ -33,7 +33,7 @@ def checkpoint(state):
 
 
 def test_names_order_of_branches_and_folded_bias(tmp_path):
-  from tests.models import torch_reference
+  from tests.support import torch_reference
 
   torch = originals.torch
   backbone = torch_reference.ResNet(STRIDE_8, False, 16, "64-64-128", "3x3")

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import optimizer
 from rc_jax.config import defaults
 from rc_jax.train_state import TrainState
-from rc_jax.train_step import make_train_step
-from rc_jax.weight_names import our_names, translate
-from tests.parity import originals
+from rc_jax.training import optimizer
+from rc_jax.training.train_step import make_train_step
+from rc_jax.weights.key_names import our_names, translate
+from tests.support import originals
 
 CLASSES, BATCH, SIZE = 5, 6, (33, 49)
 RATE, DECAY = 0.05, 5e-4

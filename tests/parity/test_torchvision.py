@@ -5,8 +5,8 @@ import functools
 import jax
 import pytest
 
-from rc_jax.resize import upsample
-from tests.parity import originals
+from rc_jax.ops.resample import upsample
+from tests.support import originals
 
 CLASSES = 5
 FIELDS = {"stem": "7x7", "ceil_pool": False, "align_corners": False, "multi_grid": (1, 1, 1)}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import photometric, transforms
-from tests.parity import originals
+from rc_jax.data.augment import photometric, transforms
+from tests.support import originals
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What a network and a train step cost: by stage, from compiled HLO, and on each device."""

@@ -1,0 +1,218 @@
+"""Compiles a train step without running it: does it fit the devices, and how long may a step take?"""
+
+import dataclasses
+import re
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rc_jax import data, models, sharding
+from rc_jax.config import Config, reads_banks, square
+from rc_jax.console import say
+from rc_jax.contrast import streamed
+from rc_jax.costs import hlo_cost
+from rc_jax.costs.stage_cost import forward_flops
+from rc_jax.training import initial_state, optimizer
+
+# Of the classes of a data set, how many an image is taken to show where queries are estimated: ADE20K's show 9 of 150.
+CLASSES_IN_AN_IMAGE = 10
+
+# Compiles several times faster for a TPU; the code that comes out says nothing about speed.
+FAST = {"exec_time_optimization_effort": -1.0}
+
+
+class Chip(NamedTuple):
+  """What a device offers, by its maker's data sheet.
+
+  Attributes:
+    memory: bytes.
+    peak: bfloat16 operations a second.
+    clock: cycles a second; the compiler's estimates for a v4 count one of its two cores.
+  """
+
+  memory: float
+  peak: float
+  clock: float
+
+
+# By ``device_kind``. The clock follows from the peak and the operations a cycle of the matrix units; by the compiler's
+# estimates, a product of 8192 x 8192 matrices then gets 88 % (v5e), 90 % (v4, v5p) and 70 % (v6e) of the peak.
+CHIPS = {
+  "TPU v4": Chip(32 * 2**30, 275e12, 2 * 1.05e9),
+  "TPU v5 lite": Chip(16 * 2**30, 197e12, 1.5e9),
+  "TPU v5": Chip(95 * 2**30, 459e12, 1.75e9),
+  "TPU v6 lite": Chip(32 * 2**30, 918e12, 1.75e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What a train step needs of each device, bytes.
+
+  Attributes:
+    devices: how many, and their kind.
+    kind: of the devices.
+    images: of the batch, on each.
+    parameters: with BatchNorm's statistics.
+    momentum: the optimizer's state.
+    banks: keys, cursors and counts.
+    batch: images and labels.
+    activations: all that lives during the step alone.
+    peak: at once; ``limit`` is what there is, None where nobody says.
+    limit: of memory.
+    flops: of the network's convolutions and products, forward and backward, padding included.
+    traffic: bytes that the compiler expects to move; loops' bodies count once.
+    seconds: of a step, without waiting for messages; None where the compiler estimates nothing.
+    collectives: messages.
+    compiled_in: seconds.
+  """
+
+  devices: int
+  kind: str
+  images: int
+  parameters: int
+  momentum: int
+  banks: int
+  batch: int
+  activations: int
+  peak: int
+  limit: float | None
+  flops: float
+  traffic: float | None
+  seconds: float | None
+  collectives: tuple[hlo_cost.Collective, ...]
+  compiled_in: float
+
+  @property
+  def share_of_peak(self) -> float | None:
+    """The matrix units' work as a share of what they could do in a step's time; None where that is unknown."""
+    chip = CHIPS.get(self.kind)
+    return self.flops / (self.seconds * chip.peak) if self.seconds and chip else None
+
+
+class DoesNotFit(ValueError):
+  """The compiler found no way to run the step in the devices' memory."""
+
+
+def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
+  """Compiles the train step of a config; arguments and errors as for ``run``."""
+  if topology:
+    # Only shapes are computed here, and an attached TPU would be taken for nothing.
+    jax.config.update("jax_platforms", "cpu")
+  mesh = sharding.topology_mesh(topology) if topology else sharding.global_mesh()
+  sharding.check_batch(config.train.batch_size, mesh)
+  kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  state, batch, update_rule = _abstract(config, network, mesh)
+  step = initial_state.jitted_step(config, network, update_rule, state, mesh)
+
+  effort = (
+    "sizes and messages alone" if fast else "at full effort, which may take minutes; --fast leaves out speed"
+  )
+  say(f"compiling for {devices} x {kind} ({effort}) ...")
+  start = time.monotonic()
+  try:
+    compiled = step.lower(state, batch).compile(FAST if fast and kind in CHIPS else None)
+  except jax.errors.JaxRuntimeError as error:
+    raise _does_not_fit(error, config, devices, kind) or error from error
+  took = time.monotonic() - start
+
+  memory: Any = compiled.memory_analysis()
+  text = compiled.as_text() or ""
+  trips = {}
+  if state.bank is not None:
+    queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
+    trips = streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
+  cost = hlo_cost.read(text, trips)
+  chip = CHIPS.get(kind)
+  images = config.train.batch_size // devices
+  arguments = memory.argument_size_in_bytes
+  summary: Any = compiled.cost_analysis() or {}
+  return Fit(
+    devices=devices,
+    kind=kind,
+    images=images,
+    parameters=_bytes((state.params, state.batch_stats)),
+    momentum=_bytes(state.opt_state),
+    banks=_bytes(state.bank),
+    batch=_bytes(batch),
+    activations=memory.temp_size_in_bytes,
+    peak=arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    limit=chip.memory if chip else _attached_memory(mesh.devices.flat[0]),
+    flops=3 * images * forward_flops(network, square(config.train.crop_size)),
+    traffic=summary.get("bytes accessed"),
+    seconds=cost.cycles / chip.clock if chip and cost.cycles and not fast else None,
+    collectives=cost.collectives,
+    compiled_in=took,
+  )
+
+
+def _abstract(config: Config, network: models.Network, mesh: Any) -> tuple[Any, dict[str, Any], Any]:
+  """Shapes with shardings of the state and the batch; and the optimizer."""
+  height, width = square(config.train.crop_size)
+  variables = network.init(jax.random.key(0), image_size=(height, width))
+  update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
+  images = config.contrast.bank_size or _training_images(config)
+  state = jax.eval_shape(
+    lambda variables: initial_state.fresh_state(config, network, variables, update_rule, images, mesh),
+    variables,
+  )
+  whole, slots, spread = sharding.replicated(mesh), sharding.slots(mesh), sharding.batched(mesh)
+
+  def placed(where: Any, leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+  placed_state = jax.tree.map(lambda leaf: placed(whole, leaf), state)
+  if state.bank is not None:
+    bank = dataclasses.replace(placed_state.bank, keys=placed(slots, state.bank.keys))
+    placed_state = dataclasses.replace(placed_state, bank=bank)
+  size = (config.train.batch_size, height, width)
+  batch = {
+    "image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8, sharding=spread),
+    "label": jax.ShapeDtypeStruct(size, jnp.uint8, sharding=spread),
+  }
+  return placed_state, batch, update_rule
+
+
+def _training_images(config: Config) -> int:
+  """Counts the training set, which ``contrast.bank_size=0`` stands for."""
+  dataset = config.dataset
+  if not reads_banks(config):
+    return 1
+  try:
+    return len(data.load(dataset.name, dataset.root, dataset.train_split))
+  except (ValueError, FileNotFoundError) as error:
+    raise ValueError(
+      "config.contrast.bank_size: is 0, the size of the training set, which cannot be counted here; "
+      "expected a number, or dataset.root"
+    ) from error
+
+
+def _does_not_fit(error: Exception, config: Config, devices: int, kind: str) -> DoesNotFit | None:
+  text = " ".join(str(error).split())
+  if "RESOURCE_EXHAUSTED" not in text:
+    return None
+  used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", text)
+  how = f"{used[1]} of {used[2]}" if used else text[:160]
+  batch, half = config.train.batch_size, config.train.batch_size // 2
+  changes = [f"more devices ({2 * devices} hold half as many images each)"] if devices * 2 <= batch else []
+  changes += [f"train.batch_size={half}"] if half >= devices else []
+  changes += ["a smaller train.crop_size"]
+  changes += ["contrast.bank_dtype=bfloat16"] if config.contrast.bank_dtype == "float32" else []
+  return DoesNotFit(f"does not fit {devices} x {kind} ({how} on each): try {', '.join(changes)}")
+
+
+def _attached_memory(device: Any) -> float | None:
+  stats = device.memory_stats() if hasattr(device, "memory_stats") else None
+  return float(stats["bytes_limit"]) if stats and "bytes_limit" in stats else None
+
+
+def _bytes(tree: Any) -> int:
+  """Bytes of a tree of placed shapes on one device."""
+  return sum(
+    int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )

@@ -1,0 +1,1 @@
+"""Random scale, rotation, crop, flip, blur and photometric distortion, drawn from an example's own seed."""

@@ -1,0 +1,136 @@
+"""A user's own images and label images, paired by name, with the classes in a small table beside them."""
+
+import csv
+import pathlib
+import re
+
+import numpy as np
+
+from rc_jax.data.reading.palette import colormap
+from rc_jax.data.reading.source import (
+  IGNORE_LABEL,
+  IMAGE_SUFFIXES,
+  LABEL_SUFFIXES,
+  DatasetInfo,
+  FilePairs,
+  by_key,
+  check_root,
+  pair_files,
+)
+
+CLASSES_FILE = "classes.csv"
+IGNORED = "ignore"
+LAYOUT = (
+  f"{CLASSES_FILE} with the columns id,name[,color], "
+  "images/<split>/ and labels/<split>/ with files of the same names"
+)
+
+
+def load(root: str, split: str) -> FilePairs:
+  """Lists a split of a folder.
+
+  Args:
+    root: holds ``classes.csv``, ``images/<split>/`` and ``labels/<split>/``. An image and its label have the same path
+      below these but for the suffix; folders within are followed.
+    split: any name; a split without a folder of labels has none, and can be predicted alone.
+
+  Returns:
+    The split, in the order of the paths.
+
+  Raises:
+    FileNotFoundError: when a folder is missing.
+    ValueError: when the split is empty, an image or a label has no counterpart, or ``classes.csv`` is wrong.
+  """
+  path = check_root(root, "folder", LAYOUT, ())
+  info, train_ids = read_classes(path / CLASSES_FILE)
+  images_in, labels_in = path / "images" / split, path / "labels" / split
+  # Only a folder that is not there says that nobody meant to label: an empty one is a mistake.
+  check_root(root, "folder", LAYOUT, (f"images/{split}",))
+  defects: list[str] = []
+  return pair_files(
+    info,
+    train_ids,
+    _by_path(images_in, IMAGE_SUFFIXES, defects),
+    _by_path(labels_in, LABEL_SUFFIXES, defects) if labels_in.is_dir() else None,
+    images_at=str(images_in / "*.jpg"),
+    labels_at=str(labels_in / "*.png"),
+    defects=defects,
+  )
+
+
+def info(root: str) -> DatasetInfo:
+  """Returns the classes of a folder; raises as ``load`` for a missing folder or a wrong ``classes.csv``."""
+  return read_classes(check_root(root, "folder", LAYOUT, ()) / CLASSES_FILE)[0]
+
+
+def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
+  """Reads the table of classes.
+
+  The first line names the columns, ``id,name`` or ``id,name,color``. Every other line is an id that labels hold
+  (0..65535), the name of its class, and the colour that pictures give it, as ``#rrggbb``. Classes keep the order of the
+  lines. The name ``ignore`` marks ids that count nowhere, on as many lines as need be.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The classes, and the map from the ids of the table to train ids, 255 where ignored.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: one line that names the line of the file that is wrong.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: this table of classes does not exist; expected {LAYOUT}")
+  with path.open(newline="", encoding="utf-8-sig") as file:
+    rows = csv.DictReader(file, skipinitialspace=True)
+    columns = [column.strip() for column in rows.fieldnames or []]
+    if columns not in (["id", "name"], ["id", "name", "color"]):
+      found = ",".join(columns) or "nothing"
+      raise ValueError(f"{path}: the first line is {found}, expected id,name or id,name,color: add it")
+    rows.fieldnames = columns
+    names: list[str] = []
+    own_ids: list[int] = []
+    colors: list[tuple[int, ...] | None] = []
+    train_ids: dict[int, int] = {}
+    for row in rows:
+      where = f"{path}, line {rows.line_num}"
+      own_id, name = (row["id"] or "").strip(), (row["name"] or "").strip()
+      if None in row:
+        raise ValueError(f"{where}: has more than {len(columns)} columns; a name with a comma needs quotes")
+      if not (own_id.isdecimal() and int(own_id) < 2**16):
+        raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
+      if int(own_id) in train_ids:
+        raise ValueError(f"{where}: the id {own_id} stands here for the second time: remove one")
+      if not name:
+        raise ValueError(f"{where}: the id {own_id} has no name: add it, or {IGNORED}")
+      if name in names:
+        raise ValueError(f"{where}: a class {name!r} is there already: choose another name")
+      train_ids[int(own_id)] = IGNORE_LABEL if name == IGNORED else len(names)
+      if name != IGNORED:
+        names.append(name)
+        own_ids.append(int(own_id))
+        colors.append(_color(row.get("color") or "", where))
+  if not 2 <= len(names) <= IGNORE_LABEL:
+    raise ValueError(f"{path}: lists {len(names)} classes, expected 2 to {IGNORE_LABEL}: change it")
+  palette = colormap(len(names) + 1)[1:]
+  for index, color in enumerate(colors):
+    if color is not None:
+      palette[index] = color
+  return DatasetInfo(
+    name="folder", class_names=tuple(names), palette=palette, label_ids=np.array(own_ids)
+  ), train_ids
+
+
+def _color(text: str, where: str) -> tuple[int, ...] | None:
+  text = text.strip()
+  if not text:
+    return None
+  if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
+    raise ValueError(f"{where}: the color is {text!r}, expected #rrggbb, such as #804080: change it")
+  return tuple(bytes.fromhex(text[1:]))
+
+
+def _by_path(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
+  paths = sorted(folder.rglob("*"))
+  return by_key(((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects)

@@ -1,0 +1,235 @@
+"""Draws one street scene and its labels: a camera on a street, houses and trees along it, traffic and people."""
+
+import itertools
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from rc_jax.data.datasets.streets import objects
+from rc_jax.data.datasets.streets.canvas import IDS, SUPERSAMPLING, Canvas, hsv, leaf, noise
+from rc_jax.data.reading.source import IGNORE_LABEL
+
+# How much of the fine texture a surface shows: leaves and grass much, sky little.
+_ROUGHNESS = {
+  "vegetation": 0.38,
+  "terrain": 0.25,
+  "building": 0.12,
+  "road": 0.08,
+  "sidewalk": 0.1,
+  "sky": 0.02,
+}
+_FARTHEST = 90.0
+
+Thing = tuple[float, objects.Paint]
+"""How far ahead in metres, and the strokes."""
+
+
+def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+  """Draws a scene.
+
+  Args:
+    rng: decides everything.
+    size: ``(H,W)``.
+
+  Returns:
+    The picture uint8 ``[H,W,3]`` and the labels uint8 ``[H,W]``: an index into ``CLASSES``, or 255.
+  """
+  canvas = Canvas(rng, size)
+  _draw_sky(canvas)
+  _draw_skyline(canvas)
+  left, right = _draw_ground(canvas)
+  # The painter's algorithm: what is farther is drawn first.
+  things: list[Thing] = []
+  for side, edge in ((-1, left), (1, right)):
+    things += _street_side(canvas, side, edge)
+  things += _traffic(canvas, left, right)
+  for _, draw_thing in sorted(things, key=lambda thing: -thing[0]):
+    draw_thing()
+  _draw_bonnet(canvas)
+  return _photograph(canvas)
+
+
+def _draw_sky(canvas: Canvas) -> None:
+  # Clouds are soft: half the size is fine enough, and a quarter of the work.
+  size = (canvas.height // 2, canvas.width // 2)
+  down = np.linspace(0, canvas.height / canvas.horizon, size[0], dtype=np.float32).clip(0, 1)[:, None, None]
+  top, bottom = np.array(canvas.sky_top, np.float32), np.array(canvas.sky_bottom, np.float32)
+  clouds = noise(canvas.rng, size, (3, 6, 12, 24))[..., None]
+  cover = np.clip((clouds - np.float32(canvas.rng.uniform(-0.2, 0.8))) * 1.5, 0, 1) * np.float32(0.7)
+  sky = (top * (1 - down) + bottom * down) * (1 - cover) + 238 * cover
+  picture = Image.fromarray(sky.clip(0, 255).astype(np.uint8))
+  canvas.picture.paste(picture.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
+
+
+def _draw_skyline(canvas: Canvas) -> None:
+  # A band of far houses and trees, so that the horizon is never bare.
+  rng = canvas.rng
+  x = -rng.uniform(0, 20)
+  while x < canvas.width:
+    width = rng.uniform(0.03, 0.12) * canvas.width
+    height = rng.uniform(0.01, 0.09) * canvas.height
+    box = [(x, canvas.horizon - height), (x + width, canvas.horizon - height)]
+    box += [(x + width, canvas.horizon + 3), (x, canvas.horizon + 3)]
+    if rng.random() < 0.55:
+      canvas.flat(box, canvas.haze(canvas.any_color(), 50), "building")
+    else:
+      color = canvas.haze(leaf(rng), 50)
+      for shift in np.arange(0, width, max(4.0, height)):
+        bounds = (
+          x + shift - height,
+          canvas.horizon - height * rng.uniform(0.7, 1.5),
+          x + shift + height,
+          canvas.horizon + 3,
+        )
+        canvas.color_pen.ellipse(bounds, fill=color)
+        canvas.label_pen.ellipse(bounds, fill=IDS["vegetation"])
+    x += width
+
+
+def _draw_ground(canvas: Canvas) -> tuple[float, float]:
+  """Paints terrain, sidewalks, road and marks; returns where the sidewalks end left and right, in metres."""
+  rng = canvas.rng
+  left, right = -rng.uniform(2.5, 8), rng.uniform(2.5, 8)
+  asphalt = np.full(3, rng.uniform(70, 135)) + rng.normal(0, 5, 3)
+  paving = asphalt * rng.uniform(0.8, 1.5) + rng.normal(0, 12, 3)
+  grass = hsv(rng.uniform(0.1, 0.33), rng.uniform(0.15, 0.55), rng.uniform(0.3, 0.65))
+  depths = np.geomspace(0.7, 400, 24)
+
+  def strip(
+    low: float, high: float, color: np.ndarray, label: str | None, first: float = 0.7, last: float = 400
+  ) -> None:
+    zs = depths[(depths > first) & (depths < last)].tolist()
+    zs = [first, *zs, last]
+    for near, far in itertools.pairwise(zs):
+      canvas.polygon([(low, 0, near), (high, 0, near), (high, 0, far), (low, 0, far)], color, label)
+
+  strip(-400, 400, grass, "terrain")
+  widths = {-1: rng.uniform(1.2, 3.5), 1: rng.uniform(1.2, 3.5)}
+  strip(left - widths[-1], left, paving, "sidewalk")
+  strip(right, right + widths[1], paving * rng.uniform(0.9, 1.1), "sidewalk")
+  strip(left, right, asphalt, "road")
+  # Kerbs, slabs and patches: edges that are not borders between classes.
+  for edge in (left, right):
+    strip(edge - 0.1, edge + 0.1, asphalt * rng.uniform(0.7, 1.6), None)
+  for z in np.geomspace(2, 40, 14):
+    strip(left - widths[-1], left, paving * 0.85, None, z, z * 1.02)
+    strip(right, right + widths[1], paving * 0.85, None, z, z * 1.02)
+  for _ in range(rng.integers(0, 5)):
+    x, z = rng.uniform(left, right), rng.uniform(3, 30)
+    width = rng.uniform(0.4, 2)
+    tone = asphalt * rng.uniform(0.6, 1.3) if rng.random() < 0.7 else np.asarray(canvas.sky_bottom) * 0.8
+    low, high = max(left, x - width), min(right, x + width)
+    canvas.polygon([(low, 0, z), (high, 0, z), (high, 0, z * 1.25), (low, 0, z * 1.2)], tone, None)
+  paint = np.full(3, rng.uniform(170, 240))
+  for lane in np.arange(left + 3.2, right - 2, 3.2):
+    dash = rng.uniform(2, 6)
+    for z in np.arange(1.0, 60, 2 * dash):
+      strip(lane - 0.08, lane + 0.08, paint, None, z, z + dash)
+  if rng.random() < 0.35:
+    z = rng.uniform(5, 25)
+    for x in np.arange(left + 0.3, right - 0.3, 0.9):
+      strip(x, min(x + 0.45, right), paint, None, z, z + 2.5)
+  # Shadows of houses and trees lie over road and sidewalk alike.
+  reach = rng.uniform(0.3, 1) * (right - left)
+  shaded = (left - 4, left + reach) if canvas.sun_side < 0 else (right - reach, right + 4)
+  for _ in range(rng.integers(0, 5)):
+    z = rng.uniform(3, 40)
+    corners = [
+      (x, 0.0, z * stretch * rng.uniform(0.9, 1.1))
+      for x, stretch in zip((*shaded, *shaded[::-1]), (1, 1, 1.3, 1.3), strict=True)
+    ]
+    canvas.polygon(corners, asphalt * rng.uniform(0.5, 0.7), None)
+  return left - widths[-1], right + widths[1]
+
+
+def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
+  """What stands along one side: houses or open land, fences, trees, poles, signs and people on the sidewalk."""
+  rng = canvas.rng
+  things: list[Thing] = []
+  line = edge + side * rng.uniform(0.3, 4)
+  z = rng.uniform(-2, 4)
+  built = rng.uniform(0.4, 0.98)
+  while z < _FARTHEST:
+    length = rng.uniform(5, 16)
+    if rng.random() < built:
+      height, depth, setback = rng.uniform(3.5, 16), rng.uniform(6, 14), rng.uniform(0, 1.5)
+      things.append(
+        (
+          z + 0.4 * length,
+          objects.house(canvas, side, line + side * setback, max(z, 0.8), z + length, height, depth),
+        )
+      )
+    elif rng.random() < 0.6:
+      things.append((z, objects.hedge(canvas, line + side, z, z + length)))
+    z += length + (rng.uniform(0, 6) if rng.random() < 0.4 else 0)
+  if rng.random() < 0.6:
+    start = rng.uniform(2, 25)
+    things.append((start + 2, objects.fence(canvas, edge + side * 0.15, start, start + rng.uniform(5, 25))))
+  for _ in range(rng.integers(0, 6)):
+    z = rng.uniform(4, 45)
+    things.append((z, objects.tree(canvas, edge + side * rng.uniform(-0.8, 3.5), z)))
+  for z in np.arange(rng.uniform(3, 15), 60, rng.uniform(10, 22)):
+    things.append((z, objects.lamp(canvas, side, edge - side * rng.uniform(0.2, 1), float(z))))
+  for _ in range(rng.integers(1, 5)):
+    z = float(rng.triangular(3.5, 8, 40))
+    things.append((z, objects.sign(canvas, edge - side * rng.uniform(0.1, 1.2), z)))
+  for _ in range(rng.integers(0, 5)):
+    z = float(rng.triangular(3, 8, 40))
+    things.append((z, objects.person(canvas, edge - side * rng.uniform(0.1, 1.8), z)))
+  return things
+
+
+def _traffic(canvas: Canvas, left: float, right: float) -> list[Thing]:
+  rng = canvas.rng
+  things: list[Thing] = []
+  taken: list[tuple[float, float]] = []
+  for _ in range(rng.integers(1, 10)):
+    z = float(rng.triangular(5, 9, 60))
+    parked = rng.random() < 0.5
+    x = rng.choice((left + 2.8, right - 2.8)) if parked else rng.uniform(left + 3, right - 3)
+    if all(abs(x - other_x) > 2.0 or abs(z - other_z) > 5.5 for other_x, other_z in taken):
+      taken.append((x, z))
+      things.append((z, objects.car(canvas, float(x), z)))
+  if rng.random() < 0.4:
+    z = float(rng.uniform(5, 30))
+    things.append((z, objects.person(canvas, rng.uniform(left, right), z)))
+  return things
+
+
+def _draw_bonnet(canvas: Canvas) -> None:
+  # The camera's own car: in the picture, and of no class.
+  if canvas.rng.random() < 0.5:
+    rise = canvas.height * canvas.rng.uniform(0.02, 0.08)
+    box = (-canvas.width * 0.1, canvas.height - rise, canvas.width * 1.1, canvas.height + rise * 3)
+    canvas.color_pen.ellipse(box, fill=canvas.haze(canvas.any_color() * 0.6, 1))
+    canvas.label_pen.ellipse(box, fill=IGNORE_LABEL)
+
+
+def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
+  """Texture, light, lens and sensor; the labels are those of the pixels' centers."""
+  rng = canvas.rng
+  label = np.array(canvas.labels)[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
+  picture = np.asarray(canvas.picture.reduce(SUPERSAMPLING), np.float32)
+  roughness = np.full(256, 0.07, np.float32)
+  for name, amount in _ROUGHNESS.items():
+    roughness[IDS[name]] = amount
+  height, width = canvas.size
+  texture = noise(rng, canvas.size, (width // 2, width // 4, width // 8))
+  picture *= 1 + (roughness[label] * texture)[..., None]
+  # Uneven light: a cloud's shadow, the lens's dark corners.
+  y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+  light = 1 + 0.12 * noise(rng, canvas.size, (2, 4)) - rng.uniform(0, 0.2) * (x**2 + y**2)
+  if canvas.night:
+    light = light * rng.uniform(0.3, 0.5)
+  tint = 1 + rng.normal(0, 0.06, 3)
+  picture *= (light[..., None] * tint).astype(np.float32)
+  contrast, exposure = rng.uniform(0.7, 1.25), rng.normal(0, 12)
+  picture = (picture - 110) * contrast + 110 + exposure
+  picture = np.asarray(
+    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(
+      ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7))
+    ),
+    np.float32,
+  )
+  picture = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1.5, 8))
+  return picture.clip(0, 255).astype(np.uint8), label

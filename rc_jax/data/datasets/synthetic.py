@@ -1,0 +1,66 @@
+"""Procedural street scenes: a data set without files, on which a network has to learn to do well.
+
+Colours do not give the classes away (cars, people and houses wear any), objects shrink towards a vanishing point and
+hide each other, and frequencies are uneven: a few classes cover most of the pixels, thin and small ones almost none.
+"""
+
+import numpy as np
+
+from rc_jax.data.datasets.streets import canvas, scene
+from rc_jax.data.reading.source import DatasetInfo, Example, check_split
+
+# Each split has its own stream of random numbers, so no scene is in two of them.
+SPLITS = {"train": (0, 400), "val": (1, 60)}
+IMAGE_SIZE = (128, 192)
+
+INFO = DatasetInfo(
+  name="synthetic",
+  class_names=tuple(canvas.CLASSES),
+  palette=np.array(list(canvas.CLASSES.values()), np.uint8),
+  label_ids=np.arange(len(canvas.CLASSES)),
+)
+
+
+def load(root: str, split: str) -> "StreetScenes":
+  """Returns a split, ``train`` or ``val``, of the synthetic scenes; ``root`` is not read."""
+  del root
+  check_split(split, INFO.name, tuple(SPLITS))
+  return StreetScenes(split)
+
+
+class StreetScenes:
+  """A sequence of scenes, each drawn when first asked for and then kept.
+
+  Args:
+    split: ``train`` or ``val``.
+    size: ``(H,W)`` of the images.
+    seed: another seed gives other streets.
+  """
+
+  info = INFO
+  labelled = True
+
+  def __init__(self, split: str, size: tuple[int, int] = IMAGE_SIZE, seed: int = 0):
+    self.split = split
+    self.size = size
+    self.seed = seed
+    self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+  def __len__(self) -> int:
+    return SPLITS[self.split][1]
+
+  def __getitem__(self, index: int) -> Example:
+    """Returns scene ``index``: image uint8 ``[H,W,3]``, label uint8 ``[H,W]`` with 255 on the car's own bonnet."""
+    index = range(len(self))[index]
+    if index not in self._drawn:
+      rng = np.random.default_rng((self.seed, SPLITS[self.split][0], index))
+      image, label = scene.draw(rng, self.size)
+      # Kept scenes are handed out again and again.
+      image.flags.writeable = label.flags.writeable = False
+      self._drawn[index] = image, label
+    image, label = self._drawn[index]
+    return {"image": image, "label": label, "name": f"{self.split}_{index:04d}"}
+
+  def __getstate__(self) -> dict[str, object]:
+    # Worker processes draw for themselves: cheaper than sending what was drawn.
+    return {**self.__dict__, "_drawn": {}}

@@ -1,0 +1,1 @@
+"""Finding, pairing, decoding and checking the files of a raw data set."""

@@ -1,0 +1,286 @@
+"""From the bytes of image and label files to arrays, whatever their form; what cannot be right is refused by name."""
+
+import io
+import pathlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rc_jax.data.reading import diagnose
+from rc_jax.data.reading.dataset_info import DatasetInfo
+
+_MAT_FIELD = "S"  # of COCO-Stuff's annotations
+# Further pictures of other formats are a photo's thumbnails or its second view.
+_ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+
+
+def read_image(path: pathlib.Path) -> np.ndarray:
+  """Reads an image file; returns and raises as ``decode_image``."""
+  return decode_image(read_file(path), str(path))
+
+
+def read_label(path: pathlib.Path, train_ids: Mapping[int, int], info: DatasetInfo) -> np.ndarray:
+  """Reads a label file; arguments, result and errors as for ``decode_label``."""
+  return decode_label(read_file(path), str(path), train_ids, info)
+
+
+def read_file(path: pathlib.Path) -> bytes:
+  """Returns what a file holds; raises ValueError, in one line, when it cannot be read."""
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    if path.is_symlink():
+      raise ValueError(
+        f"{path}: is a link to {path.readlink()}, which does not exist: restore that file or remove the link"
+      ) from None
+    raise ValueError(
+      f"{path}: the file has vanished since the folder was listed: restore it or start again"
+    ) from None
+  except OSError as error:
+    raise ValueError(
+      f"{path}: cannot be read ({error.strerror}): check the disk and the permissions"
+    ) from None
+
+
+def decode_image(content: bytes, where: str) -> np.ndarray:
+  """Decodes an image as it is meant to be seen.
+
+  Args:
+    content: a file of any format that Pillow reads; greyscale, palette, CMYK, RGBA and 16-bit greyscale images become
+      RGB, and a rotation in the EXIF data is applied.
+    where: the file's name, for the errors.
+
+  Returns:
+    uint8 ``[H,W,3]``, RGB.
+
+  Raises:
+    ValueError: when the content is truncated or no image.
+  """
+  image = _decode(content, where)
+  if image.mode == "F":
+    raise ValueError(
+      f"{where}: the image holds floating point numbers, expected 8 or 16 bits a channel: convert it"
+    )
+  # In place: the function otherwise copies every image, the unrotated too.
+  ImageOps.exif_transpose(image, in_place=True)
+  if image.mode.startswith("I"):
+    # Pillow's own conversion clips at 255; the high byte is the picture.
+    grey = np.right_shift(np.asarray(image), 8).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+  return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def decode_label(
+  content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo, *, converted: bool = False
+) -> np.ndarray:
+  """Decodes a label image and maps the data set's ids to train ids.
+
+  Args:
+    content: a single-channel image of ids, a palette PNG whose indices are the ids, or a MATLAB file with the ids in
+      its field ``S``.
+    where: the file's name, for the errors.
+    train_ids: id -> train id or ``info.ignore_label``.
+    info: the data set's classes.
+    converted: the content holds train ids on purpose, so that ids that look like them are right.
+
+  Returns:
+    uint8 ``[H,W]``: train ids, ``info.ignore_label`` where ignored.
+
+  Raises:
+    ValueError: when the content cannot be decoded, has several channels, holds colours in place of ids, or an id that
+      the data set does not have.
+  """
+  ids, counts, palette = label_ids(content, where, train_ids, info)
+  check_ids(where, counts, palette, train_ids, info, converted=converted)
+  table = np.full(len(counts), info.ignore_label, np.uint8)
+  for own_id in np.flatnonzero(counts).tolist():
+    table[own_id] = train_ids[own_id]
+  return np.take(table, ids)
+
+
+def check_ids(
+  where: str,
+  counts: np.ndarray,
+  palette: np.ndarray | None,
+  train_ids: Mapping[int, int],
+  info: DatasetInfo,
+  *,
+  converted: bool = False,
+) -> None:
+  """Refuses a label whose ids cannot be those of the data set; arguments as ``label_ids`` gives and takes them.
+
+  With ``converted``, as for ``decode_label``, the ids are train ids.
+
+  Raises:
+    ValueError: an id that the data set does not have, colours in place of ids, or ids of another kind.
+  """
+  present = np.flatnonzero(counts).tolist()
+  unknown = [own_id for own_id in present if own_id not in train_ids]
+  looks = "" if converted else diagnose.ids(info.name, present, train_ids)
+  if unknown:
+    shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+    kind = "ids" if palette is None else "palette indices"
+    seems = f" (it looks like {looks})" if looks else ""
+    raise ValueError(
+      f"{where}: the label holds {kind} {shown} that {info.name} does not have, "
+      f"expected {_ranges(train_ids)}: {_remedy(info)}{seems}"
+    )
+  if looks:
+    raise ValueError(f"{where}: the label holds the ids {_ranges(present)}, which look like {looks}")
+  if palette is not None:
+    _check_palette(where, palette, present, info)
+
+
+def label_ids(
+  content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+  """Decodes a label image to the ids that it holds, whatever they are.
+
+  Args:
+    content: as for ``decode_label``.
+    where: the file's name, for the errors.
+    train_ids: its keys are named where the file holds colours.
+    info: its colours are looked for there.
+
+  Returns:
+    ids, unsigned ``[H,W]``; how many pixels have each id, int ``[K]``, ``K`` above the largest; and the palette, uint8
+    ``[P,3]``, of a file that has one, else None.
+
+  Raises:
+    ValueError: when the content cannot be decoded, has several channels, or was compressed with loss.
+  """
+  if content[:6] == b"MATLAB" or where.endswith(".mat"):
+    ids = _decode_mat(content, where)
+    return ids, np.bincount(ids.ravel()), None
+  image = _decode(content, where)
+  if image.format in ("JPEG", "MPO", "JPEG2000"):
+    raise ValueError(
+      f"{where}: the label is a {image.format} file whatever its name says, expected PNG: JPEG makes other ids of ids, "
+      "export it anew"
+    )
+  pages = getattr(image, "n_frames", 1)
+  if pages > 1:
+    raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it anew")
+  if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
+    if image.mode == "F":
+      raise ValueError(
+        f"{where}: the label holds floating point numbers, expected one channel of ids "
+        f"({_ranges(train_ids)}): convert it"
+      )
+    looks = "convert it to ids"
+    if image.mode in ("RGB", "RGBA"):
+      looks = diagnose.colors(np.asarray(image), info.palette, info.label_ids.tolist())
+    raise ValueError(
+      f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
+      f"({_ranges(train_ids)}): {looks}"
+    )
+  ids = np.asarray(image)
+  if image.mode in ("L", "P"):
+    palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3) if image.mode == "P" else None
+    # Pillow counts 8-bit pixels many times faster than NumPy does.
+    return ids, np.array(image.histogram()), palette
+  low, high = int(ids.min()), int(ids.max())
+  if low < 0 or high >= 2**16:
+    raise ValueError(
+      f"{where}: the label holds {low} to {high}, expected ids ({_ranges(train_ids)}): convert it"
+    )
+  ids = ids.astype(np.uint8 if ids.dtype == bool else np.uint16)
+  return ids, np.bincount(ids.ravel()), None
+
+
+def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: str) -> None:
+  """Raises ValueError when image ``[H,W,3]`` and label ``[H,W]`` differ in size."""
+  if image.shape[:2] == label.shape:
+    return
+  remedy = "export the label again from the image as it is displayed"
+  if image.shape[:2] == label.shape[::-1]:
+    remedy = "one of them lies on its side: turn the label as the EXIF data of the image turn the image"
+  raise ValueError(
+    f"{label_at}: the label is {_size(label)} pixels, but its image {image_at} is {_size(image)} (after its EXIF "
+    f"rotation, if any); expected equal sizes: {remedy}"
+  )
+
+
+def _decode(content: bytes, where: str) -> Image.Image:
+  try:
+    image = Image.open(io.BytesIO(content))
+    image.load()
+  # Pillow's decoders raise all of these for damaged files.
+  except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    what, remedy = diagnose.content(content)
+    if what:
+      raise ValueError(f"{where}: is {what}, expected an image file: {remedy}") from None
+    # It names the buffer, whose address says nothing.
+    reason = "is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    raise ValueError(
+      f"{where}: cannot be decoded ({reason}), found {len(content):,} bytes, expected a whole image file: "
+      "copy or download it again"
+    ) from None
+  pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+  if pictures > 1:
+    raise ValueError(
+      f"{where}: is an animation of {pictures} pictures, expected one: save the one that is meant"
+    )
+  return image
+
+
+def _decode_mat(content: bytes, where: str) -> np.ndarray:
+  import scipy.io  # takes 0.2 s, and COCO-Stuff 10k alone needs it
+
+  remedy = f"expected a MATLAB 5 file with a field {_MAT_FIELD} of ids [H,W]: download it again"
+  try:
+    fields = scipy.io.loadmat(io.BytesIO(content), variable_names=[_MAT_FIELD])
+  except Exception as error:  # a damaged file brings out anything
+    what, other = ("", "") if content[:10] == b"MATLAB 5.0" else diagnose.content(content)
+    if what:
+      raise ValueError(f"{where}: is {what}, {remedy.partition(':')[0]}: {other}") from None
+    raise ValueError(f"{where}: cannot be decoded ({' '.join(str(error).split())}), {remedy}") from None
+  ids = fields.get(_MAT_FIELD)
+  if ids is None or ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.number):
+    others = ", ".join(name for name, _, _ in scipy.io.whosmat(io.BytesIO(content)))
+    found = f"no such field but {others or 'none'}" if ids is None else f"{ids.dtype} {list(ids.shape)}"
+    raise ValueError(f"{where}: found {found}, {remedy}")
+  with np.errstate(invalid="ignore"):
+    whole = ids.astype(np.uint16)
+  if not np.array_equal(whole, ids):
+    raise ValueError(f"{where}: found values that are no ids, {remedy}")
+  return whole
+
+
+def _check_palette(where: str, palette: np.ndarray, present: Sequence[int], info: DatasetInfo) -> None:
+  # A colour mask saved as an indexed PNG has small indices too, in any order. It gives itself away when the
+  # palette paints an index in the colour of other classes of the data set.
+  own_ids: dict[tuple[int, ...], list[int]] = {}
+  for color, own_id in zip(info.palette.tolist(), info.label_ids.tolist(), strict=True):
+    own_ids.setdefault(tuple(color), []).append(own_id)
+  for index in present:
+    color = tuple(palette[index].tolist()) if index < len(palette) else ()
+    meant = own_ids.get(color, [index])
+    if index not in meant:
+      raise ValueError(
+        f"{where}: the label is a colour mask saved with a palette (index {index} has the colour of id {meant[0]}, "
+        f"{color}), expected indices that are the ids: convert the colours to ids"
+      )
+
+
+def _remedy(info: DatasetInfo) -> str:
+  if info.name == "folder":
+    return "convert the labels, or add a line to classes.csv (with the name ignore for what counts nowhere)"
+  return "convert the labels, or check dataset.name"
+
+
+def _size(array: np.ndarray) -> str:
+  return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _ranges(ids: Iterable[int]) -> str:
+  """``{0, 1, 2, 3, 255}`` -> ``"0-3, 255"``."""
+  runs: list[list[int]] = []
+  for own_id in sorted(own_id for own_id in ids if own_id >= 0):
+    if runs and own_id == runs[-1][1] + 1:
+      runs[-1][1] = own_id
+    else:
+      runs.append([own_id, own_id])
+  return ", ".join(f"{low}-{high}" if low != high else f"{low}" for low, high in runs)

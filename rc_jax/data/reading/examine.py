@@ -1,0 +1,147 @@
+"""Reads the examples of a split one by one, over processes, and says what each holds. A damaged one stops nothing."""
+
+import concurrent.futures
+import concurrent.futures.process
+import dataclasses
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rc_jax.data.reading.decode import check_ids, check_sizes, decode_image, label_ids, read_file
+from rc_jax.data.reading.source import FilePairs, Source
+
+_CHUNK = 8  # examples that go to a process at a time
+_TRIED = 2.0  # seconds of work here before processes are thought of
+# Processes start in several seconds: what is left must take longer than that.
+_WORTH_PROCESSES = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+  """What was found in an example.
+
+  Attributes:
+    index: its place in the split.
+    size: ``(H,W)`` of the image as it is displayed; None when it cannot be decoded.
+    counts: id -> pixels of the label, in the ids that its file holds (train ids where there is no file).
+    digest: of the image's file, equal for equal files; empty where there is no file.
+    defects: one line each, those that training would stop at.
+  """
+
+  index: int
+  size: tuple[int, int] | None
+  counts: dict[int, int]
+  digest: bytes
+  defects: tuple[str, ...]
+
+
+def examine(source: Source, index: int) -> Examined:
+  """Decodes example ``index`` and checks all that training checks, beyond the first defect."""
+  if not isinstance(source, FilePairs):
+    return _examine_array(source, index)
+  defects: list[str] = []
+  image = ids = None
+  counts, digest = np.zeros(0, int), b""
+  image_at = str(source.images[index])
+  try:
+    content = read_file(source.images[index])
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    image = decode_image(content, image_at)
+  except ValueError as error:
+    defects.append(str(error))
+  if source.labels is not None:
+    label_at = str(source.labels[index])
+    try:
+      ids, counts, palette = label_ids(
+        read_file(source.labels[index]), label_at, source.train_ids, source.info
+      )
+      check_ids(label_at, counts, palette, source.train_ids, source.info)
+    except ValueError as error:
+      defects.append(str(error))
+    if image is not None and ids is not None:
+      try:
+        check_sizes(image, ids, image_at, label_at)
+      except ValueError as error:
+        defects.append(str(error))
+  size = None if image is None else (image.shape[0], image.shape[1])
+  return Examined(index, size, _present(counts), digest, tuple(defects))
+
+
+def examine_all(source: Source, indices: Sequence[int], processes: int | None = None) -> Iterator[Examined]:
+  """Examines examples in parallel.
+
+  Args:
+    source: a split.
+    indices: which examples.
+    processes: how many at most; None: as many as there are cores.
+
+  Returns:
+    The findings in the order of ``indices``, each as soon as it is there.
+
+  Raises:
+    OSError: in one line, when a process dies.
+  """
+  wanted = processes or cores()
+  start, done = time.monotonic(), 0
+  for index in indices:
+    yield examine(source, index)
+    done += 1
+    spent = time.monotonic() - start
+    if wanted > 1 and spent > _TRIED and spent / done * (len(indices) - done) > _WORTH_PROCESSES:
+      break
+  left = indices[done:]
+  if not left:
+    return
+  chunks = [left[first : first + _CHUNK] for first in range(0, len(left), _CHUNK)]
+  # A server without JAX's threads forks them, once it has imported what they need; forks of this process may hang.
+  methods = multiprocessing.get_all_start_methods()
+  context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+  context.set_forkserver_preload([__name__])
+  pool = concurrent.futures.ProcessPoolExecutor(wanted, context, initializer=_keep, initargs=(source,))
+  try:
+    yield from itertools.chain.from_iterable(pool.map(_examine_chunk, chunks))
+  except concurrent.futures.process.BrokenProcessPool:
+    raise OSError(
+      "a process that checked files died, most likely for want of memory: check fewer images with --sample"
+    ) from None
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def cores() -> int:
+  """Returns how many cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _examine_array(source: Source, index: int) -> Examined:
+  try:
+    example = source[index]
+  except ValueError as error:
+    return Examined(index, None, {}, b"", (str(error),))
+  image, label = example["image"], example.get("label")
+  counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
+  digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+  return Examined(index, (image.shape[0], image.shape[1]), _present(counts), digest, ())
+
+
+def _present(counts: np.ndarray) -> dict[int, int]:
+  return {own_id: int(counts[own_id]) for own_id in np.flatnonzero(counts).tolist()}
+
+
+_kept: list[Source] = []
+
+
+def _keep(source: Source) -> None:
+  # The process that started this one answers for both.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  _kept.append(source)
+
+
+def _examine_chunk(indices: Sequence[int]) -> list[Examined]:
+  return [examine(_kept[0], index) for index in indices]

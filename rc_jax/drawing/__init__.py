@@ -1,0 +1,1 @@
+"""Pictures: panels of predictions, plots of a run, contact sheets."""

@@ -1,0 +1,117 @@
+"""The files of an evaluation: ``eval/<split>.json``, its confusion matrix and the counts of every image."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from rc_jax import files
+from rc_jax.evaluation import metrics
+from rc_jax.evaluation.evaluator import Counts, Results
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """One evaluation, read from the files that ``write_results`` wrote.
+
+  Attributes:
+    path: of the JSON.
+    scores: what it holds.
+    names: of the ``I`` images.
+    counts: int64 ``[3,I,N]``: TP, FP, FN of each image and class.
+  """
+
+  path: pathlib.Path
+  scores: dict[str, Any]
+  names: list[str]
+  counts: np.ndarray
+
+
+def read_result(path: pathlib.Path) -> Result:
+  """Reads a result and the counts of its images.
+
+  Raises:
+    FileNotFoundError: there is none, or its counts are gone.
+    ValueError: the folder holds results of several splits, or a file is damaged.
+  """
+  path = _json_of(path)
+  counts_path = path.with_name(f"{path.stem}_images.npz")
+  if not counts_path.is_file():
+    raise FileNotFoundError(f"{counts_path}: missing; score again with --mode=eval, which writes it")
+  try:
+    scores = json.loads(path.read_text())
+    rule, classes = scores["absent_class"], list(scores["iou"])
+    with np.load(counts_path, allow_pickle=False) as arrays:
+      counts = np.stack([arrays[name] for name in ("right", "wrong", "missed")]).astype(np.int64)
+      names = [str(name) for name in arrays["names"]]
+  except (ValueError, KeyError, EOFError) as error:
+    raise ValueError(f"{path}: cannot be read ({error}); score again with --mode=eval") from error
+  right, wrong, missed = counts.sum(axis=1)
+  total = metrics.class_ious(right, wrong, missed, rule)
+  if len(classes) != counts.shape[2] or not np.isclose(np.nanmean(total), scores["miou"], rtol=0, atol=1e-9):
+    raise ValueError(f"{counts_path}: is not of the evaluation of {path.name}; score again with --mode=eval")
+  return Result(path, scores, names, counts)
+
+
+def _json_of(path: pathlib.Path) -> pathlib.Path:
+  if path.is_file():
+    return path
+  splits = sorted(path.glob("eval/*.json"))
+  if len(splits) > 1:
+    names = ", ".join(file.name for file in splits)
+    raise ValueError(f"--results: {path} holds results of several splits ({names}); name one of the files")
+  if not splits:
+    raise FileNotFoundError(
+      f"--results: {path} holds no result; expected a run's folder or its eval/<split>.json, from --mode=eval"
+    )
+  return splits[0]
+
+
+def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step: int) -> pathlib.Path:
+  """Writes ``workdir/eval/<split>.json``, ``<split>_confusion.npy`` and ``<split>_images.npz``.
+
+  The last holds ``names``, and int32 ``right``, ``wrong`` and ``missed`` ``[I,N]``, what ``--mode=compare`` reads.
+
+  Returns:
+    The JSON's path.
+  """
+  folder = workdir / "eval"
+  folder.mkdir(parents=True, exist_ok=True)
+  split = results["split"]
+  path = folder / f"{split}.json"
+  with files.writing(folder / f"{split}_confusion.npy") as file:
+    np.save(file, counts.confusion)
+  with files.writing(folder / f"{split}_images.npz") as file:
+    arrays = {name: getattr(counts, name) for name in ("right", "wrong", "missed")}
+    np.savez_compressed(file, names=np.array(counts.names), **arrays)
+  files.write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
+  return path
+
+
+def results_table(results: Results) -> str:
+  """Returns the tables for the screen, values in percent: classes, categories where there are any, means."""
+  categories = results.get("category_iou", {})
+  means = {
+    "mIoU": results["miou"],
+    "pixel accuracy": results["pixel_accuracy"],
+    "mean accuracy": results["mean_accuracy"],
+  }
+  if "final_score" in results:
+    means["final score"] = results["final_score"]
+  if categories:
+    means["category mIoU"] = results["category_miou"]
+  width = max(map(len, [*results["iou"], *categories, *means]))
+  lines = [f"  {'class':<{width}}    IoU  accuracy"]
+  for name, value in results["iou"].items():
+    lines.append(f"  {name:<{width}}  {_percent(value)}     {_percent(results['accuracy'][name])}")
+  if categories:
+    lines += ["", f"  {'category':<{width}}    IoU"]
+    lines += [f"  {name:<{width}}  {_percent(value)}" for name, value in categories.items()]
+  lines += ["", *(f"  {name:<{width}}  {_percent(value)}" for name, value in means.items())]
+  return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+  return "    -" if value is None else f"{100 * value:5.1f}"

@@ -1,0 +1,1 @@
+"""Class probabilities of full images: whole or by sliding window, over scales, mirrored or not."""

@@ -1,0 +1,1 @@
+"""ResNets and HRNets: ``image [B,H,W,3] -> Stages``."""

@@ -1,0 +1,256 @@
+"""ResNet backbones (He et al., CVPR 2016) with dilation, multi-grid and PyTorch's arithmetic.
+
+Names follow torchvision's keys part by part: ``layer3.0.downsample.1.running_var`` is
+``batch_stats["layer3"]["0"]["downsample"]["1"]["var"]``; see ``rc_jax/pretrained.py``.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.models.layers import BatchNorm, Conv
+from rc_jax.models.network import Stages
+from rc_jax.ops.conv import max_pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """What tells one ResNet from another.
+
+  Attributes:
+    blocks: blocks in each of the four stages.
+    bottleneck: 1x1, 3x3, 1x1 blocks with 4 x the channels at their end; otherwise two 3x3.
+    width: channels of the first stage; each later stage doubles them.
+  """
+
+  blocks: tuple[int, int, int, int]
+  bottleneck: bool
+  width: int = 64
+
+
+RESNETS = {
+  "resnet18": Layout((2, 2, 2, 2), bottleneck=False),
+  "resnet34": Layout((3, 4, 6, 3), bottleneck=False),
+  "resnet50": Layout((3, 4, 6, 3), bottleneck=True),
+  "resnet101": Layout((3, 4, 23, 3), bottleneck=True),
+  "resnet152": Layout((3, 8, 36, 3), bottleneck=True),
+  # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
+  "resnet_tiny": Layout((2, 2, 2, 2), bottleneck=False, width=16),
+}
+
+OUTPUT_STRIDES = (8, 16, 32)
+
+# Channels of the convolutions before the pooling, at the width 64 of all published ResNets.
+STEMS = ("7x7", "32-32-64", "64-64-128")
+
+
+def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
+  """Plans strides and dilations: (stride, dilation before the stride, dilation after it) for each stage.
+
+  A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation
+  instead, so that a dilated network computes, at every position, what the strided one computes at its own.
+  The convolution that lost its stride is still read on the old grid: it has the *previous* dilation, as in
+  torchvision.
+  """
+  steps = []
+  current, dilation = 4, 1
+  for wanted in (1, 2, 2, 2):
+    previous, stride = dilation, wanted
+    if current * wanted > output_stride:
+      dilation, stride = dilation * wanted, 1
+    current *= stride
+    steps.append((stride, previous, dilation))
+  return tuple(steps)
+
+
+class Shortcut(nn.Module):
+  """The 1x1 convolution and BatchNorm that bring a block's input to its output's shape."""
+
+  features: int
+  stride: int
+  dtype: jnp.dtype
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, 1, self.stride, dtype=self.dtype, name="0")(x)
+    return BatchNorm(self.momentum, self.epsilon, name="1")(x, train)
+
+
+class Block(nn.Module):
+  """One residual block, basic or bottleneck.
+
+  Attributes:
+    features: channels of the 3x3 convolutions.
+    bottleneck: which kind.
+    stride: of the whole block.
+    dilation: of the 3x3 (bottleneck) or the first 3x3 (basic).
+    dilation_after: of the second 3x3 of a basic block, which is always behind the stride.
+    stride_on: the bottleneck's convolution that has the stride, ``"3x3"`` or the first ``"1x1"``.
+  """
+
+  features: int
+  bottleneck: bool
+  stride: int
+  dilation: int
+  dilation_after: int
+  stride_on: str
+  dtype: jnp.dtype
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    conv = functools.partial(Conv, dtype=self.dtype)
+    norm = functools.partial(BatchNorm, self.momentum, self.epsilon)
+    out_features = self.features * (4 if self.bottleneck else 1)
+    y = x
+    if self.bottleneck:
+      first, second = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
+      y = conv(self.features, 1, first, name="conv1")(y)
+      y = nn.relu(norm(name="bn1")(y, train))
+      y = conv(self.features, 3, second, self.dilation, name="conv2")(y)
+      y = nn.relu(norm(name="bn2")(y, train))
+      y = conv(out_features, 1, name="conv3")(y)
+      y = norm(name="bn3")(y, train)
+    else:
+      y = conv(self.features, 3, self.stride, self.dilation, name="conv1")(y)
+      y = nn.relu(norm(name="bn1")(y, train))
+      y = conv(self.features, 3, 1, self.dilation_after, name="conv2")(y)
+      y = norm(name="bn2")(y, train)
+    if self.stride != 1 or x.shape[-1] != out_features:
+      x = Shortcut(out_features, self.stride, self.dtype, self.momentum, self.epsilon, name="downsample")(
+        x, train
+      )
+    return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+  """The blocks of one stage, named ``"0"``, ``"1"``, ...
+
+  Attributes:
+    grid: a factor on each block's dilation (multi-grid).
+    steps: stride, previous dilation and dilation, of ``stage_steps``.
+  """
+
+  features: int
+  bottleneck: bool
+  grid: tuple[int, ...]
+  steps: tuple[int, int, int]
+  stride_on: str
+  dtype: jnp.dtype
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    stride, previous, dilation = self.steps
+    # A stride on the first 1x1 lies before the 3x3, which then reads the new grid.
+    first = dilation if self.bottleneck and self.stride_on == "1x1" else previous
+    for i, factor in enumerate(self.grid):
+      x = Block(
+        features=self.features,
+        bottleneck=self.bottleneck,
+        stride=stride if i == 0 else 1,
+        dilation=factor * (first if i == 0 else dilation),
+        dilation_after=factor * dilation,
+        stride_on=self.stride_on,
+        dtype=self.dtype,
+        momentum=self.momentum,
+        epsilon=self.epsilon,
+        name=str(i),
+      )(x, train)
+    return x
+
+
+class DeepStem(nn.Module):
+  """Three 3x3 convolutions, the first with stride 2; the BatchNorm after the last is the backbone's ``bn1``.
+
+  Names are those of the ``nn.Sequential`` in PyTorch: convolutions 0, 3, 6 and BatchNorms 1, 4.
+
+  Attributes:
+    width: channels of the first two; the last has twice as many.
+  """
+
+  width: int
+  dtype: jnp.dtype
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.width, 3, 2, dtype=self.dtype, name="0")(x)
+    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="1")(x, train))
+    x = Conv(self.width, 3, dtype=self.dtype, name="3")(x)
+    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="4")(x, train))
+    return Conv(2 * self.width, 3, dtype=self.dtype, name="6")(x)
+
+
+class ResNet(nn.Module):
+  """ResNet without its classifier.
+
+  Attributes:
+    layout: depth, kind of block and width.
+    output_stride: 8, 16 or 32.
+    multi_grid: factors on the dilations of stage 4's blocks.
+    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 of so many channels: ``"64-64-128"`` as in the
+      authors' code, ``"32-32-64"`` as in ResNetV1c.
+    stride_on: the convolution of a bottleneck that has the stride: ``"3x3"`` as in torchvision, or the first
+      ``"1x1"`` as in the original. A basic block has it on its first 3x3 always.
+    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code: of 240
+      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same either way.
+    dtype: of the computation.
+    momentum: fraction of BatchNorm's running statistics kept at a step.
+    epsilon: of BatchNorm.
+  """
+
+  layout: Layout
+  output_stride: int = 8
+  multi_grid: tuple[int, ...] = (2, 2, 4)
+  stem: str = "64-64-128"
+  stride_on: str = "3x3"
+  ceil_pool: bool = True
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> Stages:
+    """Computes the features of stages 1, 3 and 4.
+
+    Args:
+      x: normalised images ``[B,H,W,3]``.
+      train: normalise with the batch's statistics and update the running ones.
+
+    Returns:
+      The stages; 256, 1024 and 2048 channels for a ResNet-50.
+    """
+    width = self.layout.width
+    if self.stem == "7x7":
+      x = Conv(width, 7, 2, dtype=self.dtype, name="conv1")(x)
+    else:
+      first = width if self.stem == "64-64-128" else width // 2
+      x = DeepStem(first, self.dtype, self.momentum, self.epsilon, name="conv1")(x, train)
+    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn1")(x, train))
+    x = max_pool(x, self.ceil_pool)
+    stages = []
+    for i, (blocks, steps) in enumerate(
+      zip(self.layout.blocks, stage_steps(self.output_stride), strict=True)
+    ):
+      x = Stage(
+        features=width * 2**i,
+        bottleneck=self.layout.bottleneck,
+        grid=tuple(self.multi_grid) if i == 3 else (1,) * blocks,
+        steps=steps,
+        stride_on=self.stride_on,
+        dtype=self.dtype,
+        momentum=self.momentum,
+        epsilon=self.epsilon,
+        name=f"layer{i + 1}",
+      )(x, train)
+      stages.append(x)
+    return Stages(early=stages[0], middle=stages[2], last=stages[3])

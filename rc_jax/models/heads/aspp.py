@@ -1,0 +1,47 @@
+"""Atrous spatial pyramid pooling (Chen et al., *Rethinking Atrous Convolution*, 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu
+
+
+class ASPP(nn.Module):
+  """Looks at each position at several scales: 1x1, a dilated 3x3 for each rate, and the whole image's mean.
+
+  Attributes:
+    features: channels of each branch.
+    rates: dilations of the 3x3 branches.
+    project: adds torchvision's 1x1 convolution back to ``features`` channels after the concatenation. The
+      authors of RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
+    separable: the dilated branches are depthwise separable, as in DeepLabV3+.
+  """
+
+  features: int = 256
+  rates: tuple[int, ...] = (12, 24, 36)
+  project: bool = False
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  separable: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Computes ``[B,h,w,C] -> [B,h,w,(2+len(rates)) features]``, or ``[B,h,w,features]`` if ``project``."""
+    norm = (self.dtype, self.momentum, self.epsilon)
+    dilated = SeparableConvNormRelu if self.separable else ConvNormRelu
+
+    def pointwise(name: str) -> ConvNormRelu:
+      return ConvNormRelu(self.features, 1, 1, *norm, name=name)
+
+    branches = [pointwise("conv1x1")(x, train)]
+    branches += [
+      dilated(self.features, 3, rate, *norm, name=f"rate{i}")(x, train) for i, rate in enumerate(self.rates)
+    ]
+    # Summed in float32: a bfloat16 sum over thousands of positions loses its digits.
+    pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+    pooled = pointwise("pool")(pooled, train)
+    branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+    x = jnp.concatenate(branches, axis=-1)
+    return pointwise("project")(x, train) if self.project else x

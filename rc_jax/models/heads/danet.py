@@ -1,0 +1,152 @@
+"""DANet (Fu et al., *Dual Attention Network for Scene Segmentation*, CVPR 2019)."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.models.layers import Conv, ConvNormRelu, classify
+from rc_jax.models.network import Outputs, Stages
+
+
+# The backward pass computes the similarities anew, one product over the few key channels: kept, they would be the
+# largest arrays of a training step by far, 354 MB an image at a crop of 769 in float32.
+@jax.checkpoint
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """Gives each position the mean of all values, weighted by ``softmax over k of query_q . key_k``.
+
+  Args:
+    query: ``[B,Q,D]``.
+    key: ``[B,K,D]``.
+    value: ``[B,K,C]``.
+
+  Returns:
+    ``[B,Q,C]`` float32; softmax and sums are in float32 whatever the inputs' dtype.
+  """
+  similarity = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(similarity, axis=-1).astype(value.dtype)
+  return jnp.einsum("bqk,bkc->bqc", weights, value, preferred_element_type=jnp.float32)
+
+
+def attend_channels(x: jax.Array) -> jax.Array:
+  """Gives each channel the mean of all channels, weighted by ``softmax over d of -x_c . x_d``.
+
+  The product of two channels is over all positions. The sign is that of the authors' code (their softmax is of each
+  row's maximum less the product), where the paper's Eq. 3 has none.
+
+  Args:
+    x: ``[B,n,C]``, the features of ``n`` positions.
+
+  Returns:
+    ``[B,n,C]`` float32.
+  """
+  # Products of thousands of positions are in the thousands themselves: rounded to bfloat16 or TF32, as accelerators
+  # multiply float32 by default, their differences would be noise in the exponent.
+  exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+  product = jnp.einsum("bnc,bnd->bcd", x, x, **exact)
+  weights = jax.nn.softmax(-product, axis=-1).astype(x.dtype)
+  return jnp.einsum("bcd,bnd->bnc", weights, x, preferred_element_type=jnp.float32)
+
+
+class PositionAttention(nn.Module):
+  """``x + gamma attend(query(x), key(x), value(x))`` with 1x1 convolutions: ``[B,h,w,C]``, like ``x``.
+
+  ``gamma`` starts at 0, so that a fresh network is the one without attention. Source: section 3.2.
+
+  Attributes:
+    key_channels: of queries and keys.
+  """
+
+  key_channels: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    def flat(name: str, channels: int) -> jax.Array:
+      y = Conv(channels, 1, use_bias=True, dtype=self.dtype, name=name)(x)
+      return y.reshape(y.shape[0], -1, channels)  # [B,h,w,D] -> [B,hw,D]
+
+    query, key = flat("query", self.key_channels), flat("key", self.key_channels)
+    gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
+    attended = attend(query, key, flat("value", x.shape[-1])).reshape(x.shape)
+    return (x + gamma * attended).astype(self.dtype)
+
+
+class ChannelAttention(nn.Module):
+  """``x + gamma attend_channels(x)``: ``[B,h,w,C]``, like ``x``; ``gamma`` starts at 0. Source: section 3.3."""
+
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    gamma = self.param("gamma", nn.initializers.zeros, (), jnp.float32)
+    attended = attend_channels(x.reshape(x.shape[0], -1, x.shape[-1])).reshape(x.shape)
+    return (x + gamma * attended).astype(self.dtype)
+
+
+class Branch(nn.Module):
+  """An attention between two 3x3 convolutions, and in training a classifier of its own.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``.
+    attention: from a name to the attention.
+    dropout: see ``DANetHead``.
+  """
+
+  num_classes: int
+  channels: int
+  attention: Callable[..., nn.Module]
+  dropout: float
+  dtype: jnp.dtype
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
+    """Computes features ``[B,h,w,C]`` and, in training, logits ``[B,h,w,N]`` float32."""
+    options = (self.channels, 3, 1, self.dtype, self.momentum, self.epsilon)
+    x = ConvNormRelu(*options, name="before")(x, train)
+    x = self.attention(name="attention")(x)
+    x = ConvNormRelu(*options, name="after")(x, train)
+    return x, classify(x, self.num_classes, self.dropout, train) if train else None
+
+
+class DANetHead(nn.Module):
+  """Position attention and channel attention side by side; the classifier reads their sum.
+
+  In training, ``branch_logits`` are those of the position branch and of the channel branch.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``, of both branches and of the features; 512 in mmsegmentation.
+    key_channels: of the position attention's queries and keys.
+    dropout: the share of channels dropped before each classifier in training.
+    dtype: of the computation up to the features; attention weights and classifiers are computed in float32.
+  """
+
+  num_classes: int
+  channels: int = 512
+  key_channels: int = 64
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
+    def branch(name: str, attention: Callable[..., nn.Module]) -> Branch:
+      options = (self.dropout, self.dtype, self.momentum, self.epsilon)
+      return Branch(self.num_classes, self.channels, attention, *options, name=name)
+
+    position = functools.partial(PositionAttention, self.key_channels, self.dtype)
+    channel = functools.partial(ChannelAttention, self.dtype)
+    position_features, position_logits = branch("position", position)(stages.last, train)
+    channel_features, channel_logits = branch("channel", channel)(stages.last, train)
+    features = position_features + channel_features
+    logits = classify(features, self.num_classes, self.dropout, train)
+    if position_logits is None or channel_logits is None:
+      return Outputs(logits, features)
+    return Outputs(logits, features, branch_logits=(position_logits, channel_logits))

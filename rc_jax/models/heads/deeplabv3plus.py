@@ -1,0 +1,53 @@
+"""DeepLabV3+'s head (Chen et al., *Encoder-Decoder with Atrous Separable Convolution*, ECCV 2018)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from rc_jax.models.heads.aspp import ASPP
+from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu, classify
+from rc_jax.models.network import Outputs, Stages
+from rc_jax.ops.resample import upsample
+
+
+class DeepLabV3PlusHead(nn.Module):
+  """ASPP, upsampled to the backbone's finest stage and refined beside it; logits on that stage's grid.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``, of each ASPP branch and of the features.
+    rates: ASPP's dilations.
+    project: brings ASPP's concatenation to ``channels`` with a 1x1 convolution, as the paper's; otherwise with a
+      3x3, as mmsegmentation's.
+    early_channels: what a 1x1 convolution brings the finest stage to.
+    separable: ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
+    align_corners: how ASPP's result is brought to the finest stage's grid.
+    dropout: the share of channels dropped before the classifier in training.
+    dtype: of the computation up to the features; the classifier computes in float32.
+  """
+
+  num_classes: int
+  channels: int = 256
+  rates: tuple[int, ...] = (12, 24, 36)
+  project: bool = False
+  early_channels: int = 48
+  separable: bool = True
+  align_corners: bool = False
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
+    norm = (self.dtype, self.momentum, self.epsilon)
+    aspp = ASPP(self.channels, self.rates, self.project, *norm, separable=self.separable, name="aspp")
+    x = aspp(stages.last, train)
+    if not self.project:
+      x = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(x, train)
+    height, width = stages.early.shape[1:3]
+    early = ConvNormRelu(self.early_channels, 1, 1, *norm, name="early")(stages.early, train)
+    x = jnp.concatenate([upsample(x, (height, width), self.align_corners), early], axis=-1)
+    refine = SeparableConvNormRelu if self.separable else ConvNormRelu
+    for i in range(2):
+      x = refine(self.channels, 3, 1, *norm, name=f"refine{i}")(x, train)
+    return Outputs(classify(x, self.num_classes, self.dropout, train), x)

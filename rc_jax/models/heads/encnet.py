@@ -1,0 +1,98 @@
+"""EncNet (Zhang et al., *Context Encoding for Semantic Segmentation*, CVPR 2018)."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.models.layers import BatchNorm, ConvNormRelu, classify
+from rc_jax.models.network import Outputs, Stages
+
+
+def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Array:
+  """Sums each codeword's residuals, softly assigned.
+
+  ``E_k = sum over i of a_ik (x_i - c_k)`` with ``a_ik = softmax over k of s_k |x_i - c_k|^2``.
+
+  Args:
+    x: ``[B,n,C]``, the features of ``n`` positions.
+    codewords: ``c [K,C]`` float32.
+    smoothing: ``s [K]`` float32, negative: the softness of each assignment.
+
+  Returns:
+    ``E [B,K,C]`` float32. No array has ``[B,n,K,C]``: squares and sums are expanded into matrix products.
+
+  Source: section 3.1; the sign of ``s`` is that of the authors' code.
+  """
+  # Distances and residuals are the same from any origin. Amid the codewords the terms of an expanded square are of
+  # the distance's own size; from afar, most digits would cancel.
+  origin = jax.lax.stop_gradient(jnp.mean(codewords, axis=0))
+  x, codewords = x.astype(jnp.float32) - origin, codewords - origin
+  # Accelerators multiply float32 in fewer bits by default, too few for differences in an exponent.
+  exact = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True) + jnp.sum(jnp.square(codewords), axis=-1)
+  distances = squares - 2 * exact("bnc,kc->bnk", x, codewords)
+  assigned = jax.nn.softmax(smoothing * distances, axis=-1)
+  return exact("bnk,bnc->bkc", assigned, x) - jnp.sum(assigned, axis=1)[..., None] * codewords
+
+
+class Encoding(nn.Module):
+  """``encode``, BatchNorm of each codeword, ReLU, and the mean over codewords: ``[B,h,w,C] -> [B,C]`` float32.
+
+  Attributes:
+    codes: ``K``.
+  """
+
+  codes: int
+  momentum: float
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    channels = x.shape[-1]
+    bound = 1 / math.sqrt(self.codes * channels)
+    around_zero = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
+    below_zero = functools.partial(jax.random.uniform, minval=-1.0, maxval=0.0)
+    codewords = self.param("codewords", around_zero, (self.codes, channels), jnp.float32)
+    smoothing = self.param("smoothing", below_zero, (self.codes,), jnp.float32)
+    encoded = encode(x.reshape(x.shape[0], -1, channels), codewords, smoothing)
+    encoded = jnp.swapaxes(encoded, 1, 2)  # [B,K,C] -> [B,C,K]: BatchNorm's statistics are of the last axis
+    return jnp.mean(nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn")(encoded, train)), axis=-1)
+
+
+class EncNetHead(nn.Module):
+  """A 3x3 convolution, and gates on its channels that read an encoding of the whole image.
+
+  In training, ``presence_logits`` read the encoding too.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``, of the convolutions and of the features; 512 in mmsegmentation.
+    codes: ``K``, codewords.
+    dropout: the share of channels dropped before the classifier in training.
+    dtype: of the maps; the encoding, its gates and the classifier are computed in float32.
+  """
+
+  num_classes: int
+  channels: int = 512
+  codes: int = 32
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
+    norm = (self.momentum, self.epsilon)
+    x = ConvNormRelu(self.channels, 3, 1, self.dtype, *norm, name="reduce")(stages.last, train)
+    projected = ConvNormRelu(self.channels, 1, 1, self.dtype, *norm, name="project")(x, train)
+    encoding = Encoding(self.codes, *norm, name="encoding")(projected, train)  # [B,C]
+    gates = nn.sigmoid(nn.Dense(self.channels, name="gate")(encoding))
+    # What the authors' ReLU over this would remove cannot arise: neither factor is negative.
+    features = (x * (1 + gates[:, None, None, :])).astype(self.dtype)
+    logits = classify(features, self.num_classes, self.dropout, train)
+    if not train:
+      return Outputs(logits, features)
+    return Outputs(logits, features, presence_logits=nn.Dense(self.num_classes, name="presence")(encoding))

@@ -1,0 +1,115 @@
+"""OCRNet's head (Yuan et al., *Object-Contextual Representations for Semantic Segmentation*, ECCV 2020)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.models.heads.fcn import FCNHead
+from rc_jax.models.layers import ConvNormRelu, classify
+from rc_jax.models.network import Outputs, Stages
+from rc_jax.ops.resample import upsample
+
+
+class OCRHead(nn.Module):
+  """Describes each pixel by the object regions that it resembles.
+
+  A coarse prediction, supervised as ``aux_logits``, says where each class's region lies; a region's vector is the
+  mean of the pixels under it; each pixel attends to the ``N`` regions, and a 1x1 convolution fuses what it read with
+  the pixel itself. The coarse prediction comes from the backbone's middle stage through a 3x3 convolution, or, where
+  there is none (HRNet), from the last through a 1x1 that keeps its channels: mmsegmentation's choices.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``, of the pixels' vectors and of the features.
+    key_channels: of queries, keys and values between pixels and regions.
+    coarse_channels: of the convolution on the middle stage.
+    align_corners: how the coarse prediction is brought to another grid, where the middle stage has one.
+    dropout: the share of channels dropped before both classifiers in training.
+    dtype: of the computation up to the features; classifiers and softmaxes compute in float32.
+  """
+
+  num_classes: int
+  channels: int = 512
+  key_channels: int = 256
+  coarse_channels: int = 256
+  align_corners: bool = False
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
+    norm = (self.dtype, self.momentum, self.epsilon)
+
+    def pointwise(name: str, channels: int, x: jax.Array) -> jax.Array:
+      return ConvNormRelu(channels, 1, 1, *norm, name=name)(x, train)
+
+    coarse_logits = self._coarse_logits(stages, train)
+    height, width = stages.last.shape[1:3]
+    soft_regions = coarse_logits
+    if soft_regions.shape[1:3] != (height, width):  # output stride 32: stage 3 is twice as fine
+      soft_regions = upsample(soft_regions, (height, width), self.align_corners)
+
+    pixels = ConvNormRelu(self.channels, 3, 1, *norm, name="pixels")(stages.last, train)
+    regions = gather_regions(pixels, soft_regions)[:, :, None]  # [B,N,1,C]: a column of N pixels
+    queries, keys = pixels, regions
+    for i in range(2):
+      queries = pointwise(f"query{i}", self.key_channels, queries)
+      keys = pointwise(f"key{i}", self.key_channels, keys)
+    values = pointwise("value", self.key_channels, regions)
+    context = pointwise("out", self.channels, attend(queries, keys[:, :, 0], values[:, :, 0]))
+    features = pointwise("fuse", self.channels, jnp.concatenate([context, pixels], axis=-1))
+    logits = classify(features, self.num_classes, self.dropout, train)
+    return Outputs(logits, features, aux_logits=coarse_logits)
+
+  def _coarse_logits(self, stages: Stages, train: bool) -> jax.Array:
+    source, channels, size = stages.middle, self.coarse_channels, 3
+    if source is None:
+      source, channels, size = stages.last, stages.last.shape[-1], 1
+    head = FCNHead(
+      self.num_classes,
+      channels,
+      kernel_size=size,
+      dropout=self.dropout,
+      dtype=self.dtype,
+      momentum=self.momentum,
+      epsilon=self.epsilon,
+      name="coarse",
+    )
+    logits: jax.Array = head(stages._replace(last=source), train).logits
+    return logits
+
+
+def gather_regions(pixels: jax.Array, logits: jax.Array) -> jax.Array:
+  """Averages pixels under each class's soft region: ``f_k = sum_i softmax_i(P_ik) x_i`` (OCRNet, Eq. 2).
+
+  Args:
+    pixels: ``x [B,h,w,C]``.
+    logits: ``P [B,h,w,N]``; the softmax of each class runs over the pixels of its image.
+
+  Returns:
+    ``f [B,N,C]`` in the dtype of ``pixels``; softmax and sums are in float32.
+  """
+  weights = jax.nn.softmax(logits.astype(jnp.float32), axis=(1, 2)).astype(pixels.dtype)
+  regions = jnp.einsum("bhwn,bhwc->bnc", weights, pixels, preferred_element_type=jnp.float32)
+  return regions.astype(pixels.dtype)
+
+
+def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+  """Mixes the values of regions for each pixel: ``y_i = sum_k softmax_k(q_i . k_k / sqrt(K)) v_k`` (OCRNet, Eq. 3).
+
+  The scale ``1 / sqrt(K)`` is the authors' code's; the paper has none.
+
+  Args:
+    queries: ``q [B,h,w,K]``.
+    keys: ``[B,N,K]``.
+    values: ``v [B,N,K]``.
+
+  Returns:
+    ``y [B,h,w,K]`` in the dtype of ``values``; softmax and sums are in float32.
+  """
+  similarity = jnp.einsum("bhwk,bnk->bhwn", queries, keys, preferred_element_type=jnp.float32)
+  weights = jax.nn.softmax(similarity * keys.shape[-1] ** -0.5, axis=-1).astype(values.dtype)
+  context = jnp.einsum("bhwn,bnk->bhwk", weights, values, preferred_element_type=jnp.float32)
+  return context.astype(values.dtype)

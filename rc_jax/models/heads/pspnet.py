@@ -1,0 +1,76 @@
+"""PSPNet's head (Zhao et al., *Pyramid Scene Parsing Network*, CVPR 2017)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rc_jax.models.layers import ConvNormRelu, classify
+from rc_jax.models.network import Outputs, Stages
+from rc_jax.ops.resample import upsample
+
+
+class PSPHead(nn.Module):
+  """The map beside its averages over coarse grids, a 3x3 fusing convolution, and a 1x1 classifier.
+
+  Attributes:
+    num_classes: ``N``.
+    channels: ``C``, of each grid's 1x1 convolution and of the features.
+    bins: sides of the grids that the map is averaged to.
+    align_corners: how the averages are brought back to the map's grid.
+    dropout: the share of channels dropped before the classifier in training.
+    dtype: of the computation up to the features; the classifier computes in float32.
+  """
+
+  num_classes: int
+  channels: int = 512
+  bins: tuple[int, ...] = (1, 2, 3, 6)
+  align_corners: bool = False
+  dropout: float = 0.1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, stages: Stages, train: bool) -> Outputs:
+    norm = (self.dtype, self.momentum, self.epsilon)
+    x = stages.last
+    height, width = x.shape[1:3]
+    levels = [x]
+    for i, pooled in enumerate(average_to_grids(x, self.bins)):
+      level = ConvNormRelu(self.channels, 1, 1, *norm, name=f"bin{i}")(pooled, train)
+      levels.append(upsample(level, (height, width), self.align_corners))
+    features = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(jnp.concatenate(levels, axis=-1), train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+
+
+def average_to_grids(x: jax.Array, bins: tuple[int, ...]) -> list[jax.Array]:
+  """Averages a map over square grids of cells, as PyTorch's ``AdaptiveAvgPool2d`` for each.
+
+  Args:
+    x: ``[B,h,w,C]``.
+    bins: cells along each side of each grid; where one does not divide the map, its cells overlap by a pixel.
+
+  Returns:
+    ``[B,b,b,C]`` for each ``b`` of ``bins``, in the dtype of ``x``; sums are in float32.
+  """
+  height, width = x.shape[1:3]
+  options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+  # All grids' columns in one product: the wide map is read once. Zeros and ones, because a bfloat16 has no 1/97.
+  columns = np.concatenate([cells(width, b) for b in bins]).astype(x.dtype)
+  strips = jnp.einsum("bhwc,Ww->bhWc", x, columns, **options)
+  averages, start = [], 0
+  for b in bins:
+    rows = cells(height, b)
+    sums = jnp.einsum("bhWc,Hh->bHWc", strips[:, :, start : start + b], rows, **options)
+    counts = rows.sum(1)[:, None] * cells(width, b).sum(1)
+    averages.append((sums / counts[:, :, None]).astype(x.dtype))
+    start += b
+  return averages
+
+
+def cells(length: int, bins: int) -> np.ndarray:
+  """Returns which of ``length`` pixels each cell holds, ``[bins,length]`` float32 of 0 and 1."""
+  cell, pixel = np.arange(bins)[:, None], np.arange(length)
+  first, end = cell * length // bins, -(-(cell + 1) * length // bins)
+  return ((first <= pixel) & (pixel < end)).astype(np.float32)

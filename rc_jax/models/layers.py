@@ -1,0 +1,155 @@
+"""The pieces that heads are built of."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rc_jax.ops.batch_norm import normalize
+from rc_jax.ops.conv import conv2d, depthwise_conv2d
+
+
+class ConvNormRelu(nn.Module):
+  """Convolution ``conv``, BatchNorm ``bn``, ReLU: ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``."""
+
+  features: int
+  kernel_size: int
+  dilation: int = 1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
+    return nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn")(x, train))
+
+
+class SeparableConvNormRelu(nn.Module):
+  """Depthwise separable convolution: ``depthwise``, its BatchNorm and ReLU, then a 1x1 ``pointwise`` with its own.
+
+  ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``.
+
+  Attributes:
+    features: output channels.
+    kernel_size: of the depthwise convolution.
+    dilation: of the depthwise convolution.
+  """
+
+  features: int
+  kernel_size: int
+  dilation: int = 1
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = DepthwiseConv(self.kernel_size, self.dilation, self.dtype, name="depthwise")(x)
+    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="depthwise_bn")(x, train))
+    return ConvNormRelu(self.features, 1, 1, self.dtype, self.momentum, self.epsilon, name="pointwise")(
+      x, train
+    )
+
+
+def classify(features: jax.Array, num_classes: int, dropout: float, train: bool) -> jax.Array:
+  """Dropout of whole channels in training, then the calling module's 1x1 convolution ``classifier``.
+
+  Args:
+    features: ``F [B,h,w,C]``.
+    num_classes: ``N``.
+    dropout: the share of channels that training drops.
+    train: whether it does.
+
+  Returns:
+    Logits ``P [B,h,w,N]``, computed in float32.
+  """
+  x = nn.Dropout(dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
+  logits: jax.Array = Conv(num_classes, 1, use_bias=True, name="classifier")(x)
+  return logits
+
+
+class BatchNorm(nn.Module):
+  """PyTorch's ``BatchNorm2d``: parameters ``scale``, ``bias``, statistics ``mean``, ``var``, all ``[C]`` f32.
+
+  In training, this batch's statistics normalise, and the running ones move by ``1 - momentum`` towards them;
+  the running variance towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch (Flax's own keeps the
+  biased one: a visible difference only for small ``n``, as in ASPP's image pooling, where ``n`` is the batch
+    size).
+  Under ``jax.jit`` over the global batch, "this batch" is the global batch, however many devices hold it.
+
+  Attributes:
+    momentum: the fraction of the running statistics kept at each step: 0.9 is PyTorch's 0.1.
+    epsilon: added to the variance.
+  """
+
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    channels = (x.shape[-1],)
+    scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+    var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+    if not train:
+      factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
+      return ((x.astype(jnp.float32) - mean.value) * factor + bias).astype(x.dtype)
+    y, batch_mean, batch_var = normalize(x, scale, bias, jax.lax.stop_gradient(mean.value), self.epsilon)
+    if not self.is_initializing():
+      count = x.size // x.shape[-1]
+      unbiased = batch_var * (count / max(count - 1, 1))
+      mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
+      var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
+    return y
+
+
+class Conv(nn.Module):
+  """``Conv2d``: parameters ``kernel [k,k,in,out]`` and, if asked for, ``bias [out]``, both float32.
+
+  Attributes:
+    features: output channels.
+    kernel_size: ``k``, odd.
+    stride: step of the output's grid.
+    dilation: distance of the kernel's taps.
+    use_bias: adds a bias; a convolution before a BatchNorm needs none.
+    dtype: of the computation and of the output.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  dilation: int = 1
+  use_bias: bool = False
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+    # Shapes alone: values come from ``initial_values``.
+    kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
+    y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
+    if self.use_bias:
+      bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+      y += bias.astype(self.dtype)
+    return y
+
+
+class DepthwiseConv(nn.Module):
+  """``Conv2d`` with a group for each channel, without bias: parameter ``kernel [k,k,1,C]`` float32.
+
+  Attributes:
+    kernel_size: ``k``, odd.
+    dilation: distance of the kernel's taps.
+    dtype: of the computation and of the output.
+  """
+
+  kernel_size: int
+  dilation: int = 1
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+    kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
+    return depthwise_conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation)

@@ -1,0 +1,222 @@
+"""Looks a data set over before anything is trained on it: checks every file, names all defects, draws sheets."""
+
+import json
+import pathlib
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from rc_jax import data
+from rc_jax.config import Config, square
+from rc_jax.console import Progress, say
+from rc_jax.data import Examined, Source
+from rc_jax.data.findings import (
+  ON_SCREEN,
+  Split,
+  class_pixels,
+  file_names,
+  first_names,
+  summary,
+  train_ids_of,
+)
+from rc_jax.drawing import contact_sheet
+
+CLEAN, DEFECTIVE = 0, 1  # exit statuses
+_COLUMNS = 110  # of the text
+_NARROW_TABLE = 40  # classes; more stand side by side
+
+
+def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
+  """Inspects all splits of a data set that are there: ``--mode=inspect``.
+
+  Prints what it finds, and writes to ``workdir/inspect/``: ``report.txt``, the same with nothing left out;
+  ``<split>.json``; ``<split>.png``, ``<split>_classes.png`` and ``crops.png`` for the eye.
+
+  Args:
+    config: a validated config; ``dataset``, ``eval.split``, ``train.crop_size``, ``augment`` and ``seed`` count.
+    workdir: where the findings go.
+    sample: how many examples of each split to decode, spread evenly over it; 0: all.
+
+  Returns:
+    The exit status: 0, or 1 when there are defects, which training or scoring would stop at.
+
+  Raises:
+    FileNotFoundError: none of the config's splits is there.
+    ValueError: none of them can be read, or ``sample`` is negative.
+  """
+  if sample < 0:
+    raise ValueError(f"--sample is {sample}, expected 0 (all) or more")
+  # Nothing is computed here, and an accelerator may be at work for a run.
+  jax.config.update("jax_platforms", "cpu")
+  name, root = config.dataset.name, config.dataset.root
+  info = data.info(name, root)
+  named = dict.fromkeys(
+    [*data.parts_of(name, config.dataset.train_split), *data.parts_of(name, config.eval.split)]
+  )
+  opened = {part: _open(config, part) for part in named}
+  if all(source is None for source, _ in opened.values()):
+    # Nothing to look over: the first reason is all there is to say. Its kind is part of it.
+    data.load(name, root, next(iter(named)))
+  for part in data.splits(name, root):
+    if part not in opened:
+      source, refused = _open(config, part, needed=False)
+      if source is not None:
+        opened[part] = source, refused
+  folder = workdir / "inspect"
+  folder.mkdir(parents=True, exist_ok=True)
+  say(f"{name}{f' in {root}' if root else ''}: {info.num_classes} classes, splits {', '.join(opened)}")
+  splits = [
+    Split(part, source, _examine(part, source, sample), lines) for part, (source, lines) in opened.items()
+  ]
+
+  trained = data.parts_of(name, config.dataset.train_split)
+  crop_size = square(config.train.crop_size)
+  tables = {
+    split.name: summary(split, info, crop_size if split.name in trained else None) for split in splits
+  }
+  for split in splits:
+    (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
+  across = _across(config, splits, tables)
+  full = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
+  (folder / "report.txt").write_text("\n".join(full) + "\n")
+  for split in splits:
+    say("\n".join(describe(tables[split.name], ON_SCREEN)))
+  say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")
+  for sheet in _sheets(config, splits, folder):
+    say(f"wrote {sheet}")
+  count = sum(len(split.defects) for split in splits)
+  verdict = (
+    f"{count:,} defect{'s, each' if count > 1 else ','} named in" if count else "no defects; all is in"
+  )
+  say(f"{verdict} {folder / 'report.txt'}")
+  return DEFECTIVE if count else CLEAN
+
+
+def describe(table: dict[str, Any], limit: int) -> list[str]:
+  """Writes a ``summary`` as lines for people, with at most ``limit`` names in each list; 0: all."""
+  lines = ["", f"== {table['split']}: {table['images']:,} images{'' if table['labelled'] else ', no labels'}"]
+  if table["checked"] < table["images"]:
+    lines[-1] += f", {table['checked']:,} of them looked at"
+  sizes = table["sizes"]
+  if sizes["median"]:
+    smallest, median, largest = ("x".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
+    lines.append(
+      f"sizes: smallest {smallest}, median {median}, largest {largest}; {sizes['different']:,} different"
+    )
+  small = table["smaller_than_crop"]
+  if small:
+    crop = "x".join(map(str, table["crop"]))
+    lines.append(
+      f"smaller than the crop of {crop} (it is padded): {len(small):,} images, {first_names(small, limit)}"
+    )
+  if table["labelled"] and table["pixels"]:
+    lines.append(f"ignored: {_percent(table['ignored'])} of {table['pixels']:,} pixels")
+    lines += _class_table(table["classes"])
+    if table["never"]:
+      text = f"never occur: {len(table['never'])} classes: {first_names(table['never'], limit and 4 * limit)}"
+      lines += textwrap.wrap(text, _COLUMNS, subsequent_indent="  ")
+  for own_id, entry in table["unexpected"].items():
+    named = first_names(entry["files"], limit)
+    lines.append(f"unexpected id {own_id}: {entry['pixels']:,} pixels in {entry['images']:,} labels: {named}")
+  return lines + _listed("note", table["notes"], limit) + _listed("DEFECT", table["defects"], limit)
+
+
+def _open(config: Config, split: str, needed: bool = True) -> tuple[Source | None, tuple[str, ...]]:
+  """Opens a split as far as its files allow: with the lines that training would have refused it with."""
+  try:
+    return data.load(config.dataset.name, config.dataset.root, split, labels=needed), ()
+  except data.IncompleteSplit as error:
+    return error.complete, error.defects
+  except (ValueError, OSError) as error:
+    return None, (str(error),)
+
+
+def _examine(name: str, source: Source | None, sample: int) -> tuple[Examined, ...]:
+  if source is None or len(source) == 0:
+    return ()
+  count = min(sample or len(source), len(source))
+  indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+  progress = Progress(f"checking {name}", len(indices), unit="images")
+  examined = []
+  for found in data.examine_all(source, indices):
+    examined.append(found)
+    progress.advance(1)
+  progress.close()
+  return tuple(examined)
+
+
+def _sheets(config: Config, splits: Sequence[Split], folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  training = data.parts_of(config.dataset.name, config.dataset.train_split)
+  to_train_on: list[Source] = []
+  for split in splits:
+    source = split.source
+    sound = [found for found in split.examined if not found.defects]
+    if source is None or not sound:
+      continue
+    counts = class_pixels(sound, train_ids_of(source, source.info), source.info.num_classes)[:, :-1]
+    pixels = list(zip(sound, counts, strict=True))
+    yield contact_sheet.save(contact_sheet.examples(source, pixels), folder / f"{split.name}.png")
+    if source.labelled:
+      yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
+      if split.name in training:
+        to_train_on.append(contact_sheet.Sound(source, tuple(found.index for found in sound)))
+  if to_train_on:
+    joined = data.Joined(tuple(to_train_on))
+    yield contact_sheet.save(contact_sheet.crops(joined, config), folder / "crops.png")
+
+
+def _across(config: Config, splits: Sequence[Split], tables: dict[str, dict[str, Any]]) -> list[str]:
+  """Notes on what the splits have to do with each other."""
+  training = data.parts_of(config.dataset.name, config.dataset.train_split)
+  scoring = data.parts_of(config.dataset.name, config.eval.split)
+  notes = [f"eval.split {part} is trained on: its score says little" for part in scoring if part in training]
+  seen: dict[bytes, str] = {}
+  for split in splits:
+    if split.name in training:
+      names = file_names(split.source)
+      seen.update({found.digest: f"{split.name}: {names(found)}" for found in split.examined if found.digest})
+  for split in splits:
+    if split.name not in training and split.name in scoring:
+      names = file_names(split.source)
+      notes += [
+        f"{split.name}: {names(found)} is the same image as {seen[found.digest]}, which is trained on"
+        for found in split.examined
+        if found.digest in seen
+      ]
+      trained = {
+        name for part in training for name in set(tables[part]["classes"]) - set(tables[part]["never"])
+      }
+      unseen = [name for name in tables[split.name]["classes"] if name not in trained]
+      unseen = [name for name in unseen if name not in tables[split.name]["never"]]
+      if unseen and trained:
+        notes.append(f"classes of {split.name} that no training label shows: {', '.join(unseen)}")
+  return notes
+
+
+def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
+  """Classes by their pixels, most first; side by side where there are many."""
+  width = max(map(len, classes))
+  rows = [
+    f"{name:<{width}} {_percent(entry['share']):>9} {entry['images']:>8,}"
+    for name, entry in sorted(classes.items(), key=lambda item: -item[1]["pixels"])
+    if entry["pixels"]
+  ]
+  head = f"{'class':<{width}} {'pixels':>9} {'images':>8}"
+  columns = 1 if len(rows) <= _NARROW_TABLE else max(1, _COLUMNS // (len(head) + 3))
+  height = -(-len(rows) // columns)
+  lines = ["   ".join(rows[place::height]) for place in range(height)]
+  return [f"  {line}" for line in ("   ".join([head] * columns), *lines)]
+
+
+def _percent(share: float) -> str:
+  # Of a rare class, two decimals would say that it is not there.
+  return f"{100 * share:.3f} %"
+
+
+def _listed(kind: str, lines: Sequence[str], limit: int) -> list[str]:
+  shown = lines[: limit or len(lines)]
+  more = len(lines) - len(shown)
+  return [f"{kind}: {line}" for line in shown] + ([f"{kind}: {more:,} more like these"] if more else [])

@@ -1,0 +1,132 @@
+"""``--mode=summary``: the network of a config as a table of its stages. It reads no data and runs nothing."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from rc_jax import data, models
+from rc_jax.config import Config, square, uses_contrast
+from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
+
+HEADER = ("stage", "output", "parameters", "GFLOP", "GFLOP dense", "kept MB", "")
+IS_TEXT = (True, True, False, False, False, False, True)
+
+# Below so many operations, tables have GFLOP with four decimals: those of a demo would all be 0.00.
+SMALL = 10e9
+
+
+def run(config: Config) -> None:
+  """Prints the table.
+
+  Args:
+    config: a validated config; its data set need not be there.
+
+  Raises:
+    ValueError: ``dataset.name`` or a field of ``model`` has no such choice.
+  """
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  cost = measure(network, square(config.train.crop_size))
+  lines = [*_title(config, network, cost), "", *table(cost.stages), "", *_notes(config, network, cost)]
+  print("\n".join(lines), flush=True)
+
+
+def table(stages: Sequence[StageCost]) -> list[str]:
+  """Lays out stages and totals: one line each, in columns."""
+  decimals = 4 if sum(stage.dense_flops for stage in stages) < SMALL else 2
+
+  def row(name: str, output: str, parameters: int, of: Sequence[StageCost], remark: str) -> list[str]:
+    mark = "" if all(stage.compiled for stage in of) else "~"
+    flops = f"{mark}{sum(stage.flops for stage in of) / 1e9:,.{decimals}f}"
+    dense = f"{sum(stage.dense_flops for stage in of) / 1e9:,.{decimals}f}"
+    return [name, output, f"{parameters:,}", flops, dense, _megabytes(_kept(of)), remark]
+
+  rows = []
+  for stage in stages:
+    shapes = ", ".join("x".join(map(str, shape)) for shape in stage.shapes)
+    rows.append(row(stage.name, shapes, stage.parameters, [stage], _remark(stage)))
+  total = sum(stage.parameters for stage in stages)
+  predicting = sum(stage.predicting for stage in stages)
+  totals = [row("total", "", total, stages, "")]
+  if predicting < total:
+    extra = [stage for stage in stages if _is_extra(stage)]
+    totals.append(row("for training alone", "", total - predicting, extra, ""))
+    totals.append(row("left in prediction", "", predicting, [s for s in stages if not _is_extra(s)], ""))
+    totals[-1][HEADER.index("kept MB")] = ""  # prediction keeps nothing
+
+  cells = [list(HEADER), *rows, *totals]
+  widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
+  lines = []
+  for line in cells:
+    columns = zip(line, widths, IS_TEXT, strict=True)
+    lines.append("  ".join(cell.ljust(n) if text else cell.rjust(n) for cell, n, text in columns).rstrip())
+  rule = "-" * max(map(len, lines))
+  return [lines[0], rule, *lines[1 : 1 + len(rows)], rule, *lines[1 + len(rows) :]]
+
+
+def _title(config: Config, network: models.Network, cost: NetworkCost) -> list[str]:
+  height, width = square(config.train.crop_size)
+  (rows, columns), aligned = cost.grid, network.align_corners
+  # Of corners on corners, 769 and 97 say 8 as 768 and 96 do of cells side by side.
+  exact = aligned and rows > 1 and (height - 1) % (rows - 1) == 0
+  stride = (height - 1) // (rows - 1) if exact else round(height / rows)
+  return [
+    f"{config.model.name} on {config.model.backbone}: {network.num_classes} classes of {config.dataset.name}, "
+    f"activations in {config.model.dtype}",
+    f"one image of {height} x {width} in training: logits on {rows} x {columns} (output stride {stride}), "
+    f"{network.channels} channels for the contrast",
+  ]
+
+
+def _notes(config: Config, network: models.Network, cost: NetworkCost) -> list[str]:
+  total = sum(stage.parameters for stage in cost.stages)
+  batch = config.train.batch_size
+  platform = jax.default_backend()
+  notes = [
+    f"parameters, gradients and momentum: {_megabytes(3 * 4 * total)} MB in float32",
+    f"kept by a batch of {batch}: {_megabytes(batch * _kept(cost.stages))} MB over all devices",
+    _banks(config, network),
+    "",
+    f"GFLOP: 10^9 operations of one forward pass, as compiled for {platform}, elementwise ones included, those on "
+    "padding not.",
+  ]
+  if not all(stage.compiled for stage in cost.stages):
+    notes.append(
+      f"  ~: {platform} calls libraries there, in which XLA cannot count: as lowered, before it is optimised."
+    )
+  return [
+    *notes,
+    "GFLOP dense: 2 x multiply-adds of convolutions and matrix products, those on padding included.",
+    f"kept: what the backward pass keeps of the forward pass on {platform}, without parameters, upsampled logits "
+    "and losses.",
+    "What a module does between two of its parts counts with the part before.",
+  ]
+
+
+def _banks(config: Config, network: models.Network) -> str:
+  contrast = config.contrast
+  if not uses_contrast(config) or contrast.scope != "bank":
+    return "memory banks: none"
+  keys = f"{network.num_classes} classes x {network.channels} of {contrast.bank_dtype}"
+  size = network.num_classes * network.channels * jnp.dtype(contrast.bank_dtype).itemsize
+  if contrast.bank_size:
+    return f"memory banks: {contrast.bank_size:,} keys x {keys}, {_megabytes(contrast.bank_size * size)} MB"
+  return f"memory banks: for each training image {keys}, {_megabytes(1000 * size)} MB a thousand"
+
+
+def _is_extra(stage: StageCost) -> bool:
+  return stage.parameters > 0 and stage.predicting == 0
+
+
+def _remark(stage: StageCost) -> str:
+  if stage.predicting == stage.parameters:
+    return ""
+  return "training alone" if _is_extra(stage) else f"{stage.parameters - stage.predicting:,} training alone"
+
+
+def _kept(stages: Sequence[StageCost]) -> int:
+  return sum(stage.kept_bytes for stage in stages)
+
+
+def _megabytes(size: int) -> str:
+  return f"{size / 1e6:,.1f}"

@@ -1,0 +1,64 @@
+"""Batch normalisation whose running statistics are PyTorch's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def normalize(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalises each channel by the mean and the biased variance of this batch.
+
+  ``y = (x - mean) / sqrt(var + epsilon) * scale + bias``, over all axes but the last.
+
+  Mean and variance come from one reading of ``x``, as moments about ``shift``: exact like the two-pass form
+  when ``shift`` is near the mean, and, on several devices, one all-reduce where two passes need two in
+  sequence.
+
+  Args:
+    x: ``[...,C]``, any float dtype.
+    scale: ``[C]`` float32.
+    bias: ``[C]`` float32.
+    shift: ``[C]`` float32, a constant; the running mean is a good one.
+    epsilon: added to the variance.
+
+  Returns:
+    ``y`` like ``x``; mean ``[C]`` and biased variance ``[C]``, float32. No gradient flows through the latter
+    two: they serve the running statistics alone.
+  """
+  return _normalize_forward(x, scale, bias, shift, epsilon)[0]
+
+
+def _normalize_forward(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+  axes = tuple(range(x.ndim - 1))
+  centred = x.astype(jnp.float32) - shift
+  offset = jnp.mean(centred, axes)
+  var = jnp.maximum(jnp.mean(jnp.square(centred), axes) - jnp.square(offset), 0.0)
+  mean = offset + shift
+  inverse = jax.lax.rsqrt(var + epsilon)
+  y = (x.astype(jnp.float32) - mean) * (inverse * scale) + bias
+  return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+
+
+def _normalize_backward(
+  epsilon: float, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+  # Written out, so that what is kept from the forward pass is x in its own dtype and vectors, nothing else as
+  # large as x: the memory of a training step is mostly these.
+  x, scale, mean, inverse = residuals
+  axes = tuple(range(x.ndim - 1))
+  dy = cotangents[0].astype(jnp.float32)
+  normal = (x.astype(jnp.float32) - mean) * inverse
+  d_bias = jnp.sum(dy, axes)
+  d_scale = jnp.sum(dy * normal, axes)
+  count = x.size // x.shape[-1]
+  dx = (dy - d_bias / count - normal * (d_scale / count)) * (inverse * scale)
+  return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(mean)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -1,0 +1,171 @@
+"""Convolution and pooling with PyTorch's padding, fast on CPUs too.
+
+On a CPU, XLA computes some convolutions several times slower than the matrix products they consist of: gradients of
+kernels above all, and dilated ones that read mostly padding. Those become one product for each tap of the kernel, over
+the pixels alone (``conv_taps.py``). Other platforms get XLA's convolutions as they are (``conv_xla.py``): the choice is
+made when a program is lowered, so that one compiled for an accelerator on a CPU machine gets the accelerator's form.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rc_jax.ops import conv_taps, conv_xla
+
+# Where a CPU takes the products over taps, from timings on 2 cores at batch 4 in float32: where at most this
+# share of the multiplications reads pixels and not padding,
+VALID_SHARE = 0.75
+# and, for the kernel's gradient, with a stride and at least this many input channels.
+STRIDED_CHANNELS = 64
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
+  """Convolves as PyTorch's ``Conv2d`` with ``padding = dilation * (k - 1) / 2`` on every side.
+
+  Padding is symmetric whatever the stride; "SAME" is not, where a stride meets an even size.
+
+  Args:
+    x: ``[B,H,W,C]``.
+    kernel: ``[k,k,C,O]``, ``k`` odd; rounded to the dtype of ``x``.
+    stride: step of the output's grid along both axes.
+    dilation: distance of the kernel's taps along both axes.
+
+  Returns:
+    ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. On
+    CPUs and TPUs the kernel's is summed in float32 and not rounded to the dtype of ``x``: it is what devices add up,
+    and a pod's sum in bfloat16 would lose digits with every chip.
+  """
+  kernel = kernel.astype(x.dtype)
+  cpu = conv_taps.forward if _by_taps(x, kernel, stride, dilation) else conv_xla.forward
+  return _lowered(cpu, conv_xla.forward, stride, dilation)(x, kernel)
+
+
+def _conv2d_forward(
+  x: jax.Array, kernel: jax.Array, stride: int, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return conv2d(x, kernel, stride, dilation), (x, kernel)
+
+
+def _conv2d_backward(
+  stride: int, dilation: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = residuals
+  cpu_input, cpu_kernel = conv_xla.input_gradient, conv_xla.kernel_gradient
+  if _by_taps(x, kernel, stride, dilation):
+    cpu_input, cpu_kernel = conv_taps.input_gradient, conv_taps.kernel_gradient
+  elif stride > 1 and kernel.shape[2] >= STRIDED_CHANNELS:
+    cpu_kernel = conv_taps.kernel_gradient
+  elif dy.shape[1] * dy.shape[2] > conv_xla.SPLIT_PIXELS and dy.shape[3] > conv_xla.SPLIT_CHANNELS:
+    cpu_kernel = conv_xla.split_kernel_gradient
+  rounded = kernel.astype(x.dtype)
+  d_input = _lowered(cpu_input, conv_xla.input_gradient, stride, dilation)(dy, x, rounded)
+  # On GPUs, whether cuDNN takes operands and result of two dtypes, and how fast, has not been seen yet.
+  forms = (_in_float32(cpu_kernel), conv_xla.transposed_kernel_gradient, stride, dilation)
+  d_kernel = _lowered(*forms, tpu=conv_xla.kernel_gradient)(dy, x, rounded)
+  return d_input, d_kernel.astype(kernel.dtype)
+
+
+conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def depthwise_conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+  """Convolves each channel by itself, as PyTorch's ``Conv2d`` with ``groups = C`` and ``conv2d``'s padding.
+
+  Args:
+    x: ``[B,H,W,C]``.
+    kernel: ``[k,k,1,C]`` of the same dtype, ``k`` odd.
+    dilation: distance of the kernel's taps along both axes.
+
+  Returns:
+    ``[B,H,W,C]``. Both gradients are those of the convolution.
+  """
+  # On a CPU, the taps one by one take a tenth of the time of XLA's grouped convolution or less.
+  taps, grouped = (functools.partial(f, dilation=dilation) for f in (conv_taps.depthwise, conv_xla.depthwise))
+  y: jax.Array = lax.platform_dependent(x, kernel, cpu=taps, default=grouped)
+  return y
+
+
+def _depthwise_forward(
+  x: jax.Array, kernel: jax.Array, dilation: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return depthwise_conv2d(x, kernel, dilation), (x, kernel)
+
+
+def _depthwise_backward(
+  dilation: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, kernel = residuals
+  forms = (conv_taps.depthwise_kernel_gradient, conv_xla.depthwise_kernel_gradient)
+  rows, grouped = (functools.partial(f, dilation=dilation) for f in forms)
+  d_kernel = lax.platform_dependent(dy, x, kernel, cpu=rows, default=grouped)
+  # Padding is symmetric and there is no stride: the adjoint is the convolution with the kernel turned round.
+  return depthwise_conv2d(dy, kernel[::-1, ::-1], dilation), d_kernel
+
+
+depthwise_conv2d.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
+  """3x3 maximum with stride 2 and padding 1, as PyTorch's ``MaxPool2d(3, 2, 1, ceil_mode=ceil)``.
+
+  Args:
+    x: ``[B,H,W,C]``.
+    ceil: keeps a last window that lies half outside.
+
+  Returns:
+    ``[B,ceil(H/2),ceil(W/2),C]``; with ``ceil``, ``[B,H//2+1,W//2+1,C]``.
+  """
+  height, width = (n // 2 + 1 if ceil else -(-n // 2) for n in x.shape[1:3])
+  pads = [(1, 2 * n - size) for n, size in ((height, x.shape[1]), (width, x.shape[2]))]
+
+  def shifted(x: jax.Array) -> jax.Array:
+    # Nine strided slices: on a CPU, forward and backward take a ninth of XLA's window and its scatter.
+    padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
+    spans = [((i, i + 2 * height - 1), (j, j + 2 * width - 1)) for i in range(3) for j in range(3)]
+    return functools.reduce(jnp.maximum, [conv_taps.pixels_at(padded, span, 2) for span in spans])
+
+  def window(x: jax.Array) -> jax.Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), *pads, (0, 0)))
+
+  pooled: jax.Array = lax.platform_dependent(x, cpu=shifted, default=window)
+  return pooled
+
+
+def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> bool:
+  """Whether a CPU computes all of this convolution by taps. A 1x1 is one product."""
+  if kernel.shape[0] == 1:
+    return True
+  if dilation == 1:
+    # Only grids of a few pixels are mostly padding then: nothing to gain, and nine products a convolution take an
+    # HRNet on small images eight times as long to compile.
+    return False
+  (height, width), size = x.shape[1:3], kernel.shape[0]
+  reads = sum(
+    (tap.outputs[0][1] - tap.outputs[0][0]) * (tap.outputs[1][1] - tap.outputs[1][0])
+    for tap in conv_taps.valid_taps((height, width), size, stride, dilation)
+  )
+  return reads <= VALID_SHARE * size**2 * -(-height // stride) * -(-width // stride)
+
+
+def _lowered(
+  cpu: Callable, default: Callable, stride: int, dilation: int, tpu: Callable | None = None
+) -> Callable[..., jax.Array]:
+  """One function that lowers to ``cpu`` for CPUs, to ``tpu`` (if not None) for TPUs, and to ``default`` elsewhere."""
+  options = {"stride": stride, "dilation": dilation}
+  forms = {"cpu": cpu, "tpu": tpu or default, "default": default}
+  bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
+  return lambda *arrays: lax.platform_dependent(*arrays, **bound)
+
+
+def _in_float32(kernel_gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """A CPU has no product of bfloat16 with a float32 result in every layout, and rounds up its operands anyway."""
+
+  def widened(dy: jax.Array, x: jax.Array, kernel: jax.Array, **options: int) -> jax.Array:
+    return kernel_gradient(dy.astype(jnp.float32), x.astype(jnp.float32), kernel, **options)
+
+  return widened

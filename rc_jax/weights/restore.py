@@ -1,0 +1,59 @@
+"""Restores the weights to score, predict or export with: from a run, from one step of it, or from a file."""
+
+import json
+import pathlib
+
+import jax
+
+from rc_jax import models, sharding
+from rc_jax.config import Config, as_dict, different_network, square
+from rc_jax.console import say
+from rc_jax.weights import checkpoint, pretrained
+
+
+def restore(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
+  """Restores the model of a checkpoint, or of a file of weights, for the config's network.
+
+  Args:
+    network: functions of the network.
+    config: what it was built from.
+    path: as for ``checkpoint.find``, or a file that ``pretrained.load`` reads, with the head.
+
+  Returns:
+    The model alone, on all devices; of a file of weights, ``step`` is 0.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: the run that saved it has another network, or another data set; dilations, say, change no shape.
+  """
+  if path.is_file():
+    return _imported(network, config, path)
+  folder = checkpoint.find(path)
+  run_config = folder.parents[1] / "config.json"
+  if run_config.is_file():
+    found = different_network(as_dict(config), json.loads(run_config.read_text()))
+    if found:
+      raise ValueError(
+        f"{folder}: was trained as another network ({'; '.join(found)}); use that run's --config"
+      )
+  template = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
+  template = sharding.put_replicated(template, sharding.global_mesh())
+  return checkpoint.restore_model(folder, template.params, template.batch_stats)
+
+
+def origin(path: pathlib.Path) -> pathlib.Path:
+  """Returns what ``restore`` reads: the folder of one step, or the file of weights. Raises as ``checkpoint.find``."""
+  return path.resolve() if path.is_file() else checkpoint.find(path)
+
+
+def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
+  variables = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
+  whole = config.model.copy_and_resolve_references()
+  whole.pretrained_part = "all"
+  try:
+    variables, report = pretrained.load(str(path), variables, whole)
+  except ValueError as error:
+    raise ValueError(str(error).replace("model.pretrained:", "--checkpoint:", 1)) from error
+  say(report.summary())
+  trees = sharding.put_replicated((variables.params, variables.batch_stats), sharding.global_mesh())
+  return checkpoint.Model(step=0, params=trees[0], batch_stats=trees[1])

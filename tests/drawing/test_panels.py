@@ -1,0 +1,34 @@
+"""What pictures share: colours of classes, overlays, legends."""
+
+import numpy as np
+
+from rc_jax import data
+from rc_jax.drawing import panels
+
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+
+
+def test_colorize_paints_classes_and_leaves_the_rest_black() -> None:
+  labels = np.array([[0, 2], [255, 1]], np.uint8)
+  expected = [[[255, 0, 0], [0, 0, 255]], [[0, 0, 0], [0, 255, 0]]]
+  np.testing.assert_array_equal(panels.colorize(labels, PALETTE), expected)
+
+
+def test_overlay_mixes_image_and_colour() -> None:
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (4, 5, 3), np.uint8)
+  labels = rng.integers(0, 3, (4, 5)).astype(np.uint8)
+  mixed = panels.overlay(image, labels, PALETTE, opacity=0.25)
+  for row in range(4):
+    for column in range(5):
+      expected = 0.75 * image[row, column] + 0.25 * PALETTE[labels[row, column]]
+      assert np.abs(mixed[row, column] - expected).max() <= 0.5
+
+
+def test_a_legend_of_many_classes_shows_those_of_the_pictures() -> None:
+  info = data.info("ade20k", "")
+  few, all_ = (panels.legend(info, classes, 400) for classes in ([3, 60], range(150)))
+  assert few.height < all_.height
+  colors = {color for _, color in few.getcolors(10_000)}
+  assert {tuple(info.palette[n].tolist()) for n in (3, 60)} <= colors
+  assert tuple(info.palette[4].tolist()) not in colors

@@ -1,0 +1,139 @@
+"""Confusion matrices against a count in a loop, scores against definitions by hand."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rc_jax.evaluation import metrics
+
+N = 5
+confusion_matrix = jax.jit(metrics.confusion_matrix, static_argnums=2)
+
+
+def count(predictions, labels, num_classes):
+  confusion = np.zeros((num_classes, num_classes), np.int64)
+  for prediction, label in zip(predictions.ravel().tolist(), labels.ravel().tolist(), strict=True):
+    if 0 <= label < num_classes:
+      confusion[label, prediction] += 1
+  return confusion
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+  predictions=hnp.arrays(np.int32, (2, 4, 6), elements=st.integers(0, N - 1)),
+  labels=hnp.arrays(np.int32, (2, 4, 6), elements=st.sampled_from([-3, 0, 1, 2, 3, 4, 5, 255, 2**31 - 1])),
+)
+def test_counts_what_is_in_range(predictions, labels):
+  found = confusion_matrix(predictions, labels, N)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, count(predictions, labels, N))
+
+
+@pytest.mark.parametrize("num_classes", [19, 171])
+def test_bytes_do_not_wrap_around(num_classes):
+  rng = np.random.default_rng(0)
+  predictions = rng.integers(0, num_classes, size=(64, 48)).astype(np.uint8)
+  labels = rng.integers(0, 256, size=(64, 48)).astype(np.uint8)
+  found = metrics.confusion_matrix(predictions, labels, num_classes)
+  np.testing.assert_array_equal(found, count(predictions, labels, num_classes))
+
+
+# Class 0: right 6 of 8. Class 1: right 3 of 4, and 2 of class 0 called it. Class 2: not in the truth, but one pixel
+# of class 1 was called it. Class 3: nowhere.
+CONFUSION = np.array([[6, 2, 0, 0], [0, 3, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.int64)
+
+
+@pytest.mark.parametrize(
+  ("rule", "iou", "miou", "mean_accuracy"),
+  [
+    ("unless_predicted", [6 / 8, 3 / 6, 0.0, None], 1.25 / 3, 0.75),
+    ("not_in_truth", [6 / 8, 3 / 6, None, None], 1.25 / 2, 0.75),
+    ("zero", [6 / 8, 3 / 6, 0.0, 0.0], 1.25 / 4, 1.5 / 4),
+  ],
+)
+def test_absent_classes_follow_the_rule(rule, iou, miou, mean_accuracy):
+  found = metrics.scores(CONFUSION, rule)
+  assert found["iou"] == pytest.approx(iou)
+  assert found["miou"] == pytest.approx(miou)
+  assert found["pixel_accuracy"] == pytest.approx(9 / 12)
+  assert found["mean_accuracy"] == pytest.approx(mean_accuracy)
+  assert json.loads(json.dumps(found)) == found
+
+
+def test_scores_of_random_confusion_by_definition():
+  confusion = np.random.default_rng(1).integers(
+    0, 10**12, size=(N, N)
+  )  # more pixels than int32 or float32 hold
+  ious = []
+  for n in range(N):
+    true_positive = int(confusion[n, n])
+    false_negative = sum(int(confusion[n, j]) for j in range(N) if j != n)
+    false_positive = sum(int(confusion[j, n]) for j in range(N) if j != n)
+    ious.append(true_positive / (true_positive + false_positive + false_negative))
+  for rule in ("unless_predicted", "not_in_truth", "zero"):
+    found = metrics.scores(confusion, rule)
+    assert found["iou"] == pytest.approx(ious)
+    assert found["miou"] == pytest.approx(sum(ious) / N)
+
+
+@pytest.mark.parametrize("rule", ["unless_predicted", "not_in_truth", "zero"])
+def test_nothing_seen_is_null_not_nan(rule):
+  found = metrics.scores(np.zeros((3, 3), np.int64), rule)
+  assert found["pixel_accuracy"] is None
+  assert found["miou"] == (0.0 if rule == "zero" else None)
+  assert found["mean_accuracy"] == (0.0 if rule == "zero" else None)
+  json.dumps(found, allow_nan=False)
+
+
+def test_mistakes_are_named():
+  with pytest.raises(ValueError, match=r"'skip'.*unless_predicted, not_in_truth, zero"):
+    metrics.scores(CONFUSION, "skip")
+  with pytest.raises(ValueError, match=r"\(4, 3\)"):
+    metrics.scores(CONFUSION[:, :3], "zero")
+  with pytest.raises(ValueError, match=r"\(2, 3\) and \(3, 2\)"):
+    metrics.confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int), N)
+
+
+def test_ade20k_ranks_by_the_mean_of_two_scores():
+  found = metrics.scores(CONFUSION, "zero")
+  assert found["final_score"] == pytest.approx((9 / 12 + 1.25 / 4) / 2)
+  assert found["accuracy"] == pytest.approx([6 / 8, 3 / 4, 0.0, 0.0])
+  assert "final_score" not in metrics.scores(CONFUSION, "unless_predicted")
+
+
+@pytest.mark.parametrize("num_classes", [3, 171])
+def test_products_count_what_bins_count(num_classes, monkeypatch):
+  """The form of accelerators, over several tiles of which the last is not full."""
+  monkeypatch.setattr(metrics, "TILE", 100)
+  rng = np.random.default_rng(2)
+  predictions = rng.integers(0, num_classes, (23, 31)).astype(np.int32)
+  labels = rng.choice([*range(num_classes), -1, 255, 2**31 - 1], (23, 31)).astype(np.int32)
+  found = metrics._count_by_products(predictions.ravel(), labels.ravel(), num_classes)
+  assert found.dtype == np.int32
+  np.testing.assert_array_equal(found, count(predictions, labels, num_classes))
+
+
+def test_categories_forgive_confusion_within():
+  rng = np.random.default_rng(3)
+  confusion = rng.integers(0, 100, (5, 5))
+  confusion[4], confusion[:, 4] = 0, 0
+  found = metrics.category_scores(confusion, ("flat", "human", "flat", "human", "sky"))
+  for name, members in (("flat", (0, 2)), ("human", (1, 3))):
+    right = wrong = missed = 0
+    for truth in range(5):
+      for predicted in range(5):
+        pixels = int(confusion[truth, predicted])
+        right += pixels * (truth in members and predicted in members)
+        wrong += pixels * (truth not in members and predicted in members)
+        missed += pixels * (truth in members and predicted not in members)
+    assert found["category_iou"][name] == pytest.approx(right / (right + wrong + missed))
+  assert found["category_iou"]["sky"] is None
+  both = found["category_iou"]["flat"] + found["category_iou"]["human"]
+  assert found["category_miou"] == pytest.approx(both / 2)
+  with pytest.raises(ValueError, match="4 names for 5 classes"):
+    metrics.category_scores(confusion, ("flat",) * 4)

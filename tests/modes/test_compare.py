@@ -1,0 +1,112 @@
+"""Two results on the same images: the bootstrap against a loop that draws images, and what is refused."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from rc_jax.evaluation import bootstrap, evaluator, metrics
+from rc_jax.evaluation.results import read_result, write_results
+from rc_jax.modes import compare
+
+CLASSES = ("road", "car", "sky", "train")
+
+
+def write(
+  folder: pathlib.Path, confusions: np.ndarray, rule: str = "unless_predicted", **fields
+) -> pathlib.Path:
+  """Leaves what an evaluation of images with these confusion matrices ``[I,N,N]`` leaves."""
+  right = np.einsum("inn->in", confusions)
+  counts = evaluator.Counts(
+    confusions.sum(0),
+    [f"image{number}" for number in range(len(confusions))],
+    right,
+    confusions.sum(1) - right,
+    confusions.sum(2) - right,
+  )
+  scores = metrics.scores(counts.confusion, rule)
+  scores["iou"] = dict(zip(CLASSES, scores["iou"], strict=True))
+  results = {**scores, "dataset": "streets", "absent_class": rule, "split": "val"} | fields
+  return write_results(folder, results, counts, step=7)
+
+
+def confusions(seed: int, images: int, skill: float) -> np.ndarray:
+  """Matrices whose images differ much in difficulty, the same way for every ``skill``; train is nearly nowhere."""
+  rng = np.random.default_rng(0)
+  hard = rng.random(images) * 0.6
+  frequency = rng.multinomial(1000, [0.6, 0.3, 0.0995, 0.0005], images)
+  noise = np.random.default_rng(seed)
+  found = np.zeros((images, 4, 4), np.int64)
+  for number in range(images):
+    for truth in range(4):
+      share = np.full(4, (hard[number] + 0.2 - skill) / 3)
+      share[truth] = 1 - share.sum() + share[truth]
+      found[number, truth] = noise.multinomial(frequency[number, truth], share)
+  return found
+
+
+@pytest.mark.parametrize("rule", ["unless_predicted", "not_in_truth", "zero"])
+def test_the_bootstrap_is_that_of_a_plain_loop(rule: str, tmp_path: pathlib.Path) -> None:
+  one, other = confusions(1, 12, 0.0), confusions(2, 12, 0.03)
+  first = read_result(write(tmp_path / "a", one, rule))
+  second = read_result(write(tmp_path / "b", other, rule))
+  found = bootstrap.difference(first, second, resamples=4000)
+
+  def miou(matrices: np.ndarray) -> float:
+    return metrics.scores(matrices.sum(0), rule)["miou"]
+
+  assert found.miou == pytest.approx(miou(other) - miou(one))
+  rng = np.random.default_rng(5)
+  drawn = []
+  for _ in range(2000):
+    images = rng.integers(0, 12, 12)
+    drawn.append(miou(other[images]) - miou(one[images]))
+  # Two samples of the same distribution: quantiles agree to a few standard errors.
+  spread = np.std(drawn)
+  np.testing.assert_allclose([found.low, found.high], np.quantile(drawn, [0.025, 0.975]), atol=0.25 * spread)
+  assert found.better == pytest.approx(np.mean(np.array(drawn) > 0), abs=0.05)
+  assert found.low < found.miou < found.high
+
+
+def test_pairs_make_the_interval_narrow(tmp_path: pathlib.Path) -> None:
+  first = read_result(write(tmp_path / "a", confusions(1, 40, 0.0)))
+  second = read_result(write(tmp_path / "b", confusions(1, 40, 0.02)))
+  found = bootstrap.difference(first, second, resamples=1000)
+  assert found.low > 0 and found.better == 1.0
+  same = bootstrap.difference(first, first, resamples=100)
+  assert same.miou == same.low == same.high == same.better == 0.0
+  assert all(change in (0.0, None) for change in same.classes.values())
+
+
+def test_the_mode_prints_both_and_the_interval(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+  write(tmp_path / "a", confusions(1, 5, 0.0))
+  path = write(tmp_path / "b", confusions(2, 5, 0.0))
+  found = compare.run(f"{tmp_path / 'a'},{path}")
+  printed = capsys.readouterr().out
+  assert "road" in printed and "95 % interval" in printed and f"{100 * found.miou:+.2f}" in printed
+
+
+def test_mistakes_are_named(tmp_path: pathlib.Path) -> None:
+  a = write(tmp_path / "a", confusions(1, 5, 0.0))
+  with pytest.raises(ValueError, match="names 1 results; expected two"):
+    compare.run(str(a))
+  with pytest.raises(FileNotFoundError, match="holds no result"):
+    compare.run(f"{a},{tmp_path / 'nowhere'}")
+  with pytest.raises(ValueError, match=r"number of images \(5, 6\)"):
+    compare.run(f"{a},{write(tmp_path / 'b', confusions(1, 6, 0.0))}")
+  with pytest.raises(ValueError, match=r"data set \(streets, woods\)"):
+    compare.run(f"{a},{write(tmp_path / 'c', confusions(1, 5, 0.0), dataset='woods')}")
+  with pytest.raises(ValueError, match="rule for absent classes"):
+    compare.run(f"{a},{write(tmp_path / 'd', confusions(1, 5, 0.0), 'zero')}")
+  write(tmp_path / "e", confusions(1, 5, 0.0), split="test")
+  write(tmp_path / "e", confusions(1, 5, 0.0))
+  with pytest.raises(ValueError, match=r"several splits \(test.json, val.json\)"):
+    compare.run(f"{a},{tmp_path / 'e'}")
+  stale = write(tmp_path / "f", confusions(1, 5, 0.0))
+  stale.write_text(json.dumps(json.loads(stale.read_text()) | {"miou": 0.5}))
+  with pytest.raises(ValueError, match="is not of the evaluation of"):
+    compare.run(f"{a},{stale}")
+  stale.with_name("val_images.npz").unlink()
+  with pytest.raises(FileNotFoundError, match="score again"):
+    compare.run(f"{a},{stale}")

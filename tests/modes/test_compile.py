@@ -1,0 +1,117 @@
+"""What ``--mode=compile`` says: sizes by hand, and answers to what cannot work."""
+
+import importlib.util
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rc_jax import distributed, models, sharding
+from rc_jax.costs import step_fit
+from rc_jax.modes import compile
+from tests.support import run_tiny
+
+
+@pytest.fixture(scope="module")
+def fit():
+  return step_fit.measure(run_tiny.get_config(), fast=True)
+
+
+def test_sizes_are_those_counted_by_hand(fit) -> None:
+  config = run_tiny.get_config()
+  variables = models.build(config.model, 11).init(jax.random.key(0))
+  parameters, statistics = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in variables)
+  assert fit.parameters == 4 * (parameters + statistics)
+  assert fit.momentum >= 4 * parameters and fit.momentum < 4 * parameters + 100  # and a counter
+  assert fit.banks == 4 * (11 * 256 * 16 + 11 + 11)  # 20 slots, padded to 256
+  assert fit.batch == 4 * 49 * 65 * (3 + 1)
+  assert fit.activations > 0 and fit.peak > fit.parameters + fit.momentum + fit.banks + fit.activations
+  assert (fit.devices, fit.images, fit.seconds) == (1, 4, None)
+
+
+def test_operations_are_three_times_those_of_the_forward_pass(fit) -> None:
+  config = run_tiny.get_config()
+  # The classifier alone, [7,9] by 16 by 11, is in it.
+  assert fit.flops > 3 * 4 * 2 * 7 * 9 * 16 * 11
+  assert fit.flops == 3 * 4 * compile.forward_flops(models.build(config.model, 11), (49, 65))
+
+
+def test_every_figure_is_in_the_table(fit) -> None:
+  text = "\n".join(compile.table(fit))
+  for word in ("parameters", "momentum", "banks", "activations", "peak", "TFLOP", "4 images"):
+    assert word in text
+  assert "estimated" not in text  # a CPU's compiler estimates nothing
+
+
+def test_shares_and_rates() -> None:
+  chip = step_fit.CHIPS["TPU v5 lite"]
+  fit = step_fit.Fit(
+    *(8, "TPU v5 lite", 2, 1, 1, 1, 1, 1, 2**33, 2.0**34, 0.1 * chip.peak, None, 0.5, (), 1.0)
+  )
+  assert math.isclose(fit.share_of_peak, 0.2)
+  text = "\n".join(compile.table(fit))
+  assert "500.0 ms, 20 % of the peak rate, 32.0 images/s" in text and "(50 %)" in text
+
+
+def test_what_does_not_fit_says_what_to_change() -> None:
+  config = run_tiny.get_config()
+  error = RuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm. Used 20.51G of 15.75G hbm.")
+  told = str(step_fit._does_not_fit(error, config, 2, "TPU v5 lite"))
+  assert "does not fit 2 x TPU v5 lite (20.51G of 15.75G on each)" in told
+  for word in ("more devices (4", "train.batch_size=2", "contrast.bank_dtype=bfloat16"):
+    assert word in told
+  assert step_fit._does_not_fit(RuntimeError("INTERNAL"), config, 2, "TPU v5 lite") is None
+
+
+def test_an_uncounted_training_set_is_named() -> None:
+  config = run_tiny.get_config()
+  config.contrast.bank_size, config.dataset.name = 0, "camvid"
+  with pytest.raises(ValueError, match=r"config\.contrast\.bank_size: is 0.*or dataset\.root"):
+    step_fit.measure(config)
+
+
+def test_a_slice_needs_libtpu(monkeypatch) -> None:
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"--topology=v5e:2x4: needs libtpu.*\[tpu\]"):
+    sharding.topology_mesh("v5e:2x4")
+
+
+@pytest.mark.parametrize(
+  ("environment", "several"),
+  [
+    ({}, False),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, False),  # the batch script itself
+    ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "8"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": ""}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "tpu,cpu"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost", "JAX_PLATFORMS": "tpu"}, False),
+  ],
+)
+def test_a_cluster_is_recognised(environment, several, monkeypatch) -> None:
+  for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  joined = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **how: joined.append(how))
+  distributed.connect()
+  assert joined == ([{}] if several else [])
+
+
+def test_processes_by_flags(monkeypatch) -> None:
+  joined = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **how: joined.append(how))
+  distributed.connect("host:1234", "4", "3")
+  assert joined == [{"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}]
+  with pytest.raises(ValueError, match="--processes, --process_id: not set"):
+    distributed.connect("host:1234")
+  with pytest.raises(ValueError, match="--process_id=4 of --processes=4: expected 0"):
+    distributed.connect("host:1234", "4", "4")
+
+
+def test_one_device_holds_its_slots_alone() -> None:
+  mesh = sharding.global_mesh()
+  where = jax.ShapeDtypeStruct((3, 256, 8), np.float32, sharding=sharding.slots(mesh))
+  assert step_fit._bytes(where) == 4 * 3 * 256 * 8 // mesh.devices.size

@@ -1,0 +1,284 @@
+"""Scores against plain counts, whatever the image sizes, batches, devices and processes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from rc_jax import data, models
+from rc_jax.config import Config, defaults
+from rc_jax.data import DatasetInfo
+from rc_jax.evaluation.evaluator import make_evaluator
+from rc_jax.evaluation.results import results_table, write_results
+from rc_jax.inference import predictor
+from rc_jax.models import Network, Outputs
+from rc_jax.modes import eval, predict
+from rc_jax.weights import key_names, restore
+from tests.support import processes, run_tiny
+
+INFO = DatasetInfo(
+  name="three",
+  class_names=("red", "green", "blue", "never"),
+  palette=np.eye(4, 3, dtype=np.uint8) * 255,
+  label_ids=np.arange(4),
+)
+
+
+class Photos:
+  """Images of several sizes with noisy labels, some of them ignored."""
+
+  def __init__(self, sizes, info=INFO):
+    self.info = info
+    rng = np.random.default_rng(3)
+    self.examples = []
+    for number, size in enumerate(sizes):
+      pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+      label = np.where(rng.random(size) < 0.7, pixels.argmax(-1), rng.integers(0, 3, size)).astype(np.uint8)
+      label[rng.random(size) < 0.1] = 255
+      self.examples.append({"image": pixels, "label": label, "name": f"photo{number}"})
+
+  def __len__(self):
+    return len(self.examples)
+
+  def __getitem__(self, index):
+    return self.examples[index]
+
+
+def brightest_channel() -> Network:
+  """Predicts the brightest colour at every pixel: output stride 1, no parameters but an offset."""
+
+  def predict(params, batch_stats, images):
+    logits = images.astype(jnp.float32) * params["gain"]
+    logits = jnp.concatenate([logits, jnp.full((*logits.shape[:3], 1), -1e4)], axis=-1)
+    return Outputs(logits, logits, None)
+
+  def unused(*args, **kwargs):
+    raise AssertionError
+
+  return Network(unused, unused, predict, 4, 4, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_counts_every_pixel_once(batch_size: int) -> None:
+  source = Photos([(8, 9)] * 4 + [(5, 12)] * 2 + [(8, 9)])
+  config = defaults()
+  config.eval.batch_size = batch_size
+  params = {"gain": jnp.float32(1)}
+  results, counts = make_evaluator(brightest_channel(), source, config)(params, {}, None)
+
+  expected = np.zeros((4, 4), np.int64)
+  for example in source.examples:
+    for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
+      if truth != 255:
+        expected[truth, pixel.argmax()] += 1
+  np.testing.assert_array_equal(counts.confusion, expected)
+  assert counts.confusion.dtype == np.int64
+  red = expected[0, 0] / (expected[0].sum() + expected[:, 0].sum() - expected[0, 0])
+  assert results["iou"]["red"] == pytest.approx(red)
+  assert results["iou"]["never"] is None
+  assert results["images"] == 7
+
+
+def test_writes_what_the_design_promises(tmp_path: pathlib.Path) -> None:
+  source = Photos([(6, 7)])
+  results, counts = make_evaluator(brightest_channel(), source, defaults())(
+    {"gain": jnp.float32(1)}, {}, None
+  )
+  written = json.loads(write_results(tmp_path, results, counts, step=12).read_text())
+  assert {"miou", "iou", "pixel_accuracy", "mean_accuracy", "step", "scales", "flip"} <= written.keys()
+  assert written["iou"].keys() == written["accuracy"].keys() == set(INFO.class_names)
+  assert written["step"] == 12 and written["iou"]["never"] is None
+  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
+
+
+def test_a_split_without_labelled_pixels_is_refused() -> None:
+  source = Photos([(6, 7)])
+  source.examples[0]["label"][:] = 255
+  with pytest.raises(ValueError, match="no labelled pixel"):
+    make_evaluator(brightest_channel(), source, defaults())({"gain": jnp.float32(1)}, {}, None)
+
+
+def test_poll_may_stop_the_scoring() -> None:
+  def stop() -> None:
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    make_evaluator(brightest_channel(), Photos([(6, 7)] * 3), defaults())({"gain": jnp.float32(1)}, {}, stop)
+
+
+def plain_counts(source: Photos) -> np.ndarray:
+  """TP, FP and FN ``[3,I,4]`` of predicting the brightest colour, pixel by pixel."""
+  counts = np.zeros((3, len(source), 4), np.int64)
+  for number, example in enumerate(source.examples):
+    for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
+      if truth == 255:
+        continue
+      predicted = pixel.argmax()
+      counts[0, number, truth] += truth == predicted
+      counts[1, number, predicted] += truth != predicted
+      counts[2, number, truth] += truth != predicted
+  return counts
+
+
+# Twenty images of seven sizes: neither devices nor batches divide them. Green is predicted, but not in the truth.
+SIZES = [(8, 9), (5, 12), (40, 33), (8, 9), (70, 20), (12, 5), (40, 34)] * 3
+RULES = {"ade20k": "zero", "coco_stuff": "not_in_truth", "cityscapes": "unless_predicted"}
+
+
+def photos(rule: str) -> Photos:
+  source = Photos(SIZES[:20], dataclasses.replace(INFO, absent_class=rule, categories=("warm", "cold") * 2))
+  for example in source.examples:
+    example["label"][example["label"] == 1] = 255
+  return source
+
+
+def settings(**fields) -> Config:
+  config = defaults()
+  config.eval.update({"crop_size": (16, 16), "stride": (10, 10), "flip": True, "batch_size": 2} | fields)
+  return config
+
+
+def scored(rule: str) -> dict:
+  source = photos(rule)
+  params = {"gain": jnp.float32(1)}
+  results, counts = make_evaluator(brightest_channel(), source, settings())(params, {}, None)
+  of_images = [getattr(counts, name).tolist() for name in ("right", "wrong", "missed")]
+  return {"results": results, "names": counts.names, "counts": of_images}
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices() -> dict:
+  """The same scores from a process that has eight devices."""
+  code = (
+    "import json, jax; from tests.test_evaluate import RULES, scored; assert jax.device_count() == 8; "
+    "print(json.dumps({rule: scored(rule) for rule in RULES.values()}))"
+  )
+  (printed,) = processes.run("-c", code, devices=8)
+  return json.loads(printed.splitlines()[-1])
+
+
+@pytest.mark.parametrize("data_set", RULES)
+def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_devices: dict) -> None:
+  rule = RULES[data_set]
+  found = scored(rule)
+  assert json.loads(json.dumps(found)) == on_eight_devices[rule]
+  assert found["names"] == [f"photo{number}" for number in range(20)]
+  expected = plain_counts(photos(rule))
+  np.testing.assert_array_equal(found["counts"], expected)
+
+  ious, accuracies = [], []
+  for right, wrong, missed in expected.sum(axis=1).T.tolist():
+    union, truth = right + wrong + missed, right + missed
+    if data_set == "ade20k":  # a mean over all classes
+      ious.append(right / union if union else 0.0)
+      accuracies.append(right / truth if truth else 0.0)
+    elif data_set == "coco_stuff":  # over those in the truth
+      ious += [right / union] if truth else []
+      accuracies += [right / truth] if truth else []
+    else:  # over those in the truth or predicted
+      ious += [right / union] if union else []
+      accuracies += [right / truth] if truth else []
+  assert len(ious) == {"ade20k": 4, "coco_stuff": 2, "cityscapes": 3}[data_set]
+  results = found["results"]
+  assert results["miou"] == pytest.approx(np.mean(ious))
+  assert results["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+  pixels = expected[[0, 2]].sum()
+  assert results["pixel_accuracy"] == pytest.approx(expected[0].sum() / pixels)
+  if data_set == "ade20k":
+    assert results["final_score"] == pytest.approx((np.mean(ious) + expected[0].sum() / pixels) / 2)
+  assert results["category_iou"].keys() == {"warm", "cold"}
+  text = results_table(results)
+  assert "green" in text and "category mIoU" in text and ("final score" in text) == (data_set == "ade20k")
+
+
+def test_whole_images_of_many_sizes_are_worth_a_word(
+  capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(eval, "MANY_PROGRAMS", 2)
+  source = Photos([(8, 9), (9, 9), (10, 9), (8, 9)])
+  make_evaluator(brightest_channel(), source, defaults())({"gain": jnp.float32(1)}, {}, None)
+  assert capsys.readouterr().out.count("compiled for each of their sizes") == 1
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, models.Variables]:
+  """A file of weights, in PyTorch's axes, of an untrained network of the tiny recipe; and its variables."""
+  network = models.build(run_tiny.get_config().model, data.info("synthetic", "").num_classes)
+  variables = network.init(jax.random.key(3))
+  trees = {"params": variables.params, "batch_stats": variables.batch_stats}
+  arrays = {}
+  for name, where in key_names.our_names(**trees).items():
+    leaf = trees
+    for key in where:
+      leaf = leaf[key]
+    arrays[name] = np.asarray(leaf)
+    if where[-1] == "kernel":
+      arrays[name] = arrays[name].transpose(3, 2, 0, 1)
+  path = tmp_path_factory.mktemp("weights") / "whole.npz"
+  np.savez(path, **arrays)
+  return path, variables
+
+
+def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -> None:
+  """Weights of a file, by sliding windows, from ``launch/local.sh``: what one process counts."""
+  path, variables = weights
+  config = run_tiny.get_config()
+  config.eval.update({"scales": (0.5,), "crop_size": (65, 65), "batch_size": 4})
+  flags = ["--config.eval.scales=0.5", "--config.eval.crop_size=65", "--config.eval.batch_size=4"]
+  command = run_tiny.command(tmp_path, "--mode=eval", f"--checkpoint={path}", *flags)
+  process = subprocess.run(
+    ["launch/local.sh", "2", *command[3:]],
+    cwd=run_tiny.ROOT,
+    env={**os.environ, **processes.with_devices(1), "PYTHON": sys.executable},
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert process.returncode == 0, process.stdout + process.stderr
+  assert "arrays matched" in process.stdout and "0 missing" in process.stdout
+
+  source = data.load("synthetic", "", "val")
+  network = models.build(config.model, source.info.num_classes)
+  results, counts = make_evaluator(network, source, config)(*variables, None)
+  with np.load(tmp_path / "eval" / "val_images.npz") as arrays:
+    assert arrays["names"].tolist() == counts.names == [source[i]["name"] for i in range(60)]
+    for name in ("right", "wrong", "missed"):
+      np.testing.assert_array_equal(arrays[name], getattr(counts, name))
+  np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
+  assert json.loads((tmp_path / "eval" / "val.json").read_text()) == {"step": 0} | results
+  labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(60))
+  assert counts.confusion.sum() == labelled
+
+
+def test_a_file_of_weights_labels_images(weights, tmp_path: pathlib.Path) -> None:
+  path, variables = weights
+  image = np.random.default_rng(5).integers(0, 256, (41, 57, 3), np.uint8)
+  Image.fromarray(image).save(tmp_path / "a.png")
+  config = run_tiny.get_config()
+  config.eval.batch_size = 1
+  assert predict.run(config, tmp_path / "run", path, tmp_path / "a.png") == 0
+  network = models.build(config.model, data.info("synthetic", "").num_classes)
+  expected = predictor.make_predictor(network, config.eval)(*variables, image[None])[0].argmax(-1)
+  with Image.open(tmp_path / "run" / "predictions" / "labels" / "a.png") as labels:
+    ids = np.asarray(labels)
+  assert (ids == data.info("synthetic", "").label_ids[expected]).mean() > 0.999  # but for ties
+  settings = json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())
+  assert settings["checkpoint"] == str(path)
+
+
+def test_a_file_of_another_network_is_refused(weights) -> None:
+  path, _ = weights
+  config = run_tiny.get_config()
+  config.model.channels = 24
+  network = models.build(config.model, data.info("synthetic", "").num_classes)
+  with pytest.raises(ValueError, match=r"^--checkpoint: ") as refusal:
+    restore.restore(network, config, path)
+  assert "\n" not in str(refusal.value)

@@ -1,0 +1,243 @@
+"""Folders of photos as people have them: odd modes, rotated, damaged; and a kill in the middle."""
+
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rc_jax.data.datasets import synthetic
+from rc_jax.inference import predictor
+from tests.support import processes, tiny_predictions
+from tests.support.run_tiny import ROOT
+
+INFO = synthetic.INFO
+SIZE = (41, 57)
+
+
+def scene(seed: int = 0) -> np.ndarray:
+  """A smooth image: random weights see more than one class in it."""
+  coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+  return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+
+
+def expected_labels(image: np.ndarray, window: int = 0) -> np.ndarray:
+  """What the network says, without any of the code that reads and writes files."""
+  config = tiny_predictions.tiny_config()
+  config.eval.crop_size = (window, window) if window else ()
+  predict = predictor.make_predictor(tiny_predictions.colours(), config.eval)
+  return np.asarray(predict(*tiny_predictions.colour_variables(), image[None])[0]).argmax(-1)
+
+
+def read_labels(output: pathlib.Path, name: str) -> np.ndarray:
+  with Image.open(output / "labels" / f"{name}.png") as image:
+    assert image.mode == "P"
+    return np.asarray(image)
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+  return {
+    str(path.relative_to(folder)): path.read_bytes()
+    for path in folder.rglob("*")
+    if path.is_file() and path.suffix in (".png", ".jpg", ".npz")
+  }
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """One scene in every mode, some of it displayed as it lies in the file only after a rotation."""
+  folder = tmp_path_factory.mktemp("photos")
+  image = Image.fromarray(scene())
+  image.save(folder / "plain.png")
+  image.convert("RGBA").save(folder / "rgba.png")
+  image.convert("L").save(folder / "grey.png")
+  image.convert("LA").save(folder / "grey_alpha.png")
+  Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "sixteen.png")
+  image.convert("CMYK").save(folder / "cmyk.tif")
+  image.convert("P").save(folder / "palette.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  image.rotate(90, expand=True).save(folder / "rotated.png", exif=exif)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  output = tmp_path_factory.mktemp("labelled") / "out"
+  assert tiny_predictions.label(photos, output, probabilities=True) == 0
+  return output
+
+
+def test_labels_are_the_networks_whatever_the_mode(labelled: pathlib.Path) -> None:
+  own_ids = INFO.label_ids
+  colour = own_ids[expected_labels(scene())]
+  assert len(np.unique(colour)) > 1
+  for name in ("plain", "rgba", "rotated", "cmyk"):
+    np.testing.assert_array_equal(read_labels(labelled, name), colour, err_msg=name)
+  grey = np.asarray(Image.fromarray(scene()).convert("L").convert("RGB"))
+  for name in ("grey", "grey_alpha", "sixteen"):
+    np.testing.assert_array_equal(read_labels(labelled, name), own_ids[expected_labels(grey)], err_msg=name)
+  assert read_labels(labelled, "palette").shape == SIZE
+
+
+def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
+  with np.load(labelled / "probabilities" / "plain.npz") as stored:
+    chances = stored["probabilities"]
+    assert stored["class_names"].tolist() == list(INFO.class_names)
+    np.testing.assert_array_equal(stored["label_ids"], INFO.label_ids)
+  assert chances.dtype == np.uint8 and chances.shape == (INFO.num_classes, *SIZE)
+  # Every class is rounded by half a 255th at most.
+  assert np.abs(chances.sum(axis=0, dtype=int) - 255).max() <= INFO.num_classes / 2
+  ids = read_labels(labelled, "plain")
+  likeliest = np.take_along_axis(chances, ids[None].astype(int), axis=0)[0]
+  assert (likeliest == chances.max(axis=0)).all()
+  with Image.open(labelled / "overlays" / "rotated.jpg") as overlay:
+    assert overlay.width > overlay.height
+
+
+def test_windows_compile_one_network_for_images_of_all_sizes(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  images, output = tmp_path / "images", tmp_path / "out"
+  images.mkdir()
+  seen = [Image.fromarray(scene(n)).resize((57 + 9 * n, 41 + 5 * n)) for n in range(6)]
+  for number, image in enumerate(seen):
+    image.save(images / f"{number}.png")
+  traced = []
+  network = tiny_predictions.colours()
+
+  def predict(params, batch_stats, pixels):
+    traced.append(pixels.shape)
+    return network.predict(params, batch_stats, pixels)
+
+  counting = dataclasses.replace(network, predict=predict)
+  monkeypatch.setattr(tiny_predictions, "colours", lambda classes: counting)
+  assert tiny_predictions.label(images, output, window=33, probabilities=True) == 0
+  assert traced == [(1, 33, 33, 3)]
+  monkeypatch.undo()
+  for number, image in enumerate(seen):
+    expected = INFO.label_ids[expected_labels(np.asarray(image), window=33)]
+    np.testing.assert_array_equal(read_labels(output, str(number)), expected)
+  # What a killed run had not done comes out the same, whatever is left to share its programs with.
+  before = contents(output)
+  for name in ("1", "4"):
+    (output / "labels" / f"{name}.png").unlink()
+  assert tiny_predictions.label(images, output, window=33, probabilities=True) == 0
+  assert contents(output) == before
+
+
+def test_what_is_done_is_not_done_again(
+  photos: pathlib.Path, labelled: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  before = contents(labelled)
+  (labelled / "overlays" / "grey.jpg").unlink()
+  assert tiny_predictions.label(photos, labelled, probabilities=True) == 0
+  assert "7 of 8 images are labelled already" in capsys.readouterr().out
+  assert contents(labelled) == before
+
+
+def test_other_weights_are_refused_unless_all_is_done_again(
+  photos: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  images = tmp_path / "images"
+  images.mkdir()
+  (images / "a.png").write_bytes((photos / "plain.png").read_bytes())
+  output = tmp_path / "out"
+  assert tiny_predictions.label(images, output, overlays=False) == 0
+  before = contents(output)
+  with pytest.raises(ValueError, match=r"step: 8, there 7.*--overwrite.*--output=DIR"):
+    tiny_predictions.label(images, output, overlays=False, seed=1)
+  assert contents(output) == before
+  assert tiny_predictions.label(images, output, overlays=False, seed=1, overwrite=True) == 0
+  assert contents(output) != before and contents(output).keys() == before.keys()
+
+
+def test_damaged_images_are_named_and_all_others_labelled(
+  photos: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  for name in ("a", "c"):
+    (tmp_path / f"{name}.png").write_bytes((photos / "plain.png").read_bytes())
+  (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes()[:700])
+  (tmp_path / "d.jpg").write_bytes(b"no image")
+  output = tmp_path / "out"
+  assert tiny_predictions.label(tmp_path, output) == 1
+  errors = capsys.readouterr().err.splitlines()
+  assert [line.split(":")[1].strip() for line in errors[:2]] == [
+    str(tmp_path / "b.png"),
+    str(tmp_path / "d.jpg"),
+  ]
+  assert errors[2] == "2 of 4 images could not be read"
+  assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "c"]
+  # Repaired, the rest is done.
+  (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes())
+  (tmp_path / "d.jpg").unlink()
+  assert tiny_predictions.label(tmp_path, output) == 0
+  assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
+
+
+def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
+  images = tmp_path / "images"
+  (images / "night").mkdir(parents=True)
+  for number in range(60):
+    Image.fromarray(scene(number)).save(images / f"{number:02}.png")
+  undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+  assert tiny_predictions.label(images, undisturbed, probabilities=True) == 0
+
+  process = subprocess.Popen(
+    [sys.executable, "-m", "tests.tiny_predictions", str(images), str(killed)],
+    cwd=ROOT,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  deadline = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < deadline:
+    if len(list(killed.glob("labels/[0-9]*.png"))) >= 5:
+      break
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  before = contents(killed)
+  assert 0 < len(list(killed.glob("labels/[0-9]*.png"))) < 60, "the kill came too late to show anything"
+  assert tiny_predictions.label(images, killed, probabilities=True) == 0
+  after, whole = contents(killed), contents(undisturbed)
+  assert after == whole
+  assert all(
+    content == after[name] for name, content in before.items() if not name.split("/")[-1].startswith(".")
+  )
+
+
+def test_two_processes_label_every_image_and_write_one_submission(tmp_path: pathlib.Path) -> None:
+  images = tmp_path / "images"
+  images.mkdir()
+  for number in range(9):
+    Image.fromarray(scene(number)).resize((57, 41 + number % 2)).save(images / f"{number}.png")
+  whole = (images / "5.png").read_bytes()
+  alone, together = tmp_path / "alone", tmp_path / "together"
+  options = {"dataset": "ade20k", "layout": "ade20k"}
+  assert tiny_predictions.label(images, alone, probabilities=True, **options) == 0
+  command = ["-m", "tests.tiny_predictions", str(images), str(together)]
+  command += [f"{name}={value}" for name, value in options.items()]
+
+  # The second process finds a file damaged: the first writes no submission, and both say so by their status.
+  (images / "5.png").write_bytes(whole[: len(whole) // 2])
+  started = processes.start(command, processes=2)
+  first, second = (process.communicate(timeout=200)[0] for process in started)
+  assert [process.returncode for process in started] == [1, 1], first + second
+  assert "not labelled: " not in first and "5.png" in second
+  for printed in (first, second):
+    assert "ValueError: --format=ade20k: no submission was written, as 1 of 9 images" in printed
+  assert not list(together.glob("*.zip")) and len(list((together / "labels").iterdir())) == 8
+
+  (images / "5.png").write_bytes(whole)
+  (printed, _) = processes.run(*command, processes=2)
+  assert "8 of 9 images are labelled already" in printed and "9 label images" in printed
+  assert contents(together) == contents(alone)
+  zips = [folder / "ade20k_images.zip" for folder in (alone, together)]
+  assert zips[0].read_bytes() == zips[1].read_bytes()

@@ -1,0 +1,151 @@
+"""``--mode=prepare``: resumed after any kill it ends with the same bytes; nothing half-done is taken for done."""
+
+import hashlib
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rc_jax.config import defaults
+from rc_jax.data.prepared import reader, writer
+from rc_jax.modes import prepare
+from tests.data.test_prepared import write_raw
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def settings(raw: pathlib.Path, workers: int = 1):
+  config = defaults()
+  config.dataset.name, config.dataset.root, config.data.workers = "folder", str(raw), workers
+  return config
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+  return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+  monkeypatch.setattr(writer, "_SHARD_BYTES", (4_000, 4_000))
+  return write_raw(tmp_path / "raw", {"train": 12, "val": 3, "test": 2})
+
+
+def test_processes_change_no_byte(raw, tmp_path, capsys):
+  for workers in (1, 3):
+    prepare.run(settings(raw, workers), str(tmp_path / str(workers)), "tiles", "")
+  assert digests(tmp_path / "1") == digests(tmp_path / "3")
+  assert len(digests(tmp_path / "1")) > 6
+  assert "17 images (test 2, train 12, val 3)" in capsys.readouterr().out
+  # Once it is whole, the same command checks it.
+  prepare.run(settings(raw), str(tmp_path / "1"), "tiles", "")
+  assert "every shard has its checksum" in capsys.readouterr().out
+
+
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(raw, tmp_path):
+  prepare.run(settings(raw), str(tmp_path / "whole"), "original", "")
+  output = tmp_path / "killed"
+  # Slow enough to be killed in the middle of any shard.
+  code = f"""
+import time
+from rc_jax import prepare
+from rc_jax.data import packing
+from tests.test_prepare import settings
+packing._SHARD_BYTES = (4_000, 4_000)
+encode = packing.encode_example
+packing.encode_example = lambda *given: (time.sleep(0.1), encode(*given))[1]
+print("ready", flush=True)
+prepare.run(settings({str(raw)!r}, 1), {str(output)!r}, "original", "")
+"""
+  moments = random.Random(0)
+  for _ in range(3):
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    before = len(list(output.glob("folder-*"))) if output.exists() else 0
+    deadline = time.monotonic() + 30
+    while len(list(output.glob("folder-*"))) <= before and time.monotonic() < deadline:
+      time.sleep(0.02)
+    time.sleep(moments.uniform(0, 0.2))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not reader.is_prepared(str(output))
+  kept = {path.name: path.stat().st_mtime_ns for path in output.glob("folder-*")}
+  assert len(kept) >= 3
+  prepare.run(settings(raw), str(output), "original", "")
+  assert digests(output) == digests(tmp_path / "whole")
+  assert kept == {name: (output / name).stat().st_mtime_ns for name in kept}
+
+
+def test_a_damaged_raw_file_is_named_and_once_it_is_mended_the_rest_is_kept(raw, tmp_path):
+  prepare.run(settings(raw), str(tmp_path / "whole"), "tiles", "")
+  file = raw / "images" / "train" / "08.png"
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
+  for workers in (2, 1):
+    with pytest.raises(ValueError, match=r"08\.png: cannot be decoded") as error:
+      prepare.run(settings(raw, workers), str(tmp_path / "packed"), "tiles", "")
+    assert "\n" not in str(error.value) and not reader.is_prepared(str(tmp_path / "packed"))
+  assert list((tmp_path / "packed").glob("folder-*"))
+  file.write_bytes(content)
+  prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "")
+  assert digests(tmp_path / "packed") == digests(tmp_path / "whole")
+
+
+def test_damage_after_the_fact_is_found_and_mended(raw, tmp_path):
+  output = prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "")
+  before = digests(output)
+  shard = next(output.glob("folder-val*"))
+  content = bytearray(shard.read_bytes())
+  content[70] ^= 4
+  shard.write_bytes(content)
+  with pytest.raises(ValueError, match=f"{shard.name}.*checksum"):
+    prepare.run(settings(output), "", "tiles", "")
+  prepare.run(settings(raw), str(output), "tiles", "")
+  assert digests(output) == before
+
+
+def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monkeypatch):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  (photos / "me.jpg").write_text("not yours")
+  with pytest.raises(ValueError, match=r"photos: holds me\.jpg, expected an empty folder"):
+    prepare.run(settings(raw), str(photos), "tiles", "")
+  assert (photos / "me.jpg").read_text() == "not yours"
+
+  shards = writer.plan({"val": packing_source(raw, "val")}, "tiles")
+  begun = tmp_path / "begun"
+  with writer.alone(begun):
+    writer.begin(shards, begun)
+    with pytest.raises(ValueError, match="another process prepares into it"), writer.alone(begun):
+      pass
+  with pytest.raises(ValueError, match="encoding tiles, here original"):
+    prepare.run(settings(raw), str(begun), "original", "")
+
+  class Full:
+    free = 10
+
+  monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: Full)
+  with pytest.raises(OSError, match=r"GB are needed, but 0\.00 GB are free"):
+    prepare.run(settings(raw), str(tmp_path / "small"), "tiles", "")
+
+
+def test_what_cannot_be_prepared_is_refused(raw, tmp_path):
+  config = defaults()
+  config.dataset.name = "synthetic"
+  with pytest.raises(ValueError, match="synthetic"):
+    prepare.run(config, str(tmp_path / "packed"), "tiles", "")
+  with pytest.raises(FileNotFoundError, match="nowhere"):
+    prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "train,nowhere")
+  (raw / "images" / "train").rename(raw / "images" / "my-train")
+  with pytest.raises(ValueError, match="my-train"):
+    prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "my-train")
+
+
+def packing_source(raw: pathlib.Path, split: str):
+  from rc_jax import data
+
+  return data.DATASETS["folder"](str(raw), split)

@@ -1,0 +1,201 @@
+"""Whole runs, started as a user starts them: to the end, killed, stopped, resumed, refused."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rc_jax.modes import train
+from tests.support import processes, run_tiny
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache) -> tuple[pathlib.Path, str]:
+  """The folder and the screen of a run that nothing happens to."""
+  workdir = tmp_path_factory.mktemp("run")
+  process = run_tiny.start(workdir, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  return workdir, printed
+
+
+def test_a_run_leaves_what_the_design_promises(undisturbed) -> None:
+  workdir, printed = undisturbed
+  lines = run_tiny.lines(workdir)
+  steps = [line for line in lines if "loss" in line]
+  assert [line["step"] for line in steps] == list(range(1, run_tiny.STEPS + 1))
+  wanted = {"loss", "loss_pixel", "loss_aux", "loss_contrast", "learning_rate", "gradient_norm", "bank_fill"}
+  assert wanted <= steps[-1].keys()
+  scaled = steps[-1]["loss_pixel"] + steps[-1]["loss_aux_scaled"] + steps[-1]["loss_contrast_scaled"]
+  assert steps[-1]["loss"] == pytest.approx(scaled, rel=1e-5)
+  assert steps[-1]["loss_contrast"] > 0 and steps[-1]["bank_fill"]["road"] == 1.0
+  scores = [line for line in lines if "miou" in line]
+  assert [line["step"] for line in scores] == [6, 12] and scores[0]["split"] == "val"
+  for name in ("config.json", "eval/val.json", "report/index.html", "report/panels.png", "checkpoints/12"):
+    assert (workdir / name).exists(), name
+  assert list((workdir / "tensorboard").glob("events*"))
+  assert json.loads((workdir / "eval" / "val.json").read_text())["miou"] == scores[-1]["miou"]
+  assert "Finished: mIoU" in printed and str(workdir / "report" / "index.html") in printed
+
+
+def test_killed_anywhere_it_resumes_to_the_last_bit(undisturbed, cache, tmp_path) -> None:
+  for step in (2, 7, 11):
+    process = run_tiny.start(tmp_path, cache=cache)
+    run_tiny.signal_at(process, tmp_path, step, signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+  # Compiled anew, as after a reboot: the other sessions shared their programs.
+  process = run_tiny.start(tmp_path, cache=tmp_path / "no programs yet")
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step" in printed, printed
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(undisturbed[0])
+
+
+def test_sigterm_saves_that_step_and_exits_with_143(undisturbed, cache, tmp_path) -> None:
+  process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache)
+  run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 143 and "saved" in printed, printed
+  saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+  assert len(saved) == 1 and saved[0] >= 3
+  process = run_tiny.start(tmp_path, cache=cache)
+  assert f"resuming at step {saved[0]} of" in run_tiny.finish(process)
+  assert process.returncode == 0
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(undisturbed[0])
+
+
+def test_a_finished_run_exits_0_and_changes_nothing(undisturbed, cache) -> None:
+  workdir, _ = undisturbed
+  before = (workdir / "metrics.jsonl").read_text()
+  process = run_tiny.start(workdir, cache=cache)
+  assert "nothing is left to train" in run_tiny.finish(process)
+  assert process.returncode == 0
+  assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_another_configurations_folder_is_refused(undisturbed, cache) -> None:
+  workdir, _ = undisturbed
+  process = run_tiny.start(workdir, "--config.optimizer.learning_rate=0.5", cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 2
+  assert "optimizer.learning_rate: 0.5, there 0.01" in printed and "Traceback" not in printed
+
+
+def test_scoring_alone_gives_the_number_that_the_run_logged(undisturbed, cache, tmp_path) -> None:
+  workdir, _ = undisturbed
+  process = run_tiny.start(
+    tmp_path, "--mode=eval", f"--checkpoint={workdir / 'checkpoints' / '12'}", cache=cache
+  )
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  alone = json.loads((tmp_path / "eval" / "val.json").read_text())
+  logged = run_tiny.lines(workdir)[-1]
+  assert {name: alone[name] for name in logged} == logged and alone["step"] == 12
+  assert alone == json.loads((workdir / "eval" / "val.json").read_text())
+  assert "mIoU" in printed and "road" in printed
+
+
+def test_two_processes_train_the_same_run(undisturbed, cache, tmp_path) -> None:
+  """``launch/local.sh`` with a device each: stopped by SIGTERM together, resumed, and the run is the same."""
+  flags = run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")[3:]
+  environment = {"PYTHON": sys.executable, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+
+  def start() -> subprocess.Popen:
+    return subprocess.Popen(
+      ["launch/local.sh", "2", *flags],
+      cwd=run_tiny.ROOT,
+      env={**os.environ, **processes.with_devices(1), **environment},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  process = start()
+  run_tiny.signal_at(process, tmp_path, 2, signal.SIGTERM)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 143 and "saved" in printed, printed
+  process = start()
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "2 x cpu in 2 process(es)" in printed and "resuming at" in printed, (
+    printed
+  )
+
+  one, two = run_tiny.lines(undisturbed[0]), run_tiny.lines(tmp_path)
+  assert [line["step"] for line in one] == [line["step"] for line in two]
+  np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
+  assert two[0]["bank_fill"] == one[0]["bank_fill"]
+  # Rounding flips a ReLU here and there, so that runs part slowly.
+  losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
+
+def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
+  flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.train.checkpoint_every=2")
+  process = run_tiny.start(tmp_path, *flags, cache=cache, devices=8)
+  run_tiny.signal_at(process, tmp_path, 7, signal.SIGKILL)
+  process.wait()
+  before = {line["step"]: line for line in run_tiny.lines(tmp_path)}
+  process = run_tiny.start(tmp_path, *flags, cache=cache, devices=2)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "2 x cpu" in printed, printed
+  (resumed_at,) = map(int, re.findall(r"resuming at step (\d+) of", printed))
+  lines = {line["step"]: line for line in run_tiny.lines(tmp_path) if "loss" in line}
+  assert list(lines) == list(range(1, run_tiny.STEPS + 1))
+  again = resumed_at + 1
+  if again not in before:  # killed between a save and the next step's line: nothing was made twice
+    pytest.skip("no step was made on both")
+  # The same batch against the same banks: as on eight devices, up to rounding.
+  np.testing.assert_allclose(lines[again]["loss_contrast"], before[again]["loss_contrast"], rtol=1e-4)
+  np.testing.assert_allclose(lines[again]["loss"], before[again]["loss"], rtol=1e-4)
+  assert lines[again]["bank_fill"] == before[again]["bank_fill"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path) -> None:
+  process = run_tiny.start(tmp_path, "--config.optimizer.learning_rate=1e30", cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 2, printed
+  last = printed.strip().splitlines()[-1]
+  assert last.startswith("error: step ") and "not finite" in last and "loss_pixel" in last
+  assert "Traceback" not in printed
+
+
+def test_another_networks_weights_are_not_scored(undisturbed, cache) -> None:
+  workdir, _ = undisturbed
+  before = (workdir / "eval" / "val.json").read_text()
+  process = run_tiny.start(workdir, "--mode=eval", "--config.model.output_stride=16", cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 2 and "model.output_stride: 16, there 8" in printed, printed
+  assert (workdir / "eval" / "val.json").read_text() == before
+
+
+def test_predict_labels_a_folder(undisturbed, cache, tmp_path) -> None:
+  rng = np.random.default_rng(0)
+  for name, size in (("wide", (60, 40)), ("tall", (40, 60))):
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(tmp_path / f"{name}.png")
+  process = run_tiny.start(
+    undisturbed[0], "--mode=predict", f"--images={tmp_path}", "--config.eval.batch_size=1", cache=cache
+  )
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  for name, size in (("wide", (60, 40)), ("tall", (40, 60))):
+    label = Image.open(undisturbed[0] / "predictions" / "labels" / f"{name}.png")
+    assert label.size == size and label.mode == "P" and np.asarray(label).max() < 11
+    assert (undisturbed[0] / "predictions" / "overlays" / f"{name}.jpg").is_file()
+
+
+def test_a_damaged_file_costs_no_step_that_was_made() -> None:
+  class Damaged:
+    def next(self, devices_idle):
+      raise ValueError("b.png: truncated")
+
+  saved = []
+  with pytest.raises(ValueError, match=r"b\.png"):
+    train._next_batch(Damaged(), lambda: True, lambda: saved.append(True))
+  assert saved == [True]

@@ -1,0 +1,88 @@
+"""BatchNorm against PyTorch's and against its own formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc_jax.models.layers import BatchNorm
+from rc_jax.ops.batch_norm import normalize
+
+
+def random_variables(channels):
+  random = np.random.default_rng(3)
+  draw = lambda low, high: random.uniform(low, high, channels).astype(np.float32)  # noqa: E731
+  return {
+    "params": {"scale": draw(0.5, 1.5), "bias": draw(-1, 1)},
+    "batch_stats": {"mean": draw(-1, 1), "var": draw(0.5, 2)},
+  }
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 6), (3, 1, 1, 6)])  # the second: n is 3, so n / (n - 1) shows
+@pytest.mark.parametrize("momentum", [0.9, 0.6])
+def test_training_and_prediction_equal_pytorchs(shape, momentum):
+  torch = pytest.importorskip("torch")
+  x = np.random.default_rng(0).normal(2, 3, shape).astype(np.float32)
+  dy = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+  variables = random_variables(shape[-1])
+  original = torch.nn.BatchNorm2d(shape[-1], eps=1e-3, momentum=1 - momentum)
+  with torch.no_grad():
+    original.weight.copy_(torch.tensor(variables["params"]["scale"]))
+    original.bias.copy_(torch.tensor(variables["params"]["bias"]))
+    original.running_mean.copy_(torch.tensor(variables["batch_stats"]["mean"]))
+    original.running_var.copy_(torch.tensor(variables["batch_stats"]["var"]))
+  original = original.double()
+  inputs = torch.tensor(x).permute(0, 3, 1, 2).double().requires_grad_()
+  outputs = original(inputs)
+  outputs.backward(torch.tensor(dy).permute(0, 3, 1, 2).double())
+
+  layer = BatchNorm(momentum, 1e-3)
+
+  def train(params, x):
+    y, updates = layer.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+    return y, updates["batch_stats"]
+
+  y, gradients, batch_stats = jax.vjp(train, variables["params"], x, has_aux=True)
+  d_params, dx = gradients(dy)
+  close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)  # noqa: E731
+  close(y, outputs.detach().permute(0, 2, 3, 1))
+  close(dx, inputs.grad.permute(0, 2, 3, 1))
+  close(d_params["scale"], original.weight.grad)
+  close(d_params["bias"], original.bias.grad)
+  close(batch_stats["mean"], original.running_mean)
+  close(batch_stats["var"], original.running_var)
+
+  original.eval()
+  predicted = layer.apply({**variables, "batch_stats": batch_stats}, x, False)
+  close(predicted, original(inputs.detach()).detach().permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("shift", [0.0, 95.0])
+def test_statistics_of_a_channel_far_from_zero_keep_their_digits(shift):
+  x = (np.random.default_rng(0).standard_normal((4, 32, 32, 8)) + 100).astype(np.float32)
+  ones = jnp.ones(8)
+  _, mean, var = normalize(x, ones, 0 * ones, shift * ones, 1e-5)
+  exact = x.astype(np.float64)
+  np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
+  # Moments about a point cost float32 a factor (mean - point)^2 / var of its 1e-7: 1e4 about 0, 25 about 95.
+  np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=2e-5 if shift else 1e-2)
+
+
+def test_bfloat16_passes_through_and_statistics_are_float32():
+  x = jnp.asarray(np.random.default_rng(0).normal(1, 2, (4, 16, 16, 3)), jnp.bfloat16)
+  variables = random_variables(3)
+  y, updates = BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
+  assert y.dtype == jnp.bfloat16
+  assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+  exact = np.asarray(x, np.float64)
+  expected = 0.9 * variables["batch_stats"]["mean"] + 0.1 * exact.mean((0, 1, 2))
+  np.testing.assert_allclose(updates["batch_stats"]["mean"], expected, rtol=1e-5, atol=1e-5)
+  assert BatchNorm().apply(variables, x, False).dtype == jnp.bfloat16
+
+
+def test_one_value_a_channel_gives_no_nan():
+  x = jnp.full((1, 1, 1, 3), 2.0)
+  value, gradient = jax.value_and_grad(
+    lambda x: BatchNorm().apply(random_variables(3), x, True, mutable=["batch_stats"])[0].sum()
+  )(x)
+  assert np.isfinite(value) and np.isfinite(gradient).all()

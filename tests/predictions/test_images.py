@@ -1,0 +1,123 @@
+"""Which images a path or a split means, how they are named, sized and told apart."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rc_jax.data import DatasetInfo
+from rc_jax.data.reading.source import FilePairs
+from rc_jax.predictions import images
+
+INFO = DatasetInfo("two", ("a", "b"), np.array([[255, 0, 0], [0, 255, 0]], np.uint8), np.arange(2))
+
+
+def photo(path: pathlib.Path, size: tuple[int, int] = (8, 6), **options) -> pathlib.Path:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)).save(
+    path, **options
+  )
+  return path
+
+
+def names(path: pathlib.Path, recursive: bool = False, outputs: pathlib.Path | None = None) -> list[str]:
+  found = images.from_path(path, recursive, outputs or path / "predictions")
+  return [picture.name for picture in found]
+
+
+def test_a_file_or_the_images_of_a_folder_in_order(tmp_path: pathlib.Path) -> None:
+  for name in ("b.jpg", "a.PNG", "notes.txt", "._b.jpg"):
+    (tmp_path / name).touch()
+  assert names(tmp_path) == ["a", "b"]
+  assert names(tmp_path / "b.jpg") == ["b"]
+
+
+def test_folders_are_followed_when_asked_to_but_never_into_the_outputs(tmp_path: pathlib.Path) -> None:
+  for name in ("a.jpg", "day/a.jpg", "day/far/b.v2.jpg", ".trash/c.jpg", "predictions/overlays/a.jpg"):
+    photo(tmp_path / name)
+  assert names(tmp_path) == ["a"]
+  assert names(tmp_path, recursive=True) == ["a", "day/a", "day/far/b.v2"]
+
+
+def test_nothing_to_label_is_said(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(FileNotFoundError, match="holds no image"):
+    names(tmp_path)
+  with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    names(tmp_path / "nowhere")
+  photo(tmp_path / "day" / "a.jpg")
+  with pytest.raises(FileNotFoundError, match="hold 1: add --recursive"):
+    names(tmp_path)
+
+
+def test_two_images_of_one_stem_are_refused(tmp_path: pathlib.Path) -> None:
+  for name in ("street.jpg", "street.png"):
+    (tmp_path / name).touch()
+  with pytest.raises(ValueError, match=r"street\.jpg.*street\.png"):
+    names(tmp_path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_those_that_are_displayed(orientation: int, tmp_path: pathlib.Path) -> None:
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  path = photo(tmp_path / "a.jpg", (40, 24), exif=exif)
+  (found,) = images.from_path(path, False, tmp_path / "out")
+  assert found.size == found.read().shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
+
+
+def test_a_damaged_image_has_no_size_and_does_not_stop_the_others(tmp_path: pathlib.Path) -> None:
+  rng = np.random.default_rng(1)
+  for name in ("a", "b", "c"):
+    Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
+  whole = (tmp_path / "b.png").read_bytes()
+  (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+  (tmp_path / "d.png").write_text("hello")
+  found = images.from_path(tmp_path, False, tmp_path / "out")
+  assert [picture.size for picture in found] == [(30, 40)] * 3 + [None]
+  read = {picture.name: image for picture, image in images.read_ahead(found, threads=2)}
+  assert isinstance(read["b"], ValueError) and "b.png" in str(read["b"])
+  assert isinstance(read["d"], ValueError) and "d.png" in str(read["d"])
+  assert read["a"].shape == read["c"].shape == (30, 40, 3)
+  assert list(read) == ["a", "b", "c", "d"]
+
+
+def test_a_split_in_files_is_named_by_stems_and_reads_no_label(tmp_path: pathlib.Path) -> None:
+  files = (photo(tmp_path / "x" / "1.png"), photo(tmp_path / "y" / "2.png"))
+  source = FilePairs(INFO, files, (tmp_path / "missing.png",) * 2, {0: 0, 1: 1})
+  found = images.from_source(source, "val")
+  assert [picture.name for picture in found] == ["1", "2"]
+  assert found[0].read().shape == (6, 8, 3)
+
+
+def test_a_split_whose_stems_repeat_is_named_by_folders(tmp_path: pathlib.Path) -> None:
+  files = (photo(tmp_path / "x" / "1.png"), photo(tmp_path / "y" / "1.png"))
+  source = FilePairs(INFO, files, files, {0: 0, 1: 1})
+  assert [picture.name for picture in images.from_source(source, "val")] == ["x/1", "y/1"]
+
+
+class Drawn:
+  """Three images that lie in no file."""
+
+  info = INFO
+
+  def __len__(self) -> int:
+    return 3
+
+  def __getitem__(self, index: int):
+    return {"image": np.full((4, 5 + index, 3), index, np.uint8), "label": None, "name": f"drawn{index}"}
+
+
+def test_a_split_without_files_has_images_too() -> None:
+  found = images.from_source(Drawn(), "val")
+  assert [picture.name for picture in found] == ["drawn0", "drawn1", "drawn2"]
+  assert [picture.size for picture in found] == [(4, 5), (4, 6), (4, 7)]
+  assert (found[2].read() == 2).all()
+  assert len({picture.stamp.source for picture in found}) == 3
+
+
+def test_pictures_of_one_size_follow_each_other(tmp_path: pathlib.Path) -> None:
+  for name, size in (("a", (8, 6)), ("b", (6, 8)), ("c", (8, 6)), ("d", (6, 8))):
+    photo(tmp_path / f"{name}.png", size)
+  found = images.by_size(images.from_path(tmp_path, False, tmp_path / "out"))
+  assert [picture.name for picture in found] == ["a", "c", "b", "d"]

@@ -1,0 +1,163 @@
+"""The PyTorch originals, imported on a machine without their compiled operations."""
+
+import importlib
+import importlib.machinery
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from rc_jax import models
+from rc_jax.config import defaults
+from rc_jax.models.heads.fcn import FCNHead
+from rc_jax.models.segmenter import BACKBONES, HEADS, PIXEL_MEAN, PIXEL_STD, numerics
+from rc_jax.weights import pretrained
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+OPERATIONS = (
+  "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+  "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_library = None
+
+
+class _StandIn(nn.Module):
+  """Takes the place of a compiled operation of mmcv that no network here uses."""
+
+  def __init__(self, *args, **kwargs):
+    super().__init__()
+
+
+class _Operations(types.ModuleType):
+  """A module with any name in it."""
+
+  def __getattr__(self, name):
+    if name.startswith("__"):
+      raise AttributeError(name)
+    return type(name, (_StandIn,), {})
+
+
+def torchvision():
+  """Returns torchvision; one from PyPI beside a CPU build of PyTorch lacks the operations of its boxes."""
+  global _library
+  if "torchvision" not in sys.modules and _library is None:
+    pytest.importorskip("PIL")
+    _library = torch.library.Library("torchvision", "DEF")
+    for schema in OPERATIONS:
+      try:
+        _library.define(schema)
+      except RuntimeError:  # a torchvision that was built for this PyTorch brings them
+        break
+  return pytest.importorskip("torchvision", exc_type=ImportError)
+
+
+def timm():
+  """Returns timm, which imports torchvision."""
+  torchvision()
+  return pytest.importorskip("timm", exc_type=ImportError)
+
+
+def mmsegmentation():
+  """Returns mmsegmentation's registry of models, with mmcv's compiled operations stood in for."""
+  torchvision()
+  pytest.importorskip("mmcv", exc_type=ImportError)
+  for name in ("mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.nms"):
+    if name not in sys.modules:
+      module = _Operations(name)
+      module.__path__ = []
+      module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+      sys.modules[name] = module
+  pytest.importorskip("mmseg", exc_type=ImportError)
+  importlib.import_module("mmseg.models")
+  return importlib.import_module("mmseg.registry").MODELS
+
+
+def randomize(module, seed):
+  """Gives all parameters and statistics values that no default has, of a size that keeps activations near 1."""
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for part in module.modules():
+      if isinstance(part, nn.Conv2d | nn.Linear):
+        fan_in = part.weight[0].numel()
+        part.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+        if part.bias is not None:
+          part.bias.normal_(0, 0.5, generator=generator)
+      if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        part.weight.uniform_(0.5, 1.5, generator=generator)
+        part.bias.normal_(0, 0.3, generator=generator)
+        part.running_mean.normal_(0, 0.3, generator=generator)
+        part.running_var.uniform_(0.5, 2, generator=generator)
+  return module
+
+
+def settle(module, batch):
+  """Gives BatchNorms the statistics of a batch of images ``[B,H,W,3]``, so that values neither grow nor fade."""
+  norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+  for part in norms:
+    part.momentum = 1.0
+  with torch.no_grad():
+    module.train()  # mmsegmentation returns nothing here
+    module(normalized(batch))
+  for part in norms:
+    part.momentum = 0.1
+
+
+def imported(saved, folder, classes, **fields):
+  """Saves what ``torch.save`` takes, and imports it whole: the network, its config, its variables and the report.
+
+  ``fields`` are those of ``config.model``, in float32 and without dropout unless they say otherwise.
+  """
+  path = folder / "original.pth"
+  torch.save(saved, path)
+  model = defaults().model
+  model.update({"dtype": "float32", "dropout": 0.0, "pretrained_part": "all"} | fields)
+  network = models.build(model, classes)
+  variables, report = pretrained.load(str(path), network.init(jax.random.key(0)), model)
+  return network, model, variables, report
+
+
+def normalized(images):
+  """Returns ``[B,3,H,W]`` as the originals take them, of uint8 ``[B,H,W,3]``: ImageNet's mean and deviation."""
+  x = torch.tensor(images).permute(0, 3, 1, 2).float() / 255
+  mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+  return (x - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def images(size, batch=1, seed=0):
+  """Random ``[B,H,W,3]`` uint8."""
+  return np.random.default_rng(seed).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+
+
+def both_logits(model, variables, batch):
+  """Logits and auxiliary logits in evaluation, where a network drops the latter: ``[B,h,w,N]`` each."""
+  classes = variables.params["aux_head"]["classifier"]["bias"].shape[0]
+  options = numerics(model)
+  parts = {
+    "backbone": BACKBONES[model.backbone](model),
+    "head": HEADS[model.name](model, classes),
+    "aux_head": FCNHead(classes, model.aux_channels, **options),
+  }
+
+  @jax.jit
+  def evaluate(variables, batch):
+    def applied(part, inputs):
+      trees = {"params": variables.params[part], "batch_stats": variables.batch_stats[part]}
+      return parts[part].apply(trees, inputs, False)
+
+    stages = applied("backbone", (batch - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD))
+    supervised = stages._replace(last=stages.middle)
+    return applied("head", stages).logits, applied("aux_head", supervised).logits
+
+  return evaluate(variables, batch)
+
+
+def assert_close(ours, theirs, tolerance=1e-4):
+  """Compares ours ``[B,h,w,N]`` with theirs, a tensor ``[B,N,h,w]``, relative to the largest of theirs."""
+  theirs = theirs.detach().permute(0, 2, 3, 1).numpy()
+  assert ours.shape == theirs.shape
+  np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())

@@ -1,0 +1,98 @@
+"""Predictions and programs of networks with random weights, as if a checkpoint held them."""
+
+import contextlib
+import functools
+import pathlib
+import sys
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rc_jax import data, distributed, models
+from rc_jax.config import Config
+from rc_jax.models import Network, Outputs, Variables
+from rc_jax.modes import export, predict
+from rc_jax.weights import checkpoint
+from tests.support.run_tiny import get_config
+
+
+def tiny_config() -> Config:
+  """The smallest network of the project, images one by one."""
+  config = get_config()
+  config.eval.batch_size = 1
+  return config
+
+
+@functools.cache
+def tiny_variables(seed: int = 0) -> Variables:
+  """Random weights of ``tiny_config``'s network."""
+  network = models.build(tiny_config().model, 11)
+  return network.init(jax.random.key(seed), (49, 65))
+
+
+def colours(classes: int = 11) -> Network:
+  """Mixes the colours of every fourth pixel: compiles at once, and sees any number of classes."""
+
+  def forward(params, batch_stats, images):
+    logits = images[:, ::4, ::4].astype(jnp.float32) @ params["kernel"]
+    return Outputs(logits, logits)
+
+  def unused(*args, **kwargs):
+    raise AssertionError("predictions train nothing")
+
+  return Network(unused, unused, forward, classes, classes, True)
+
+
+def colour_variables(seed: int = 0, classes: int = 11) -> Variables:
+  """Random weights of ``colours``."""
+  kernel = np.random.default_rng(seed).normal(0, 0.02, (3, classes)).astype(np.float32)
+  return Variables({"kernel": jnp.asarray(kernel)}, {"unread": jnp.zeros(2)})
+
+
+def label(
+  images: pathlib.Path | None,
+  output: pathlib.Path,
+  *,
+  seed: int = 0,
+  dataset: str = "synthetic",
+  window: int = 0,
+  **options,
+) -> int:
+  """Runs ``--mode=predict`` with ``colours``; returns its exit status."""
+  config = tiny_config()
+  config.dataset.name = dataset
+  config.eval.crop_size = (window, window) if window else ()
+  classes = data.info(dataset, "").num_classes
+  with _instead(colours(classes), colour_variables(seed, classes), 7 + seed):
+    return predict.run(config, output.parent, None, images, output=output, **options)
+
+
+def export_tiny(output: pathlib.Path, **options) -> pathlib.Path:
+  """Runs ``--mode=export`` with the smallest network."""
+  with _instead(None, tiny_variables(), 7):
+    return export.run(tiny_config(), output.parent, None, output=output, **options)
+
+
+@contextlib.contextmanager
+def _instead(network: Network | None, variables: Variables, step: int) -> Iterator[None]:
+  """Stands in for a checkpoint, and for the network where one is given."""
+  model = checkpoint.Model(step, *variables)
+  patches = {
+    "rc_jax.weights.restore.restore": lambda network, config, path: model,
+    "rc_jax.weights.checkpoint.find": lambda path: pathlib.Path("run/checkpoints/7"),
+  }
+  if network is not None:
+    patches["rc_jax.models.build"] = lambda config, classes: network
+  with contextlib.ExitStack() as stack:
+    for name, value in patches.items():
+      stack.enter_context(mock.patch(name, value))
+    yield
+
+
+if __name__ == "__main__":
+  distributed.connect()
+  options = dict(option.split("=") for option in sys.argv[3:])
+  sys.exit(label(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), probabilities=True, **options))

@@ -1,0 +1,62 @@
+"""One line for each logged step, whatever happened before."""
+
+import json
+import pathlib
+
+import pytest
+
+from rc_jax import console
+from rc_jax.training import run_log
+
+
+@pytest.mark.parametrize(
+  ("seconds", "shown"),
+  [
+    (0.4, "0 s"),
+    (59.4, "59 s"),
+    (59.6, "1:00 min"),
+    (187, "3:07 min"),
+    (7500, "2:05 h"),
+    (float("inf"), "?"),
+  ],
+)
+def test_duration_is_for_people(seconds: float, shown: str) -> None:
+  assert console.duration(seconds) == shown
+
+
+def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Path) -> None:
+  log = run_log.RunLog(tmp_path, resumed_at=0)
+  for step in range(1, 8):
+    log.write({"step": step, "loss": 1 / step, "bank_fill": {"road": 0.5}})
+  log.write({"step": 6, "split": "val", "miou": 0.5})
+  log.close()
+
+  log = run_log.RunLog(tmp_path, resumed_at=5)
+  assert [line["step"] for line in run_log.read(tmp_path)] == [1, 2, 3, 4, 5]
+  log.write({"step": 6, "loss": 0.25})
+  log.close()
+  lines = run_log.read(tmp_path)
+  assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+  assert lines[2] == {"step": 3, "loss": 1 / 3, "bank_fill": {"road": 0.5}}
+  assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_line_cut_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+  assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.0}]
+  log = run_log.RunLog(tmp_path, resumed_at=1)
+  log.write({"step": 2, "loss": 1.5})
+  log.close()
+  text = (tmp_path / "metrics.jsonl").read_text()
+  assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 2]
+
+
+def test_progress_says_rate_and_time_left(monkeypatch, capsys) -> None:
+  now = [0.0]
+  monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+  progress = console.Progress("scoring", 40, unit="images")
+  now[0] = 100.0  # a program was compiled
+  progress.advance(10)
+  now[0] = 120.0
+  progress.advance(10)
+  assert capsys.readouterr().out == "scoring: 20/40 images, 0.50/s, 40 s left\n"

@@ -1,0 +1,217 @@
+"""One update: its loss is Eq. 5 of the parts, its bank holds what the batch showed, on one device and on eight."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from rc_jax import contrast, distributed, models, sharding
+from rc_jax.costs import hlo_cost
+from rc_jax.ops import resample
+from rc_jax.training import initial_state, losses, optimizer
+from rc_jax.training.train_step import make_train_step
+from tests.support import processes, run_tiny
+
+CLASSES = 4
+CROP = (33, 41)
+
+
+def tiny(**fields):
+  """A config of a network that compiles in seconds; ``section__field=value`` overrides."""
+  config = run_tiny.get_config()
+  config.model.dropout = 0.0
+  config.train.crop_size = CROP
+  config.train.batch_size = 8
+  config.train.steps = 20
+  config.contrast.bank_size = 12
+  config.optimizer.head_multiplier = 1.0
+  for name, value in fields.items():
+    section, field = name.split("__")
+    config[section][field] = value
+  return config
+
+
+def batch(seed: int = 0) -> dict[str, jax.Array]:
+  """Images whose brightness tells the class of vertical bands, with some pixels ignored."""
+  rng = np.random.default_rng(seed)
+  bands = np.sort(rng.integers(0, CLASSES, (8, 1, CROP[1])), axis=2) * np.ones((1, CROP[0], 1), int)
+  image = np.clip(bands[..., None] * 60 + rng.normal(30, 15, (8, *CROP, 3)), 0, 255).astype(np.uint8)
+  label = np.where(rng.random(bands.shape) < 0.05, 255, bands).astype(np.uint8)
+  return {"image": jnp.asarray(image), "label": jnp.asarray(label)}
+
+
+def begin(config):
+  network = models.build(config.model, CLASSES)
+  mesh = sharding.global_mesh()
+  state, update_rule = initial_state.initial_state(config, network, training_images=12, mesh=mesh, fresh=True)
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  return network, state, jax.jit(make_train_step(network, update_rule, schedule, config))
+
+
+@pytest.fixture(scope="module")
+def run():
+  """Twelve updates on one batch: states and metrics of each."""
+  network, state, step = begin(tiny())
+  states, metrics = [state], []
+  for _ in range(12):
+    state, step_metrics = step(state, batch())
+    states.append(state)
+    metrics.append(jax.device_get(step_metrics))
+  return network, states, metrics
+
+
+def test_loss_is_the_weighted_sum_of_its_terms(run) -> None:
+  network, states, metrics = run
+  rng = jax.random.fold_in(jax.random.key(0), 3)
+  outputs, _ = network.train(states[3].params, states[3].batch_stats, batch()["image"], rng)
+  labels = batch()["label"].astype(jnp.int32)
+  pixel = losses.cross_entropy(resample.upsample(outputs.logits, CROP), labels)
+  aux = losses.cross_entropy(resample.upsample(outputs.aux_logits, CROP), labels)
+  grid = labels[:, ::8, ::8]  # 33 x 41 at output stride 8: 5 x 6 points, corners aligned
+  centers = contrast.region_centers(outputs.features, outputs.logits, grid)
+  rc, _ = contrast.region_contrast_loss(centers, states[3].bank, temperature=0.2)
+  assert rc > 0
+  np.testing.assert_allclose(metrics[3]["loss"], pixel + 0.4 * aux + 0.1 * rc, rtol=1e-4)
+  np.testing.assert_allclose(metrics[3]["loss_contrast"], rc, rtol=1e-4)
+
+
+def test_the_loss_reads_the_bank_before_the_centers_enter_it(run) -> None:
+  _, states, metrics = run
+  assert metrics[0]["loss_contrast"] == 0 and metrics[0]["contrast_queries"] == 0
+  assert int(states[0].bank.count.sum()) == 0 and int(states[1].bank.count.sum()) > 0
+  assert metrics[1]["contrast_queries"] > 0
+
+
+def test_bank_fill_counts_centers(run) -> None:
+  _, states, metrics = run
+  np.testing.assert_allclose(metrics[4]["bank_fill"], states[5].bank.count / 12)
+
+
+def test_a_repeated_batch_is_learned(run) -> None:
+  _, _, metrics = run
+  assert metrics[-1]["loss_pixel"] < 0.8 * metrics[0]["loss_pixel"]
+
+
+def test_step_schedule_and_statistics_move(run) -> None:
+  _, states, metrics = run
+  assert int(states[12].step) == 12
+  np.testing.assert_allclose(
+    [m["learning_rate"] for m in metrics], [0.01 * (1 - step / 20) ** 0.9 for step in range(12)], rtol=1e-5
+  )
+  before, after = (jax.tree.leaves(states[i].batch_stats) for i in (0, 1))
+  assert all(not np.array_equal(b, a) for b, a in zip(before, after, strict=True))
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(states[1].params))
+
+
+@pytest.mark.parametrize(
+  "fields", [{"contrast__scope": "none"}, {"loss__contrast_weight": 0.0}], ids=["scope", "weight"]
+)
+def test_the_baseline_has_no_bank_and_no_contrast(fields) -> None:
+  config = tiny(**fields)
+  network = models.build(config.model, CLASSES)
+  state, update_rule = initial_state.initial_state(config, network, 12, sharding.global_mesh(), fresh=True)
+  assert state.bank is None
+  schedule = optimizer.learning_rate(config.optimizer, 20)
+  step = make_train_step(network, update_rule, schedule, config)
+  _, metrics = jax.eval_shape(step, state, batch())
+  assert "bank_fill" not in metrics and "contrast_queries" not in metrics
+
+
+@pytest.mark.parametrize("scope", ["image", "batch"])
+def test_other_scopes_contrast_without_a_bank(scope: str) -> None:
+  _, state, step = begin(tiny(contrast__scope=scope))
+  assert state.bank is None
+  _, metrics = step(state, batch())
+  assert metrics["loss_contrast"] > 0 and metrics["contrast_queries"] > 0
+
+
+def test_ohem_and_bfloat16_train_in_float32() -> None:
+  _, state, step = begin(tiny(loss__pixel="ohem", loss__ohem_min_kept=50, model__dtype="bfloat16"))
+  state, metrics = step(state, batch())
+  assert np.isfinite(metrics["loss"]) and metrics["loss"].dtype == jnp.float32
+  leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+  assert {leaf.dtype for leaf in leaves if leaf.ndim} == {jnp.dtype("float32")}
+
+
+def save_updates(path: pathlib.Path) -> None:
+  """Saves what the first update computes, and where four lead, on all devices of all processes of a run."""
+  distributed.connect()
+  config = tiny(model__dropout=0.1)
+  network = models.build(config.model, CLASSES)
+  mesh = sharding.global_mesh()
+  state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
+  step = jax.jit(make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config))
+  saved: dict[str, Any] = {"devices": jax.device_count()}
+  rows = slice(*(8 * (jax.process_index() + i) // jax.process_count() for i in (0, 1)))
+
+  def whole(tree: Any) -> Any:
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+  for number in range(4):
+    own = {name: np.asarray(value)[rows] for name, value in batch(number).items()}
+    state, metrics = step(state, sharding.put_batch(own, mesh))
+    if number == 0:
+      forward = {"loss": metrics["loss"], "keys": state.bank.keys, "statistics": state.batch_stats}
+      for where, leaf in jax.tree.leaves_with_path(whole(forward)):
+        saved[f"first{jax.tree_util.keystr(where)}"] = leaf
+      saved["momentum"] = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(whole(state.opt_state))])
+  last = {"cursor": state.bank.cursor, "count": state.bank.count, "last_loss": metrics["loss"]}
+  saved |= whole(last)
+  if jax.process_index() == 0:
+    np.savez(path, **saved)
+
+
+def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathlib.Path) -> None:
+  saved = {}
+  for number, devices in ((1, 1), (1, 8), (2, 4)):
+    path = tmp_path / f"{number}x{devices}.npz"
+    code = f"import tests.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
+    processes.run("-c", code, processes=number, devices=devices)
+    saved[number, devices] = np.load(path)
+    assert saved[number, devices]["devices"] == number * devices
+  one = saved.pop((1, 1))
+  first = [name for name in one.files if name.startswith("first")]
+  assert len(first) > 40
+  for many in saved.values():
+    for name in first:
+      np.testing.assert_allclose(many[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    # A sum in another order moves a value next to a ReLU's corner across it, and with it one pixel's gradient.
+    assert np.linalg.norm(many["momentum"] - one["momentum"]) < 0.02 * np.linalg.norm(one["momentum"])
+    np.testing.assert_allclose(many["last_loss"], one["last_loss"], rtol=1e-2)
+    np.testing.assert_array_equal(many["cursor"], one["cursor"])
+    np.testing.assert_array_equal(many["count"], one["count"])
+  # Eight devices are eight devices, in however many processes; their messages may add up in another order.
+  np.testing.assert_allclose(saved[2, 4]["momentum"], saved[1, 8]["momentum"], rtol=1e-3, atol=1e-5)
+
+
+def print_collectives() -> None:
+  """Prints, for two sizes of the banks, the messages of the compiled step: kind, number, bytes and the largest."""
+  for size in (300, 30_000):
+    config = tiny(contrast__bank_size=size)
+    network = models.build(config.model, CLASSES)
+    mesh = sharding.global_mesh()
+    state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
+    step = make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config)
+    own = {name: np.asarray(value) for name, value in batch().items()}
+    shardings = (sharding.of(state), sharding.replicated(mesh))
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(
+      state, sharding.put_batch(own, mesh)
+    )
+    text = compiled.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+    print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(text).collectives]))
+
+
+def test_no_message_grows_with_the_bank() -> None:
+  (printed,) = processes.run("-c", "import tests.test_train_step as t; t.print_collectives()", devices=8)
+  small, large = map(json.loads, printed.splitlines()[-2:])
+  assert small == large
+  # All but a little are the gradients: statistics, queries (8 x 4 of 16 channels) and metrics.
+  network = models.build(tiny().model, CLASSES)
+  gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(network.init(jax.random.key(0)).params))
+  assert gradients < sum(size for _, _, size, _ in small) < 1.05 * gradients

@@ -1,0 +1,189 @@
+"""What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rc_jax import contrast
+from rc_jax.train_state import TrainState
+from rc_jax.weights import checkpoint
+from tests.support import processes
+
+
+def state(step: int, seed: int = 0, dtype: str = "float32", with_bank: bool = True) -> TrainState:
+  rng = np.random.default_rng(seed)
+  params = {
+    "backbone": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)},
+    "head": {"bias": jnp.asarray(rng.normal(size=4), jnp.float32)},
+  }
+  bank = contrast.MemoryBank(
+    keys=jnp.asarray(rng.normal(size=(2, 5, 4)), dtype),
+    cursor=jnp.asarray([3, 1], jnp.int32),
+    count=jnp.asarray([5, 1], jnp.int32),
+  )
+  return TrainState(
+    step=jnp.int32(step),
+    params=params,
+    batch_stats={"mean": jnp.asarray(rng.normal(size=4), jnp.float32)},
+    opt_state=optax.sgd(0.1, momentum=0.9).init(params),
+    bank=bank if with_bank else None,
+  )
+
+
+def steps_on_disk(workdir: pathlib.Path) -> set[int]:
+  return {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
+
+
+def assert_same(one: TrainState, other: TrainState) -> None:
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("with_bank", [True, False])
+def test_a_state_comes_back_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, with_bank: bool) -> None:
+  saved = state(7, seed=1, dtype=dtype, with_bank=with_bank)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(saved, {"next_batch": 7})
+  checkpoints.close()
+
+  again = checkpoint.Checkpoints(tmp_path)
+  restored, position = again.restore(state(0, seed=2, dtype=dtype, with_bank=with_bank))
+  again.close()
+  assert_same(restored, saved)
+  assert position == {"next_batch": 7}
+
+
+def test_the_newest_and_the_best_stay(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
+  for step, miou in [(1, 0.2), (2, 0.6), (3, None), (4, 0.5), (5, None), (6, None)]:
+    checkpoints.save(state(step), {"next_batch": step})
+    if miou is not None:
+      checkpoints.scored(step, miou)
+  checkpoints.wait()
+  assert checkpoints.latest_step() == 6 and checkpoints.best_step() == 2
+  checkpoints.close()
+  assert steps_on_disk(tmp_path) == {2, 5, 6}
+
+  # A later session knows the scores from the run's log.
+  again = checkpoint.Checkpoints(tmp_path, keep=1, scores={2: 0.6, 4: 0.5, 6: 0.7})
+  assert again.best_step() == 6
+  again.save(state(7), {"next_batch": 7})
+  again.save(state(8), {"next_batch": 8})
+  again.close()
+  assert steps_on_disk(tmp_path) == {6, 8}
+
+
+def test_the_model_alone(tmp_path: pathlib.Path) -> None:
+  saved = state(3, seed=4)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(2), {"next_batch": 2})
+  checkpoints.save(saved, {"next_batch": 3})
+  checkpoints.close()
+  template = state(0, seed=5)
+  for place in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "3"):
+    model = checkpoint.restore_model(place, template.params, template.batch_stats)
+    assert model.step == 3
+    np.testing.assert_array_equal(model.params["head"]["bias"], saved.params["head"]["bias"])
+    np.testing.assert_array_equal(model.batch_stats["mean"], saved.batch_stats["mean"])
+
+
+def test_another_network_is_refused_in_one_line(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(1), {"next_batch": 1})
+  checkpoints.close()
+  other = {"backbone": {"kernel": jnp.zeros((3, 9))}, "head": {"bias": jnp.zeros(4)}}
+  with pytest.raises(ValueError, match="another network") as refusal:
+    checkpoint.restore_model(tmp_path, other, {"mean": jnp.zeros(4)})
+  assert "\n" not in str(refusal.value)
+  missing = {"head": {"bias": jnp.zeros(4)}}
+  with pytest.raises(ValueError, match="another network"):
+    checkpoint.restore_model(tmp_path, missing, {"mean": jnp.zeros(4)})
+
+
+def test_a_half_written_checkpoint_is_not_seen(tmp_path: pathlib.Path) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  checkpoints.save(state(1), {"next_batch": 1})
+  checkpoints.close()
+  half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-123"
+  (half / "model").mkdir(parents=True)
+  again = checkpoint.Checkpoints(tmp_path)
+  assert again.latest_step() == 1
+  again.close()
+  assert checkpoint.find(tmp_path).name == "1"
+
+
+def test_no_checkpoint_says_where_it_looked(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+    checkpoint.find(tmp_path)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    checkpoints.restore(state(0))
+  checkpoints.close()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path: pathlib.Path, monkeypatch) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+    with pytest.raises(OSError, match=r"0 MB free.*no checkpoint was saved yet"):
+      checkpoints.save(state(4), {"next_batch": 4})
+  checkpoints.save(state(4), {"next_batch": 4})
+  checkpoints.wait()
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+  with pytest.raises(OSError, match=r"0 MB free.*last good checkpoint is step 4; free space"):
+    checkpoints.save(state(5), {"next_batch": 5})
+  checkpoints.close()
+  assert steps_on_disk(tmp_path) == {4}
+
+
+def move_between_devices(workdir: pathlib.Path) -> None:
+  """Runs in a process of its own, which has eight devices: saves on some, restores on others, and back."""
+  M = 5  # of `state`: padded to 256 slots on a power of two of devices, to 768 on three
+
+  def on(devices: int, step: int, seed: int) -> TrainState:
+    mesh = jax.make_mesh(
+      (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(jax.sharding.AxisType.Auto,)
+    )
+    plain = state(step, seed=seed)
+    bank = contrast.MemoryBank.create(2, M, 4, mesh=mesh)
+    keys = jax.device_put(bank.keys.at[:, :M].set(plain.bank.keys), bank.keys.sharding)
+    bank = dataclasses.replace(bank, keys=keys, cursor=plain.bank.cursor, count=plain.bank.count)
+    return dataclasses.replace(plain, bank=bank)
+
+  source = state(1, seed=1)
+  checkpoints = checkpoint.Checkpoints(workdir)
+  checkpoints.save(source, {"next_batch": 1})  # of a bank without a mesh
+  for step, devices in enumerate((8, 3, 2, 8), start=2):
+    checkpoints.wait()
+    template = on(devices, 0, seed=9)
+    restored, _ = checkpoints.restore(template)
+    assert jax.tree.structure(restored) == jax.tree.structure(template)
+    assert restored.bank.keys.sharding == template.bank.keys.sharding
+    assert restored.bank.keys.shape[1] == (768 if devices == 3 else 256)
+    np.testing.assert_array_equal(restored.bank.keys[:, :M], source.bank.keys)
+    np.testing.assert_array_equal(restored.bank.keys[:, M:], 0)
+    np.testing.assert_array_equal(restored.bank.cursor, source.bank.cursor)
+    np.testing.assert_array_equal(restored.params["head"]["bias"], source.params["head"]["bias"])
+    # Where the arrays of one device are to be saved beside those of many, Orbax wants them on the same.
+    whole = jax.sharding.NamedSharding(restored.bank.mesh, jax.sharding.PartitionSpec())
+    rest = jax.device_put(dataclasses.replace(restored, bank=None, step=jnp.int32(step)), whole)
+    checkpoints.save(dataclasses.replace(rest, bank=restored.bank), {"next_batch": step})
+  checkpoints.close()
+  print("the same keys everywhere")
+
+
+def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
+  code = (
+    f"import tests.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
+  )
+  (printed,) = processes.run("-c", code, devices=8)
+  assert "the same keys everywhere" in printed
