@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks import steps
 from rc_jax import data, models, sharding
-from rc_jax.config import square
+from rc_jax.config import height_width
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
@@ -32,7 +32,7 @@ def main() -> None:
   )
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
-  size = (arguments.batch_size, *square(config.train.crop_size))
+  size = (arguments.batch_size, *height_width(config.train.crop_size))
   batch = {
     "image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8),
     "label": jax.ShapeDtypeStruct(size, jnp.uint8),

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.steps import recipe
 from rc_jax import data, models
-from rc_jax.config import square
+from rc_jax.config import height_width
 from rc_jax.evaluation import evaluator, metrics
 
 
@@ -22,7 +22,7 @@ def main() -> None:
   config = recipe(arguments.config)
   source = data.load(config.dataset.name, arguments.root, config.eval.split)
   network = models.build(config.model, source.info.num_classes)
-  variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
+  variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
   untrained, counts = evaluator.make_evaluator(network, source, config)(
     variables.params, variables.batch_stats, None
   )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rc_jax import contrast, data, models, sharding
-from rc_jax.config import Config, square
+from rc_jax.config import Config, height_width
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
@@ -57,7 +57,7 @@ def one_step(config: Config) -> Callable[[], Any]:
   if state.bank is not None:
     state = dataclasses.replace(state, bank=full_bank(state.bank))
   rng = np.random.default_rng(0)
-  size = (config.train.batch_size, *square(config.train.crop_size))
+  size = (config.train.batch_size, *height_width(config.train.crop_size))
   # Blocks of a class, so that an image holds regions; noise would put every class into every image.
   blocks = rng.integers(0, info.num_classes, (size[0], 4, 4))
   label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
@@ -78,7 +78,7 @@ def one_step(config: Config) -> Callable[[], Any]:
 
 def describe(config: Config) -> str:
   """Returns what was timed, and on what."""
-  size = " x ".join(map(str, square(config.train.crop_size)))
+  size = " x ".join(map(str, height_width(config.train.crop_size)))
   kind = jax.devices()[0].device_kind
   return (
     f"batch {config.train.batch_size}, crop {size}, on {jax.device_count()} x {kind}, jax {jax.__version__}"

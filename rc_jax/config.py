@@ -153,7 +153,7 @@ def defaults() -> Config:
   return config
 
 
-def square(size: tuple[int, ...]) -> tuple[int, int]:
+def height_width(size: tuple[int, ...]) -> tuple[int, int]:
   """Returns ``(height, width)`` of a size field, where one number (769,) means a square."""
   return (int(size[0]), int(size[-1]))
 
@@ -182,7 +182,7 @@ def validate(config: Config) -> None:
   _require(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 (at the end alone) or more")
   _require(config.eval.batch_size > 0, "eval.batch_size", config.eval.batch_size, "1 or more")
   _size("train.crop_size", train.crop_size)
-  for side in square(train.crop_size):
+  for side in height_width(train.crop_size):
     # A feature grid of one row has no corners to align, and ASPP nothing to look at.
     _require(
       side > model.output_stride,
@@ -205,7 +205,8 @@ def validate(config: Config) -> None:
     _require(
       bool(config.eval.crop_size), "eval.stride", config.eval.stride, "() unless eval.crop_size is set"
     )
-    fits = all(s <= c for s, c in zip(square(config.eval.stride), square(config.eval.crop_size), strict=True))
+    window, stride = height_width(config.eval.crop_size), height_width(config.eval.stride)
+    fits = all(s <= w for s, w in zip(stride, window, strict=True))
     _require(
       fits,
       "eval.stride",

@@ -68,7 +68,7 @@ def _is_cluster() -> bool:
   return has_chips and importlib.util.find_spec("libtpu") is not None
 
 
-def leave(status: int) -> None:
+def abort_process(status: int) -> None:
   """Ends this process at once where others run: they wait in a collective that it will never join."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def writing(target: pathlib.Path) -> Iterator[BinaryIO]:
+def atomic_write(target: pathlib.Path) -> Iterator[BinaryIO]:
   """Opens a file beside its place for writing, and moves it there at the end: readers find the old one or the new one.
 
   Raises:
@@ -28,7 +28,7 @@ def writing(target: pathlib.Path) -> Iterator[BinaryIO]:
       partial.unlink(missing_ok=True)  # half a file takes room that is missing
 
 
-def write_text(target: pathlib.Path, text: str) -> None:
-  """Writes a text, in UTF-8, as ``writing`` does."""
-  with writing(target) as file:
+def atomic_write_text(target: pathlib.Path, text: str) -> None:
+  """Writes a text, in UTF-8, as ``atomic_write`` does."""
+  with atomic_write(target) as file:
     file.write(text.encode())

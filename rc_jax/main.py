@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
   if "jax" in sys.modules:
     from rc_jax import distributed
 
-    distributed.leave(USAGE_ERROR)
+    distributed.abort_process(USAGE_ERROR)
   return USAGE_ERROR
 
 

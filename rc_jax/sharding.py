@@ -64,7 +64,7 @@ def slots(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
 
 
-def of(tree: Any) -> Any:
+def shardings_of(tree: Any) -> Any:
   """Returns the shardings of a tree's arrays, in the same tree."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rc_jax.config import defaults, different_network, different_run, square, validate
+from rc_jax.config import defaults, different_network, different_run, height_width, validate
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 VARIANTS = {
@@ -69,7 +69,7 @@ def test_cityscapes_is_the_papers_recipe() -> None:
   for field, value in paper.items():
     section, name = field.split(".")
     assert config[section][name] == value, field
-  assert square(config.train.crop_size) == (769, 769)
+  assert height_width(config.train.crop_size) == (769, 769)
   test = recipe("cityscapes", "resnet101_test")
   assert (test.loss.pixel, test.loss.ohem_threshold, test.loss.ohem_min_kept) == ("ohem", 0.7, 100_000)
   assert (test.model.backbone, test.dataset.train_split) == ("resnet101", "trainval")
@@ -83,7 +83,7 @@ def test_the_papers_other_recipes(
   name: str, crop: int, steps: int, learning_rate: float, images: int
 ) -> None:
   config = recipe(name)
-  assert square(config.train.crop_size) == (crop, crop) and config.train.steps == steps
+  assert height_width(config.train.crop_size) == (crop, crop) and config.train.steps == steps
   assert (config.train.batch_size, config.optimizer.learning_rate) == (16, learning_rate)
   assert (config.optimizer.weight_decay, config.optimizer.momentum, config.optimizer.power) == (
     1e-4,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rc_jax import data, models, sharding
-from rc_jax.config import Config, reads_banks, square
+from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.console import say
 from rc_jax.contrast import streamed
 from rc_jax.costs import hlo_cost
@@ -49,7 +49,7 @@ CHIPS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class StepCost:
   """What a train step needs of each device, bytes.
 
   Attributes:
@@ -97,7 +97,7 @@ class DoesNotFit(ValueError):
   """The compiler found no way to run the step in the devices' memory."""
 
 
-def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
+def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   """Compiles the train step of a config; arguments and errors as for ``run``."""
   if topology:
     # Only shapes are computed here, and an attached TPU would be taken for nothing.
@@ -131,7 +131,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
   images = config.train.batch_size // devices
   arguments = memory.argument_size_in_bytes
   summary: Any = compiled.cost_analysis() or {}
-  return Fit(
+  return StepCost(
     devices=devices,
     kind=kind,
     images=images,
@@ -142,7 +142,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
     activations=memory.temp_size_in_bytes,
     peak=arguments + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
     limit=chip.memory if chip else _attached_memory(mesh.devices.flat[0]),
-    flops=3 * images * forward_flops(network, square(config.train.crop_size)),
+    flops=3 * images * forward_flops(network, height_width(config.train.crop_size)),
     traffic=summary.get("bytes accessed"),
     seconds=cost.cycles / chip.clock if chip and cost.cycles and not fast else None,
     collectives=cost.collectives,
@@ -152,7 +152,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> Fit:
 
 def _abstract(config: Config, network: models.Network, mesh: Any) -> tuple[Any, dict[str, Any], Any]:
   """Shapes with shardings of the state and the batch; and the optimizer."""
-  height, width = square(config.train.crop_size)
+  height, width = height_width(config.train.crop_size)
   variables = network.init(jax.random.key(0), image_size=(height, width))
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
   images = config.contrast.bank_size or _training_images(config)

@@ -9,7 +9,7 @@ import scipy.ndimage
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.config import Config, square
+from rc_jax.config import Config, height_width
 from rc_jax.data import Examined, Source
 from rc_jax.drawing.panels import captioned, flow, grid, legend, named_overlay, shrunk, widest_point
 
@@ -22,7 +22,7 @@ _SOURCE = 1024  # longest side of what a tile is cut from: distances in larger l
 
 
 @dataclasses.dataclass(frozen=True)
-class Sound:
+class Subset:
   """The examples of a source that have no defect, themselves a source."""
 
   source: Source
@@ -99,7 +99,7 @@ def crops(source: Source, config: Config) -> Image.Image:
     source,
     seed=config.seed,
     batch_size=CROPS,
-    crop_size=square(config.train.crop_size),
+    crop_size=height_width(config.train.crop_size),
     augment=config.augment,
     threads=config.data.threads,
   ) as batches:

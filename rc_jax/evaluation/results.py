@@ -81,12 +81,12 @@ def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step:
   folder.mkdir(parents=True, exist_ok=True)
   split = results["split"]
   path = folder / f"{split}.json"
-  with files.writing(folder / f"{split}_confusion.npy") as file:
+  with files.atomic_write(folder / f"{split}_confusion.npy") as file:
     np.save(file, counts.confusion)
-  with files.writing(folder / f"{split}_images.npz") as file:
+  with files.atomic_write(folder / f"{split}_images.npz") as file:
     arrays = {name: getattr(counts, name) for name in ("right", "wrong", "missed")}
     np.savez_compressed(file, names=np.array(counts.names), **arrays)
-  files.write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
+  files.atomic_write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
   return path
 
 

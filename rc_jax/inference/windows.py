@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rc_jax.config import Config, square
+from rc_jax.config import Config, height_width
 
 
 class Taps(NamedTuple):
@@ -84,9 +84,9 @@ class Windows:
 
 def views(config_eval: Config, align_corners: bool) -> Views:
   """Reads ``scales``, ``flip``, ``crop_size`` and ``stride``; the stride is two thirds of the window by default."""
-  window = square(config_eval.crop_size) if config_eval.crop_size else None
+  window = height_width(config_eval.crop_size) if config_eval.crop_size else None
   sides = window or (1, 1)
-  stride = square(config_eval.stride) if config_eval.stride else default_stride(sides)
+  stride = height_width(config_eval.stride) if config_eval.stride else default_stride(sides)
   scales = tuple(float(scale) for scale in config_eval.scales)
   return Views(scales, bool(config_eval.flip), window, stride, align_corners)
 

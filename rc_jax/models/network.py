@@ -13,15 +13,15 @@ class Stages(NamedTuple):
   """The feature maps of a backbone, from fine to coarse, in the compute dtype.
 
   Attributes:
-    early: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. For
+    stage1: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. For
       decoders that restore edges.
-    middle: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which an auxiliary head supervises; None where a backbone has
+    stage3: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which an auxiliary head supervises; None where a backbone has
       no such map, and then there is no auxiliary head.
     last: ``[B,h,w,C4]``, what a head classifies: stage 4 of a ResNet, all branches of an HRNet side by side.
   """
 
-  early: jax.Array
-  middle: jax.Array | None
+  stage1: jax.Array
+  stage3: jax.Array | None
   last: jax.Array
 
 

@@ -172,8 +172,8 @@ class Segmenter(nn.Module):
     outputs: Outputs = self.head(stages, train)
     if not train:
       return Outputs(outputs.logits, outputs.features)
-    if outputs.aux_logits is None and stages.middle is not None:
-      supervised = self.aux_head(stages._replace(last=stages.middle), train)
+    if outputs.aux_logits is None and stages.stage3 is not None:
+      supervised = self.aux_head(stages._replace(last=stages.stage3), train)
       outputs = outputs._replace(aux_logits=supervised.logits)
     if self.projection is not None:
       outputs = outputs._replace(features=self.projection(outputs.features))

@@ -5,7 +5,7 @@ The train step is compiled for the attached devices, or for a TPU slice that nee
 
 from rc_jax.config import Config
 from rc_jax.console import duration
-from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, Fit, measure
+from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, StepCost, measure
 
 
 def run(config: Config, topology: str, fast: bool) -> None:
@@ -23,8 +23,8 @@ def run(config: Config, topology: str, fast: bool) -> None:
   print("\n".join(table(measure(config, topology, fast))), flush=True)
 
 
-def table(fit: Fit) -> list[str]:
-  """Lays a ``Fit`` out in lines."""
+def table(fit: StepCost) -> list[str]:
+  """Lays a ``StepCost`` out in lines."""
   limit = f" of {_size(fit.limit)} ({100 * fit.peak / fit.limit:.0f} %)" if fit.limit else ""
   rows = [
     ("parameters", _size(fit.parameters)),

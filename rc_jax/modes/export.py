@@ -104,14 +104,14 @@ def run(
   (folder / METADATA).unlink(missing_ok=True)  # written last: a folder without it is not whole
   (folder / WEIGHTS).unlink(missing_ok=True)
   if weights == "beside":
-    with files.writing(folder / WEIGHTS) as file:
+    with files.atomic_write(folder / WEIGHTS) as file:
       file.write(safetensors.numpy.save(arrays))
-  with files.writing(folder / PROGRAM) as file:
+  with files.atomic_write(folder / PROGRAM) as file:
     file.write(exported.serialize())
   _copy_reader(folder)
   example = _example(weights == "beside", probabilities, batch or 1, height, width)
-  files.write_text(folder / README, _readme(metadata, example))
-  files.write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
+  files.atomic_write_text(folder / README, _readme(metadata, example))
+  files.atomic_write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
   total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
   say(
     f"the program of step {restored.step} for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "
@@ -156,8 +156,8 @@ def export_program(
   def segment(given: dict[str, jax.Array], images: jax.Array) -> Any:
     # What is not given is not read, but has its place in the tree.
     params, batch_stats = jax.tree.unflatten(treedef, [given.get(name, weights[name]) for name in names])
-    labels, chances = predicted(params, batch_stats, images)
-    return labels if chances is None else (labels, chances)
+    labels, probabilities = predicted(params, batch_stats, images)
+    return labels if probabilities is None else (labels, probabilities)
 
   def shapes(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rc_jax import data
-from rc_jax.config import Config, square
+from rc_jax.config import Config, height_width
 from rc_jax.console import Progress, say
 from rc_jax.data import Examined, Source
 from rc_jax.data.findings import (
@@ -73,7 +73,7 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   ]
 
   trained = data.parts_of(name, config.dataset.train_split)
-  crop_size = square(config.train.crop_size)
+  crop_size = height_width(config.train.crop_size)
   tables = {
     split.name: summary(split, info, crop_size if split.name in trained else None) for split in splits
   }
@@ -162,7 +162,7 @@ def _sheets(config: Config, splits: Sequence[Split], folder: pathlib.Path) -> It
     if source.labelled:
       yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
       if split.name in training:
-        to_train_on.append(contact_sheet.Sound(source, tuple(found.index for found in sound)))
+        to_train_on.append(contact_sheet.Subset(source, tuple(found.index for found in sound)))
   if to_train_on:
     joined = data.Joined(tuple(to_train_on))
     yield contact_sheet.save(contact_sheet.crops(joined, config), folder / "crops.png")

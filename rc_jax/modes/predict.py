@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import data, models, sharding
-from rc_jax.config import Config, as_dict, square
+from rc_jax.config import Config, as_dict, height_width
 from rc_jax.console import Progress, duration, say
 from rc_jax.drawing import prediction
 from rc_jax.inference import batched
@@ -152,7 +152,7 @@ def _label_all(
 
   probabilities, images = "probabilities" in suffixes, _counted(len(left), "image")
   if config.eval.crop_size:
-    height, width = square(config.eval.crop_size)
+    height, width = height_width(config.eval.crop_size)
     say(f"labelling {images} by windows of {height} x {width}")
     labelled = _by_windows(network, config, weights, probabilities, readable())
   else:
@@ -165,8 +165,8 @@ def _label_all(
 
   with ThreadPoolExecutor(config.data.threads) as pool:
     writing: collections.deque[Future] = collections.deque()
-    for picture, image, labels, chances in labelled:
-      writing.append(pool.submit(_write, folder, picture, image, labels, chances, info, suffixes))
+    for picture, image, labels, probability_maps in labelled:
+      writing.append(pool.submit(_write, folder, picture, image, labels, probability_maps, info, suffixes))
       # Few wait to be written: each holds an image, and with probabilities N times that.
       while len(writing) > 2 * config.data.threads:
         writing.popleft().result()
@@ -187,8 +187,8 @@ def _by_windows(
   """Labels by the programs that scores are made with: images of a thousand sizes compile the network once."""
   images = batched.ImageSet(network, config.eval)
   examples = ({"image": image, "picture": picture} for picture, image in read)
-  for example, labels, chances in images.labels(*weights, examples, probabilities):
-    yield example["picture"], example["image"], labels, chances
+  for example, labels, probability_maps in images.labels(*weights, examples, probabilities):
+    yield example["picture"], example["image"], labels, probability_maps
 
 
 def _by_size(
@@ -207,9 +207,9 @@ def _by_size(
     images = np.stack([image for _, image in group])
     # Short groups are filled up: a batch size of its own would be a program of its own.
     padding = np.broadcast_to(images[:1], (rows(group[0][0]) - len(group), *images.shape[1:]))
-    labels, chances = label(np.concatenate([images, padding]))
+    labels, probabilities = label(np.concatenate([images, padding]))
     for row, (picture, image) in enumerate(group):
-      yield picture, image, labels[row], None if chances is None else chances[row]
+      yield picture, image, labels[row], None if probabilities is None else probabilities[row]
 
   group: list[tuple[Picture, np.ndarray]] = []
   for picture, image in read:
@@ -233,10 +233,10 @@ def _make_labeller(
   predict = labels_and_probabilities(network, config.eval, probabilities)
 
   def compute(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    labels, chances = predict(params, batch_stats, images)
-    if chances is None:
+    labels, probabilities = predict(params, batch_stats, images)
+    if probabilities is None:
       return labels, None
-    return labels, jnp.round(255 * chances.transpose(0, 3, 1, 2)).astype(jnp.uint8)
+    return labels, jnp.round(255 * probabilities.transpose(0, 3, 1, 2)).astype(jnp.uint8)
 
   jitted = jax.jit(compute, in_shardings=(whole, whole, spread), out_shardings=spread)
   # Images come ordered by size: one program at a time, so that a thousand sizes do not fill the memory with programs.
@@ -257,8 +257,8 @@ def _make_labeller(
           f"will take about {duration(seconds[0] * (sizes - 1))} in all; a sliding window compiles one, such as "
           f"--config.eval.crop_size={min(shape[1:3])}"
         )
-    labels, chances = program(*weights, jax.device_put(images, spread))
-    return np.asarray(labels), None if chances is None else np.asarray(chances)
+    labels, probabilities = program(*weights, jax.device_put(images, spread))
+    return np.asarray(labels), None if probabilities is None else np.asarray(probabilities)
 
   return label
 
@@ -268,7 +268,7 @@ def _write(
   picture: Picture,
   image: np.ndarray,
   labels: np.ndarray,
-  chances: np.ndarray | None,
+  probabilities: np.ndarray | None,
   info: data.DatasetInfo,
   suffixes: dict[str, str],
 ) -> None:
@@ -278,10 +278,10 @@ def _write(
   if "overlays" in suffixes:
     with folder.writing("overlays", name, suffixes["overlays"]) as file:
       prediction.picture(image, labels, info).save(file, "JPEG", quality=JPEG_QUALITY)
-  if chances is not None:
+  if probabilities is not None:
     names, ids = np.array(info.class_names), np.asarray(info.label_ids)
     with folder.writing("probabilities", name, suffixes["probabilities"]) as file:
-      np.savez_compressed(file, probabilities=chances, class_names=names, label_ids=ids)
+      np.savez_compressed(file, probabilities=probabilities, class_names=names, label_ids=ids)
   folder.mark_done(name, picture.stamp)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax import data, models
-from rc_jax.config import Config, square, uses_contrast
+from rc_jax.config import Config, height_width, uses_contrast
 from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
 
 HEADER = ("stage", "output", "parameters", "GFLOP", "GFLOP dense", "kept MB", "")
@@ -26,7 +26,7 @@ def run(config: Config) -> None:
     ValueError: ``dataset.name`` or a field of ``model`` has no such choice.
   """
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
-  cost = measure(network, square(config.train.crop_size))
+  cost = measure(network, height_width(config.train.crop_size))
   lines = [*_title(config, network, cost), "", *table(cost.stages), "", *_notes(config, network, cost)]
   print("\n".join(lines), flush=True)
 
@@ -65,7 +65,7 @@ def table(stages: Sequence[StageCost]) -> list[str]:
 
 
 def _title(config: Config, network: models.Network, cost: NetworkCost) -> list[str]:
-  height, width = square(config.train.crop_size)
+  height, width = height_width(config.train.crop_size)
   (rows, columns), aligned = cost.grid, network.align_corners
   # Of corners on corners, 769 and 97 say 8 as 768 and 96 do of cells side by side.
   exact = aligned and rows > 1 and (height - 1) % (rows - 1) == 0

@@ -15,15 +15,15 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import data, files, models, sharding
-from rc_jax.config import Config, as_dict, different_run, square, uses_contrast
+from rc_jax.config import Config, as_dict, different_run, height_width, uses_contrast
 from rc_jax.console import duration, say
 from rc_jax.evaluation.evaluator import Results, make_evaluator
 from rc_jax.evaluation.results import write_results
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state
-from rc_jax.training.prefetch import Feed
+from rc_jax.training.prefetch import Prefetcher
 from rc_jax.training.run_log import RunLog, read
-from rc_jax.training.skipped_examples import Skipped
+from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.weights.checkpoint import Checkpoints
 
 PREEMPTED = 143  # 128 + SIGTERM: a scheduler sees that the run was stopped and starts it again
@@ -126,7 +126,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     source,
     seed=config.seed,
     batch_size=config.train.batch_size,
-    crop_size=square(config.train.crop_size),
+    crop_size=height_width(config.train.crop_size),
     augment=config.augment,
     workers=config.data.workers,
     threads=config.data.threads,
@@ -137,8 +137,8 @@ def train(config: Config, workdir: pathlib.Path) -> int:
   )
   if data_position is not None:
     batches.set_state(data_position)
-  feed = Feed(batches, lambda batch: sharding.put_batch(batch, mesh))
-  skipped = Skipped(workdir, batches.most_skipped or 0, data_position)
+  feed = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
+  skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
   step_fn = initial_state.jitted_step(config, network, update_rule, state, mesh)
   evaluator = make_evaluator(network, eval_source, config)
 
@@ -239,7 +239,7 @@ def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
 def write_config(config: Config, workdir: pathlib.Path) -> None:
   """Writes ``workdir/config.json``."""
   if jax.process_index() == 0:
-    files.write_text(workdir / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
+    files.atomic_write_text(workdir / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
 def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
@@ -256,7 +256,7 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
   )
 
 
-def _next_batch(feed: Feed, devices_idle: Callable[[], bool], save: Callable[[], None]) -> Any:
+def _next_batch(feed: Prefetcher, devices_idle: Callable[[], bool], save: Callable[[], None]) -> Any:
   """Returns the next batch on the devices; a damaged file costs no step that was made."""
   try:
     return feed.next(devices_idle)
@@ -274,7 +274,7 @@ def _next_batch(feed: Feed, devices_idle: Callable[[], bool], save: Callable[[],
 class _Rate:
   """Images per second of training alone: compilation, scoring and saving are left out."""
 
-  def __init__(self, batch_size: int, feed: Feed):
+  def __init__(self, batch_size: int, feed: Prefetcher):
     self._batch_size = batch_size
     self._feed = feed
     self.restart()

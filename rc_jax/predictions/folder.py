@@ -81,7 +81,7 @@ class PredictionFolder:
       # Before the settings change: a kill in between leaves a folder in which nothing counts as done.
       for log in logs if not self._done else ():
         log.unlink()
-      files.write_text(path / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
+      files.atomic_write_text(path / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
     self._log_path = path / f"done_{process}.jsonl"
     if self._log_path.is_file() and not self._log_path.read_bytes().endswith(b"\n"):
       # A kill cut the last line: the next one shall not continue it.
@@ -105,7 +105,7 @@ class PredictionFolder:
     """Opens an output for writing; it is there, whole, at the end of the ``with`` block."""
     target = self.file(kind, name, suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
-    return files.writing(target)
+    return files.atomic_write(target)
 
   def mark_done(self, name: str, stamp: Stamp) -> None:
     """Notes that all outputs of an image are there."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax import contrast, models, sharding
-from rc_jax.config import Config, reads_banks, square
+from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.console import say
 from rc_jax.train_state import TrainState
 from rc_jax.training import optimizer
@@ -33,7 +33,7 @@ def initial_state(
     ValueError: the weights file does not fit the network.
     FileNotFoundError: there is no such weights file.
   """
-  variables = network.init(jax.random.key(config.seed), image_size=square(config.train.crop_size))
+  variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
   if config.model.pretrained and fresh:
     variables, imported = pretrained.load(config.model.pretrained, variables, config.model)
     say(imported.summary())
@@ -81,5 +81,5 @@ def jitted_step(
     make_train_step(network, update_rule, schedule, config),
     donate_argnums=0,
     # Named, not left to the compiler: the compiled step is fed its own output.
-    out_shardings=(sharding.of(state), sharding.replicated(mesh)),
+    out_shardings=(sharding.shardings_of(state), sharding.replicated(mesh)),
   )

@@ -15,7 +15,7 @@ AHEAD = 2  # batches on the devices beside the one in use: one would do if every
 _POLL = 0.002  # seconds: how finely waiting is measured
 
 
-class Feed:
+class Prefetcher:
   """Batches on the devices, read by a thread of its own; it is at the position of what was handed out, not read.
 
   Attributes:
@@ -81,7 +81,7 @@ class Feed:
     self._stop.clear()
     self._batches.set_state(self._state)
 
-  def __enter__(self) -> "Feed":
+  def __enter__(self) -> "Prefetcher":
     return self
 
   def __exit__(self, *error: object) -> None:

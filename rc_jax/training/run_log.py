@@ -26,7 +26,7 @@ class RunLog:
     if not self._active:
       return
     kept = [line for line in read(workdir) if line["step"] <= resumed_at]
-    files.write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+    files.atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = self._path.open("a")
     import tensorboardX  # imports PyTorch where that is installed, which takes two seconds
 

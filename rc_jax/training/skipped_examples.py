@@ -14,7 +14,7 @@ from rc_jax.console import say
 FILE = "skipped.jsonl"
 
 
-class Skipped:
+class SkippedExamples:
   """The examples of a run that were skipped so far, with the reason of each."""
 
   def __init__(self, workdir: pathlib.Path, most: int, data_position: dict[str, Any] | None):
@@ -29,7 +29,7 @@ class Skipped:
     self._most = most
     self._reasons: dict[str, str] = dict((data_position or {}).get("skipped", {}))
     if jax.process_index() == 0 and (self._reasons or self._path.is_file()):
-      files.write_text(self._path, "".join(map(_line, self._reasons.items())))
+      files.atomic_write_text(self._path, "".join(map(_line, self._reasons.items())))
 
   def add(self, data_position: dict[str, Any]) -> dict[str, Any]:
     """Adds those of a position, and tells the new ones.

@@ -56,7 +56,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def told(names: Names, shapes: Shapes) -> dict[str, Any]:
+def fields_from_shapes(names: Names, shapes: Shapes) -> dict[str, Any]:
   """Infers fields of ``config.model`` from names and shapes.
 
   Args:
@@ -101,7 +101,7 @@ def classes(shapes: Shapes) -> int | None:
   return classifier[0] if classifier else None
 
 
-def untold(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+def family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
   """Returns what the networks of a family compute and no shape tells, as fields of ``config.model``.
 
   Args:

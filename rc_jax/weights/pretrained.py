@@ -148,7 +148,7 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
     leaves[ours]: _our_axes(leaves[ours][-1], array).reshape(_at(trees, leaves[ours]).shape)
     for ours, array in values.items()
   }
-  expected = architecture.untold(names.family, fields, part)
+  expected = architecture.family_fields(names.family, fields, part)
   used = {*matched, *(file_name[ours] for ours in folded)}
   report = Report(
     path=str(path),
@@ -179,8 +179,8 @@ def _refuse_other_architecture(
   part: str,
 ) -> dict[str, Any]:
   """Returns the fields that the file's arrays tell, where they are those of the network."""
-  ours = architecture.told(key_names.translate(network), network)
-  held = architecture.told(names, found)
+  ours = architecture.fields_from_shapes(key_names.translate(network), network)
+  held = architecture.fields_from_shapes(names, found)
   if "backbone" not in held and "backbone" in ours:
     listed = ", ".join([*names.ours, *names.harmless][:3]) or "nothing"
     raise ValueError(

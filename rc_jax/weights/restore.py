@@ -6,7 +6,7 @@ import pathlib
 import jax
 
 from rc_jax import models, sharding
-from rc_jax.config import Config, as_dict, different_network, square
+from rc_jax.config import Config, as_dict, different_network, height_width
 from rc_jax.console import say
 from rc_jax.weights import checkpoint, pretrained
 
@@ -36,7 +36,7 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
       raise ValueError(
         f"{folder}: was trained as another network ({'; '.join(found)}); use that run's --config"
       )
-  template = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
+  template = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
   return checkpoint.restore_model(folder, template.params, template.batch_stats)
 
@@ -47,7 +47,7 @@ def origin(path: pathlib.Path) -> pathlib.Path:
 
 
 def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
-  variables = network.init(jax.random.key(0), image_size=square(config.train.crop_size))
+  variables = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   whole = config.model.copy_and_resolve_references()
   whole.pretrained_part = "all"
   try:

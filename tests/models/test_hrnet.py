@@ -57,8 +57,8 @@ def test_branches_equal_the_originals(layout, upsampling, align_corners, size):
   with torch.no_grad():
     branches = original.eval()(torch.tensor(x).permute(0, 3, 1, 2))
   stages = compiled_once(lambda v, x: module.apply(v, x, False), variables, x)
-  assert stages.middle is None
-  for ours, theirs in ((stages.early, branches[0]), (stages.last, concatenated(branches, align_corners))):
+  assert stages.stage3 is None
+  for ours, theirs in ((stages.stage1, branches[0]), (stages.last, concatenated(branches, align_corners))):
     theirs = theirs.permute(0, 2, 3, 1).numpy()
     assert ours.shape == theirs.shape
     for part in np.split(np.arange(theirs.shape[-1]), theirs.shape[-1] // layout.width):

@@ -46,7 +46,7 @@ def test_every_figure_is_in_the_table(fit) -> None:
 
 def test_shares_and_rates() -> None:
   chip = step_fit.CHIPS["TPU v5 lite"]
-  fit = step_fit.Fit(
+  fit = step_fit.StepCost(
     *(8, "TPU v5 lite", 2, 1, 1, 1, 1, 1, 2**33, 2.0**34, 0.1 * chip.peak, None, 0.5, (), 1.0)
   )
   assert math.isclose(fit.share_of_peak, 0.2)

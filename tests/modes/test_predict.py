@@ -88,15 +88,15 @@ def test_labels_are_the_networks_whatever_the_mode(labelled: pathlib.Path) -> No
 
 def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
   with np.load(labelled / "probabilities" / "plain.npz") as stored:
-    chances = stored["probabilities"]
+    probabilities = stored["probabilities"]
     assert stored["class_names"].tolist() == list(INFO.class_names)
     np.testing.assert_array_equal(stored["label_ids"], INFO.label_ids)
-  assert chances.dtype == np.uint8 and chances.shape == (INFO.num_classes, *SIZE)
+  assert probabilities.dtype == np.uint8 and probabilities.shape == (INFO.num_classes, *SIZE)
   # Every class is rounded by half a 255th at most.
-  assert np.abs(chances.sum(axis=0, dtype=int) - 255).max() <= INFO.num_classes / 2
+  assert np.abs(probabilities.sum(axis=0, dtype=int) - 255).max() <= INFO.num_classes / 2
   ids = read_labels(labelled, "plain")
-  likeliest = np.take_along_axis(chances, ids[None].astype(int), axis=0)[0]
-  assert (likeliest == chances.max(axis=0)).all()
+  likeliest = np.take_along_axis(probabilities, ids[None].astype(int), axis=0)[0]
+  assert (likeliest == probabilities.max(axis=0)).all()
   with Image.open(labelled / "overlays" / "rotated.jpg") as overlay:
     assert overlay.width > overlay.height
 

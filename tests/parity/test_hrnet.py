@@ -91,9 +91,9 @@ def test_branches_equal_timms(width, tmp_path):
   module = BACKBONES[model.backbone](model)
   pixels = x.permute(0, 2, 3, 1).numpy()
   stages = compiled_once(lambda v, x: module.apply(v, x, False), trees, pixels)
-  originals.assert_close(stages.early, branches[0])
+  originals.assert_close(stages.stage1, branches[0])
   originals.assert_close(stages.last, originals.torch.cat(resized, 1))
-  assert stages.middle is None
+  assert stages.stage3 is None
 
 
 @pytest.mark.parametrize("width", [18, 32, 48])

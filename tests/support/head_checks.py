@@ -18,10 +18,10 @@ def compiled_once(function, *arguments):
   return jax.jit(function).lower(*arguments).compile(compiler_options=options)(*arguments)
 
 
-def random_stages(early=None, middle=None, last=None):
+def random_stages(stage1=None, stage3=None, last=None):
   """Stages of standard normal values of the given shapes ``(B,h,w,C)``."""
   random = np.random.default_rng(0)
-  shapes = (early, middle, last)
+  shapes = (stage1, stage3, last)
   return Stages(*(shape and random.standard_normal(shape).astype(np.float32) for shape in shapes))
 
 

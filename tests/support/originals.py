@@ -150,7 +150,7 @@ def both_logits(model, variables, batch):
       return parts[part].apply(trees, inputs, False)
 
     stages = applied("backbone", (batch - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD))
-    supervised = stages._replace(last=stages.middle)
+    supervised = stages._replace(last=stages.stage3)
     return applied("head", stages).logits, applied("aux_head", supervised).logits
 
   return evaluate(variables, batch)

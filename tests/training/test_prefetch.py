@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from rc_jax.training.prefetch import AHEAD, Feed
+from rc_jax.training.prefetch import AHEAD, Prefetcher
 
 
 class Counting:
@@ -44,7 +44,7 @@ def _idle():
 
 def test_the_position_is_that_of_what_was_handed_out():
   batches = Counting()
-  with Feed(batches, _put) as feed:
+  with Prefetcher(batches, _put) as feed:
     assert feed.get_state() == {"next_batch": 0}
     for number in range(6):
       assert feed.next(_busy) == number
@@ -65,12 +65,12 @@ def test_the_position_is_that_of_what_was_handed_out():
 def test_a_feed_begins_where_the_batches_are():
   batches = Counting()
   batches.set_state({"next_batch": 40})
-  with Feed(batches, _put) as feed:
+  with Prefetcher(batches, _put) as feed:
     assert feed.get_state() == {"next_batch": 40} and feed.next(_busy) == 40
 
 
 def test_an_error_comes_after_all_batches_before_it_and_again():
-  with Feed(Counting(bad=5), _put) as feed:
+  with Prefetcher(Counting(bad=5), _put) as feed:
     assert [feed.next(_busy) for _ in range(5)] == [0, 1, 2, 3, 4]
     for _ in range(2):
       with pytest.raises(ValueError, match="image_7"):
@@ -79,7 +79,7 @@ def test_an_error_comes_after_all_batches_before_it_and_again():
 
 
 def test_waiting_counts_where_the_devices_are_idle_alone():
-  with Feed(Counting(seconds=0.05), _put) as feed:
+  with Prefetcher(Counting(seconds=0.05), _put) as feed:
     for _ in range(4):
       feed.next(_busy)
     assert feed.waited == 0
@@ -95,7 +95,7 @@ def test_waiting_counts_where_the_devices_are_idle_alone():
 
 
 def test_batches_that_are_there_cost_no_waiting():
-  with Feed(Counting(), _put) as feed:
+  with Prefetcher(Counting(), _put) as feed:
     feed.next(_idle)
     waited = feed.waited
     for _ in range(3):
@@ -105,7 +105,7 @@ def test_batches_that_are_there_cost_no_waiting():
 
 
 def test_closing_does_not_wait_for_ever():
-  feed = Feed(Counting(), _put)
+  feed = Prefetcher(Counting(), _put)
   feed.next(_busy)
   time.sleep(0.05)  # the thread stands at a full queue
   start = time.monotonic()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.training.skipped_examples import FILE, Skipped
+from rc_jax.training.skipped_examples import FILE, SkippedExamples
 from tests.support import processes, run_tiny
 
 
@@ -15,7 +15,7 @@ def _listed(workdir):
 
 
 def test_each_is_told_once(tmp_path, capsys):
-  skipped = Skipped(tmp_path, 2, None)
+  skipped = SkippedExamples(tmp_path, 2, None)
   assert skipped.add({"next_batch": 1}) == {"next_batch": 1} and not (tmp_path / FILE).exists()
   position = {"next_batch": 2, "skipped": {"12": "b.png: is no image", "3": "a.png: is no image"}}
   assert skipped.add(position) == position == skipped.add(position)
@@ -30,10 +30,10 @@ def test_each_is_told_once(tmp_path, capsys):
 
 
 def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
-  first = Skipped(tmp_path, 2, None)
+  first = SkippedExamples(tmp_path, 2, None)
   saved = first.add({"next_batch": 2, "skipped": {"3": "a.png"}})
   first.add({"next_batch": 9, "skipped": {"3": "a.png", "4": "b.png"}})  # after the checkpoint: killed
-  second = Skipped(tmp_path, 2, saved)
+  second = SkippedExamples(tmp_path, 2, saved)
   assert _listed(tmp_path) == [{"index": 3, "reason": "a.png"}]
   assert second.add({"next_batch": 3, "skipped": {"5": "c.png"}})["skipped"] == {"3": "a.png", "5": "c.png"}
   with pytest.raises(ValueError, match=r"3 training images .* at most 2 \(dataset.max_skipped\)"):
@@ -76,11 +76,11 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
 PROCESS = """
 import sys, pathlib, jax
 from rc_jax import sharding
-from rc_jax.skipped import Skipped
+from rc_jax.skipped import SkippedExamples
 
 sharding.connect()
 index = jax.process_index()
-skipped = Skipped(pathlib.Path(sys.argv[1]), 2, None)
+skipped = SkippedExamples(pathlib.Path(sys.argv[1]), 2, None)
 assert skipped.add({"next_batch": 1}) == {"next_batch": 1}
 own = {"next_batch": 2}
 if index:

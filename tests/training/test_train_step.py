@@ -199,7 +199,7 @@ def print_collectives() -> None:
     state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
     step = make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config)
     own = {name: np.asarray(value) for name, value in batch().items()}
-    shardings = (sharding.of(state), sharding.replicated(mesh))
+    shardings = (sharding.shardings_of(state), sharding.replicated(mesh))
     compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(
       state, sharding.put_batch(own, mesh)
     )

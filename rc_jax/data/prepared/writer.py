@@ -177,7 +177,7 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
       f"{output}: holds {min(present)}, expected an empty folder, or one in which this command was interrupted: give "
       "another --output"
     )
-  files.write_text(file, json.dumps({**settings, "shards": ours}, indent=1))
+  files.atomic_write_text(file, json.dumps({**settings, "shards": ours}, indent=1))
   missing = [shard for shard in shards if not (output / shard.file).exists()]
   free = shutil.disk_usage(output).free
   needed = int(_GROWTH * sum(shard.raw_bytes() for shard in missing))
@@ -269,7 +269,7 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
     check_data=False,  # it would read with TensorFlow
     description=f"{index['dataset']}, prepared by rc_jax: images as files or in tiles, labels in train ids.",
   )
-  files.write_text(output / reader.INDEX_FILE, json.dumps(index, indent=1))
+  files.atomic_write_text(output / reader.INDEX_FILE, json.dumps(index, indent=1))
   (output / PLAN_FILE).unlink(missing_ok=True)
 
 

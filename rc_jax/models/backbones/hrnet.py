@@ -260,7 +260,7 @@ class HRNet(nn.Module):
       train: normalise with the batch's statistics and update the running ones.
 
     Returns:
-      ``early`` is the finest branch ``[B,ceil(H/4),ceil(W/4),width]``, ``middle`` None, ``last`` all four branches
+      ``stage1`` is the finest branch ``[B,ceil(H/4),ceil(W/4),width]``, ``stage3`` None, ``last`` all four branches
       on the finest one's grid, side by side: ``15 width`` channels, 270 for W18 and 720 for W48.
 
     Raises:
@@ -285,7 +285,7 @@ class HRNet(nn.Module):
     finest, *coarser = maps
     size = (finest.shape[1], finest.shape[2])
     resized = [upsample(x, size, self.align_corners) for x in coarser]
-    return Stages(early=finest, middle=None, last=jnp.concatenate([finest, *resized], axis=-1))
+    return Stages(stage1=finest, stage3=None, last=jnp.concatenate([finest, *resized], axis=-1))
 
 
 def _upsample(

@@ -253,4 +253,4 @@ class ResNet(nn.Module):
         name=f"layer{i + 1}",
       )(x, train)
       stages.append(x)
-    return Stages(early=stages[0], middle=stages[2], last=stages[3])
+    return Stages(stage1=stages[0], stage3=stages[2], last=stages[3])

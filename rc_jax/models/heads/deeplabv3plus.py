@@ -44,9 +44,10 @@ class DeepLabV3PlusHead(nn.Module):
     x = aspp(stages.last, train)
     if not self.project:
       x = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(x, train)
-    height, width = stages.early.shape[1:3]
-    early = ConvNormRelu(self.early_channels, 1, 1, *norm, name="early")(stages.early, train)
-    x = jnp.concatenate([upsample(x, (height, width), self.align_corners), early], axis=-1)
+    height, width = stages.stage1.shape[1:3]
+    # Named "early" in checkpoints.
+    stage1 = ConvNormRelu(self.early_channels, 1, 1, *norm, name="early")(stages.stage1, train)
+    x = jnp.concatenate([upsample(x, (height, width), self.align_corners), stage1], axis=-1)
     refine = SeparableConvNormRelu if self.separable else ConvNormRelu
     for i in range(2):
       x = refine(self.channels, 3, 1, *norm, name=f"refine{i}")(x, train)

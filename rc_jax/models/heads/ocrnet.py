@@ -64,7 +64,7 @@ class OCRHead(nn.Module):
     return Outputs(logits, features, aux_logits=coarse_logits)
 
   def _coarse_logits(self, stages: Stages, train: bool) -> jax.Array:
-    source, channels, size = stages.middle, self.coarse_channels, 3
+    source, channels, size = stages.stage3, self.coarse_channels, 3
     if source is None:
       source, channels, size = stages.last, stages.last.shape[-1], 1
     head = FCNHead(
