@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from tests.support.paths import SHARED
+
 # No accelerator: tests say the same on a laptop and on a machine with GPUs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most programs run once or twice: XLA's passes over them stay, LLVM's over the machine code are not worth their time.
@@ -34,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared_dir() -> pathlib.Path:
   """Real images and weights beside the checkout (see README); tests that use it skip when it is absent."""
-  folder = pathlib.Path(__file__).resolve().parents[2] / "shared"
+  folder = SHARED
   if not (folder / "data").is_dir():
     pytest.skip("no ../shared folder with real images beside the checkout")
   return folder

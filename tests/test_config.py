@@ -1,14 +1,13 @@
 """Recipes say what the paper says; what cannot work is refused in one line that names the field."""
 
 import importlib.util
-import pathlib
 from typing import Any
 
 import pytest
 
 from rc_jax.config import defaults, different_network, different_run, height_width, validate
+from tests.support.paths import CONFIGS
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 VARIANTS = {
   "demo": ["", "baseline"],
   "camvid": ["", "cpu"],

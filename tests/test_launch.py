@@ -8,7 +8,7 @@ import time
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def launch(*arguments: str, script: str = "local.sh", **environment: str) -> subprocess.CompletedProcess:

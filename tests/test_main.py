@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 CAMVID = "--config=configs/camvid.py:cpu"
 DEMO = "--config=configs/demo.py"
 

@@ -6,7 +6,8 @@ import re
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
 README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from rc_jax.data import evaluation_examples, train_batches
 from rc_jax.data.datasets import camvid, synthetic
+from tests.support.paths import ROOT
 
 OFF = dict(photometric=False, cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
 ON = dict(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5, blur_sigma=(0.1, 2.0))
@@ -382,7 +383,7 @@ def _start(folder, workers, then, parsed="parsed"):
     (folder / kind / "train").mkdir(parents=True)
     Image.fromarray(array).save(folder / kind / "train" / "a.png")
   (folder / "script.py").write_text(SCRIPT)
-  root = str(pathlib.Path(__file__).resolve().parents[2])
+  root = str(ROOT)
   return subprocess.Popen(
     [sys.executable, str(folder / "script.py"), str(workers), then, parsed],
     env={**os.environ, "PYTHONPATH": root},

@@ -18,9 +18,8 @@ from PIL import Image
 from rc_jax import data
 from rc_jax.data.datasets import cityscapes
 from rc_jax.data.prepared import reader, tiles, writer
+from tests.support.paths import ROOT, SHARED
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 AUGMENT = types.SimpleNamespace(
   scale=(0.5, 2.0),
   flip=0.5,
@@ -261,8 +260,10 @@ def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
   ],
 )
 def test_real_samples_are_the_same_in_both(tmp_path, name, folder, split, encoding):
-  pack(name, SHARED / folder, [split], tmp_path / "packed", encoding)
-  raw, packed = (data.load(name, str(root), split) for root in (SHARED / folder, tmp_path / "packed"))
+  pack(name, SHARED / "data" / folder, [split], tmp_path / "packed", encoding)
+  raw, packed = (
+    data.load(name, str(root), split) for root in (SHARED / "data" / folder, tmp_path / "packed")
+  )
   for index in range(len(raw)):
     _assert_same(raw[index], packed[index])
 

@@ -17,8 +17,7 @@ from rc_jax.data.reading import examine
 from rc_jax.drawing import contact_sheet, panels
 from rc_jax.modes import inspect as inspect_mode
 from tests.support import damaged_sets
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def inspect(

@@ -15,8 +15,7 @@ from rc_jax.config import defaults
 from rc_jax.data.prepared import reader, writer
 from rc_jax.modes import prepare
 from tests.data.test_prepared import write_raw
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def settings(raw: pathlib.Path, workers: int = 1):

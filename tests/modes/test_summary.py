@@ -19,8 +19,8 @@ from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
 from rc_jax.models.layers import BatchNorm, Conv
 from rc_jax.modes import summary
 from tests.support import run_tiny
+from tests.support.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CLASSES = 5
 
 

@@ -1,13 +1,12 @@
 """Python in processes of its own: with several devices, or several of one run."""
 
 import os
-import pathlib
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def with_devices(number: int) -> dict[str, str]:
