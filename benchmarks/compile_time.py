@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks import steps
 from rc_jax import data, models, sharding
-from rc_jax.config import height_width
+from rc_jax.config import height_width, load_recipe
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
@@ -21,7 +21,7 @@ def main() -> None:
   parser.add_argument("--config", default="configs/cityscapes.py:hrnetv2_w48")
   parser.add_argument("--batch_size", type=int, default=1)
   arguments = parser.parse_args()
-  config = steps.recipe(arguments.config)
+  config = load_recipe(arguments.config)
   config.train.batch_size = arguments.batch_size
 
   info = data.info(config.dataset.name, config.dataset.root)

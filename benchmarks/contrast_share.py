@@ -8,6 +8,7 @@ The banks are full, as after an epoch. A ratio above 1 is the cost.
 import argparse
 
 from benchmarks import steps, timing
+from rc_jax.config import load_recipe
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
   parser.add_argument("--batch_size", type=int, default=0, help="default: the recipe's")
   parser.add_argument("--crop_size", type=int, default=0, help="default: the recipe's")
   arguments = parser.parse_args()
-  config = steps.recipe(arguments.config)
+  config = load_recipe(arguments.config)
   config.train.batch_size = arguments.batch_size or config.train.batch_size
   if arguments.crop_size:
     config.train.crop_size = (arguments.crop_size,)

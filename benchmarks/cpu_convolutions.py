@@ -9,6 +9,7 @@ import unittest.mock
 import flax.linen as nn
 
 from benchmarks import steps, timing
+from rc_jax.config import load_recipe
 from rc_jax.models.backbones import resnet
 from rc_jax.ops import conv, conv_xla
 
@@ -18,7 +19,7 @@ def main() -> None:
   parser.add_argument("--config", default="configs/camvid.py:cpu")
   parser.add_argument("--rounds", type=int, default=5)
   arguments = parser.parse_args()
-  config = steps.recipe(arguments.config)
+  config = load_recipe(arguments.config)
 
   def xla(x, kernel, stride, dilation):  # type: ignore[no-untyped-def]
     return conv_xla.forward(x, kernel, stride=stride, dilation=dilation)

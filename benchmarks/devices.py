@@ -22,9 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.steps import recipe
 from rc_jax import contrast, data, models, sharding
-from rc_jax.config import Config
+from rc_jax.config import Config, load_recipe
 from rc_jax.training import initial_state
 from rc_jax.weights.checkpoint import Checkpoints
 
@@ -79,7 +78,7 @@ def main() -> None:
   parser.add_argument("--learning_rate", type=float, default=0, help="default: the recipe's")
   options = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  config = recipe(options.config)
+  config = load_recipe(options.config)
   config.train.steps = options.steps
   rate = np.float32(options.learning_rate or config.optimizer.learning_rate)
   field = "--config.optimizer.learning_rate"

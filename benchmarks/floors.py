@@ -8,9 +8,8 @@ import argparse
 import jax
 import numpy as np
 
-from benchmarks.steps import recipe
 from rc_jax import data, models
-from rc_jax.config import height_width
+from rc_jax.config import height_width, load_recipe
 from rc_jax.evaluation import evaluator, metrics
 
 
@@ -19,7 +18,7 @@ def main() -> None:
   parser.add_argument("--config", default="configs/demo.py")
   parser.add_argument("--root", default="", help="of the data set, where it lies in files")
   arguments = parser.parse_args()
-  config = recipe(arguments.config)
+  config = load_recipe(arguments.config)
   source = data.load(config.dataset.name, arguments.root, config.eval.split)
   network = models.build(config.model, source.info.num_classes)
   variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))

@@ -31,20 +31,17 @@ SLICES = (
   *("v6e:2x4", "v6e:16x16"),
 )
 _CODE = """
-import dataclasses, importlib.util, json, sys
-from rc_jax import ahead_of_time, config as config_module
+import dataclasses, json, sys
+from rc_jax.config import load_recipe, validate
+from rc_jax.costs import step_fit
 recipe, topology, batch, fast = sys.argv[1:]
-file, _, variant = recipe.partition(":")
-spec = importlib.util.spec_from_file_location("recipe", file)
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-config = module.get_config(variant)
+config = load_recipe(recipe)
 config.train.batch_size = int(batch)
-config_module.validate(config)
+validate(config)
 try:
-  fit = ahead_of_time.measure(config, topology, fast == "fast")
-  row = {**dataclasses.asdict(fit), "share": fit.share_of_peak}
-except ahead_of_time.DoesNotFit as error:
+  cost = step_fit.measure(config, topology, fast == "fast")
+  row = {**dataclasses.asdict(cost), "share": cost.share_of_peak}
+except step_fit.DoesNotFit as error:
   row = {"does_not_fit": str(error)}
 print("ROW " + json.dumps(row), flush=True)
 """

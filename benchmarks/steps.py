@@ -1,8 +1,6 @@
 """The train step of a recipe as something to time: no data set, no files."""
 
 import dataclasses
-import importlib.util
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,17 +15,6 @@ from rc_jax.training.train_step import make_train_step
 
 # Sizes of the training sets, for banks of `bank_size = 0`: a benchmark needs no data.
 TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 400}
-
-
-def recipe(path: str) -> Config:
-  """Loads ``FILE[:VARIANT]``."""
-  file, _, variant = path.partition(":")
-  spec = importlib.util.spec_from_file_location("recipe", pathlib.Path(file))
-  assert spec and spec.loader, f"{file}: no such recipe"
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config: Config = module.get_config(variant) if variant else module.get_config()
-  return config
 
 
 def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:

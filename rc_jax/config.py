@@ -1,156 +1,321 @@
-"""Every field of a run: its default, its meaning, and what its value may be.
+"""The fields of a run's config: name, default, check and meaning of each, stated once.
 
-A recipe in ``configs/`` starts from ``defaults()`` and writes what its paper's paragraph on implementation says.
-What that paragraph leaves out stands here, with its source. ``validate`` is called once, before anything is
-built, and refuses what cannot work in one line that names the field.
+A recipe in ``configs/`` starts from ``defaults()`` and writes what its paper's paragraph on implementation says. Where
+the paper is silent, the default here applies, and ``Field.meaning`` gives its source. ``validate`` refuses what cannot
+work in one line that names the field. The fields of heads and backbones stand in their own files (``rc_jax/models``).
 """
 
 import difflib
+import importlib.util
 import json
+import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import ml_collections
 
-Config: TypeAlias = ml_collections.ConfigDict
+from rc_jax import models
+from rc_jax.fields import (
+  LOW_HIGH,
+  PROBABILITY,
+  Check,
+  Config,
+  Field,
+  above,
+  at_least,
+  below_one,
+  one_of,
+  positive_numbers,
+  require,
+  size,
+  within,
+)
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
 
-# Fields that do not change what a run computes: a resumed run may have others than the run it continues.
-RESUMABLE = (
-  "dataset.root",
-  "dataset.on_error",
-  "dataset.max_skipped",
-  "train.log_every",
-  "train.eval_every",
-  "train.checkpoint_every",
-  "train.keep_checkpoints",
-  "data",
-  "eval",
-)
+_SIDES = "(height, width) in pixels, or one number for a square"
+_OHEM = ("loss.pixel", ("ohem",))
 
-# Fields that decide what a checkpoint's weights compute, or what its classes mean; most change no array's shape.
-NETWORK = ("dataset.name", "model")
-TRAINING_ONLY = ("model.pretrained", "model.pretrained_part", "model.dropout", "model.bn_momentum")
+FIELDS: tuple[Field, ...] = (
+  Field("seed", 0, "Seed of initial weights, data order, augmentation and dropout."),
+  Field(
+    "dataset.name",
+    "",
+    "The data set, a key of ``rc_jax.data.DATASETS``.",
+    Check("the name of a data set", bool),
+  ),
+  Field(
+    "dataset.root",
+    "",
+    "Folder of the data set in its official layout, or as written by ``--mode=prepare``; ``synthetic`` needs none.",
+    resumable=True,
+  ),
+  Field("dataset.train_split", "train", "The split to train on; Cityscapes also has ``trainval``."),
+  Field(
+    "dataset.on_error",
+    "refuse",
+    "On an unreadable training file: ``refuse`` saves and stops; ``skip`` trains on the next example in its place and "
+    "lists the file in ``skipped.jsonl``. Scoring never skips.",
+    one_of("refuse", "skip"),
+    resumable=True,
+  ),
+  Field(
+    "dataset.max_skipped",
+    0.01,
+    "Share of the training split above which skipping stops the run.",
+    below_one("a share in 0..1, below 1"),
+    resumable=True,
+  ),
+  *models.fields(),
+  Field(
+    "model.pretrained",
+    "",
+    "Weights to start from: a path of .npz, .safetensors or .pth; empty: random values.",
+    training_only=True,
+  ),
+  Field(
+    "model.pretrained_part",
+    "backbone",
+    "What to take from ``model.pretrained``: the backbone, or all, which needs the same classes.",
+    one_of("backbone", "all"),
+    training_only=True,
+  ),
+  Field("train.batch_size", 8, "Images in the global batch, over all devices and hosts.", at_least(1)),
+  Field("train.steps", 30_000, "Number of updates.", at_least(1)),
+  Field(
+    "train.crop_size",
+    (769, 769),
+    "Height and width of the training crops in pixels; one number on the command line means a square.",
+    size(_SIDES),
+  ),
+  Field("train.log_every", 10, "Steps between two lines of ``metrics.jsonl``.", at_least(1), resumable=True),
+  Field(
+    "train.eval_every",
+    1_000,
+    "Steps between two scorings of ``eval.split``; 0: at the end alone.",
+    at_least(0, "at the end alone"),
+    resumable=True,
+  ),
+  Field("train.checkpoint_every", 500, "Steps between two checkpoints.", at_least(1), resumable=True),
+  Field(
+    "train.keep_checkpoints",
+    2,
+    "How many of the newest checkpoints to keep, besides the best by mIoU.",
+    at_least(1),
+    resumable=True,
+  ),
+  Field("optimizer.learning_rate", 0.01, "Learning rate of the backbone at step 0.", above(0)),
+  Field("optimizer.momentum", 0.9, "Momentum of SGD.", below_one("0 or more, below 1")),
+  Field("optimizer.weight_decay", 5e-4, "L2 weight decay.", at_least(0)),
+  Field(
+    "optimizer.power",
+    0.9,
+    "Power of the poly schedule ``(1 - step / steps) ** power``, applied every step.",
+    at_least(0),
+  ),
+  Field(
+    "optimizer.head_multiplier",
+    10.0,
+    "Factor on the learning rate of everything outside the backbone, as in the authors' code.",
+    at_least(0),
+  ),
+  Field(
+    "optimizer.decay_norm_and_bias",
+    True,
+    "Applies weight decay to BatchNorm parameters and biases too, as PyTorch's SGD.",
+  ),
+  Field("loss.pixel", "ce", "The pixel loss: cross entropy, or OHEM cross entropy.", one_of("ce", "ohem")),
+  Field(
+    "loss.ohem_threshold",
+    0.7,
+    "OHEM keeps pixels whose true class has a probability below this.",
+    within(0, 1, "a probability in 0..1"),
+    read_when=_OHEM,
+  ),
+  Field("loss.ohem_min_kept", 100_000, "OHEM keeps at least this many pixels.", at_least(1), read_when=_OHEM),
+  Field("loss.aux_weight", 0.4, "Weight of the auxiliary head's cross entropy (Eq. 5).", at_least(0)),
+  Field(
+    "loss.branch_weight",
+    1.0,
+    "Weight of the pixel loss on each of DANet's two attention branches, as its authors.",
+    at_least(0),
+  ),
+  Field(
+    "loss.presence_weight",
+    0.2,
+    "Weight of EncNet's loss on which classes an image shows, as its authors.",
+    at_least(0),
+  ),
+  Field(
+    "loss.contrast_weight",
+    0.1,
+    "Weight of the contrastive loss (Eq. 5); 0 trains the paper's baseline, as ``contrast.scope=none``.",
+    at_least(0),
+  ),
+  Field(
+    "contrast.scope",
+    "bank",
+    "Keys of the contrastive loss: memory banks, the same image's centers, the batch's centers, or none (baseline).",
+    one_of(*SCOPES),
+  ),
+  Field(
+    "contrast.centers",
+    "dynamic",
+    "Pixel weights of region centers: dynamic (Eq. 3), ep_hp or average (Eq. 2).",
+    one_of(*CENTERS),
+  ),
+  Field(
+    "contrast.bank_size",
+    0,
+    "Slots of each class's memory bank, M; 0: as many as training images, the paper's choice.",
+    at_least(0, "size of the training set"),
+  ),
+  Field(
+    "contrast.temperature",
+    0.2,
+    "Temperature of the contrastive loss, from the authors' code; the paper is silent.",
+    above(0),
+  ),
+  Field(
+    "contrast.bank_dtype",
+    "float32",
+    "Dtype of the keys; bfloat16 takes half the memory.",
+    one_of("float32", "bfloat16"),
+  ),
+  Field("augment.scale", (0.5, 2.0), "Range of the random scale, drawn uniformly.", LOW_HIGH),
+  Field(
+    "augment.rotation",
+    0.0,
+    "Largest rotation in degrees, drawn uniformly to either side; 0: none.",
+    within(0, 180, "0 (off) to 180 degrees"),
+  ),
+  Field(
+    "augment.cat_max_ratio",
+    1.0,
+    "Draws a crop again, up to 10 times, while one class covers more than this share of its labelled pixels; 1: never. "
+    "mmsegmentation's recipes have 0.75.",
+    Check("a share above 0, or 1 (off)", lambda value: 0 < value <= 1),
+  ),
+  Field("augment.flip", 0.5, "Probability of a left-right flip.", PROBABILITY),
+  Field("augment.photometric", False, "Distorts brightness, contrast, saturation and hue at random."),
+  Field("augment.blur", 0.0, "Probability of a Gaussian blur.", PROBABILITY),
+  Field(
+    "augment.blur_sigma",
+    (0.1, 2.0),
+    "Range of the blur's standard deviation in pixels, drawn uniformly.",
+    LOW_HIGH,
+  ),
+  Field(
+    "data.workers",
+    0,
+    "Processes that decode and augment on each host; 0: threads of the training process.",
+    at_least(0),
+    resumable=True,
+  ),
+  Field("data.threads", 4, "Decoding threads in each process.", at_least(1), resumable=True),
+  Field(
+    "data.cache_gb",
+    0.0,
+    "GiB of decoded training images that each host keeps in memory, 4 bytes a pixel, the first that fit; 0: none. "
+    "Cityscapes' 2975 images need 23.3.",
+    at_least(0, "off"),
+    resumable=True,
+  ),
+  Field("eval.split", "val", "The split to score.", resumable=True),
+  Field(
+    "eval.scales",
+    (1.0,),
+    "Scales whose probabilities are averaged.",
+    positive_numbers("one or more positive scales"),
+    resumable=True,
+  ),
+  Field("eval.flip", False, "Averages with the mirrored image.", resumable=True),
+  Field(
+    "eval.crop_size",
+    (),
+    "Height and width of the sliding window in pixels; (): whole images.",
+    size(_SIDES, optional=True),
+    resumable=True,
+  ),
+  Field(
+    "eval.stride",
+    (),
+    "Height and width of the sliding window's step in pixels; (): two thirds of the window.",
+    size(_SIDES, optional=True),
+    resumable=True,
+  ),
+  Field(
+    "eval.batch_size",
+    1,
+    "Images (or windows) that each device computes at a time.",
+    at_least(1),
+    resumable=True,
+  ),
+)
+_BY_PATH = {field.path: field for field in FIELDS}
 
 
 def defaults() -> Config:
-  """Returns a config that holds every field; a recipe overwrites what its paper states."""
+  """Returns a config that holds every field; a recipe overwrites what its paper states.
+
+  >>> config = defaults()
+  >>> config.contrast.temperature
+  0.2
+  """
   config = Config()
-  config.seed = 0
-
-  config.dataset = Config()
-  config.dataset.name = ""  # a key of rc_jax.data.DATASETS
-  config.dataset.root = ""  # the folder of the official layout; `synthetic` needs none
-  config.dataset.train_split = "train"  # Cityscapes also has "trainval"
-  # What a training file that cannot be read does: "refuse" stops the run there, saved; "skip" trains on the next
-  # example of the split in its place, and lists the file in the run's skipped.jsonl. Scoring never skips.
-  config.dataset.on_error = "refuse"
-  config.dataset.max_skipped = 0.01  # the share of the training split above which skipping stops the run
-
-  config.model = Config()
-  config.model.name = "deeplabv3"  # the head: a key of rc_jax.models.HEADS
-  config.model.backbone = "resnet50"  # a key of rc_jax.models.BACKBONES
-  config.model.pretrained = ""  # path of weights (.npz, .safetensors, .pth); empty: random
-  config.model.pretrained_part = "backbone"  # or "all": the head too, for the same classes
-  config.model.channels = 256  # of the head's features
-  config.model.embedding_channels = (
-    0  # C of a linear projection for the contrast alone; 0: the features as they are
-  )
-  config.model.aux_channels = 256  # of the auxiliary head on stage 3
-  config.model.align_corners = True  # of all resampling; False in mmsegmentation's and torchvision's networks
-  # Of ResNets alone:
-  config.model.output_stride = 8
-  config.model.multi_grid = (2, 2, 4)  # the authors' code; the paper is silent
-  config.model.stem = "64-64-128"  # the authors'; "32-32-64": ResNetV1c (mmsegmentation); "7x7": torchvision
-  config.model.stride_on = (
-    "3x3"  # the convolution of a bottleneck that strides: "3x3" (torchvision), "1x1" (Caffe)
-  )
-  config.model.ceil_pool = True  # the authors' max pooling; torchvision's and mmsegmentation's is False
-  # Of HRNets alone; their output stride is 4:
-  config.model.hrnet_upsample = (
-    "bilinear"  # as their authors segment; "bilinear-twice": mmsegmentation's; "nearest": timm's classifiers
-  )
-  # Of single heads:
-  config.model.aspp_rates = (12, 24, 36)  # the authors' code, at output stride 8
-  config.model.aspp_project = False  # torchvision's 1x1 before the fusing 3x3; the authors have none
-  config.model.fcn_convs = 1  # mmsegmentation's FCN: 2
-  config.model.fcn_kernel_size = 3  # HRNetV2's: 1
-  config.model.fcn_concat_input = False  # mmsegmentation's FCN: True
-  config.model.psp_bins = (1, 2, 3, 6)  # PSPNet: sides of the grids that the map is averaged to
-  config.model.early_channels = 48  # DeepLabV3+: what the finest stage is brought to
-  config.model.separable = True  # DeepLabV3+: depthwise separable 3x3 convolutions
-  config.model.ocr_key_channels = 256  # OCRNet: of queries, keys and values between pixels and object regions
-  config.model.danet_key_channels = 64  # DANet: of queries and keys between pixels
-  config.model.ccnet_recurrence = 2  # CCNet: rounds of criss-cross attention
-  config.model.encnet_codes = 32  # EncNet: codewords
-  config.model.dropout = 0.1  # before the classifiers, as the authors' code
-  config.model.dtype = "bfloat16"  # of activations; parameters, statistics and losses are float32
-  config.model.bn_momentum = 0.9  # the share of the old statistic that stays: PyTorch's momentum 0.1
-  config.model.bn_epsilon = 1e-5
-
-  config.train = Config()
-  config.train.batch_size = 8  # images in the global batch, over all devices and hosts
-  config.train.steps = 30_000
-  config.train.crop_size = (769, 769)  # height, width; one number on the command line means a square
-  config.train.log_every = 10
-  config.train.eval_every = 1_000  # 0: at the end alone
-  config.train.checkpoint_every = 500
-  config.train.keep_checkpoints = 2  # the newest so many stay, and the best by mIoU
-
-  config.optimizer = Config()
-  config.optimizer.learning_rate = 0.01
-  config.optimizer.momentum = 0.9
-  config.optimizer.weight_decay = 5e-4
-  config.optimizer.power = 0.9  # of the poly schedule, every step
-  config.optimizer.head_multiplier = (
-    10.0  # the authors' code: everything outside the backbone learns 10 x faster
-  )
-  config.optimizer.decay_norm_and_bias = True  # PyTorch's SGD decays all
-
-  config.loss = Config()
-  config.loss.pixel = "ce"  # "ce" or "ohem"
-  config.loss.ohem_threshold = 0.7
-  config.loss.ohem_min_kept = 100_000
-  config.loss.aux_weight = 0.4
-  config.loss.branch_weight = 1.0  # of DANet's two attentions alone, as its authors
-  config.loss.presence_weight = 0.2  # of EncNet's classes in the image, as its authors
-  config.loss.contrast_weight = 0.1  # 0 or scope "none": the paper's baseline
-
-  config.contrast = Config()
-  config.contrast.scope = "bank"
-  config.contrast.centers = "dynamic"
-  config.contrast.bank_size = 0  # M, slots of a class; 0: as many as training images, the paper's choice
-  config.contrast.temperature = 0.2  # the authors' code; the paper is silent
-  config.contrast.bank_dtype = "float32"  # or "bfloat16": half the memory
-
-  config.augment = Config()
-  config.augment.scale = (0.5, 2.0)  # the image's scale is drawn uniformly from here
-  config.augment.rotation = 0.0  # degrees: the image is turned by up to so many either way, uniformly
-  # A crop is drawn again, up to 10 times, while one class covers this share of its labelled pixels; 1: never.
-  # mmsegmentation's recipes have 0.75.
-  config.augment.cat_max_ratio = 1.0
-  config.augment.flip = 0.5  # probability of a left-right flip
-  config.augment.photometric = False  # brightness, contrast, saturation, hue
-  config.augment.blur = 0.0  # probability of a Gaussian blur
-  config.augment.blur_sigma = (0.1, 2.0)  # its standard deviation in pixels is drawn uniformly from here
-
-  config.data = Config()
-  config.data.workers = 0  # processes that decode and augment; 0: threads of this process
-  config.data.threads = 4  # in each process
-  # GiB of decoded training images that each process of a run keeps, its workers sharing them; 0: none. Kept are the
-  # first that fit, at 4 bytes a pixel: Cityscapes' 2975 need 23.3.
-  config.data.cache_gb = 0.0
-
-  config.eval = Config()
-  config.eval.split = "val"
-  config.eval.scales = (1.0,)
-  config.eval.flip = False  # average with the mirrored image
-  config.eval.crop_size = ()  # (): whole image; otherwise the sliding window's height, width
-  config.eval.stride = ()  # (): two thirds of the window
-  config.eval.batch_size = 1  # images of one size that go through together, on each device
+  for field in FIELDS:
+    group, _, name = field.path.rpartition(".")
+    if group and group not in config:
+      config[group] = Config()
+    (config[group] if group else config)[name] = field.default
   return config
+
+
+def load_recipe(recipe: str) -> Config:
+  """Loads the config of a recipe file.
+
+  Args:
+    recipe: ``FILE`` or ``FILE:VARIANT``; the file defines ``get_config``, which takes the variant where it has any.
+
+  Raises:
+    ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
+  """
+  file, _, variant = recipe.partition(":")
+  path = pathlib.Path(file)
+  if not path.is_file():
+    raise ValueError(f"--config={file}: no such file; recipes are in configs/, such as configs/demo.py")
+  spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(variant) if variant else module.get_config()
+  except Exception as error:
+    # Whatever a user's file raises: its last line there is what they can mend.
+    line = _line_in(error, path)
+    where = f"{file}:{line}" if line else file
+    if isinstance(error, ValueError):
+      raise  # a recipe's own refusal says all
+    raise ValueError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ValueError(
+      f"{file}: get_config returned {type(config).__name__}; expected rc_jax.config.defaults(), changed"
+    )
+  return config
+
+
+def _line_in(error: BaseException, path: pathlib.Path) -> int | None:
+  """Returns the last line of a file that an error passed through; a syntax error names its own."""
+  if isinstance(error, SyntaxError):
+    return error.lineno
+  line, trace = None, error.__traceback__
+  while trace is not None:
+    if pathlib.Path(trace.tb_frame.f_code.co_filename) == path:
+      line = trace.tb_lineno
+    trace = trace.tb_next
+  return line
 
 
 def height_width(size: tuple[int, ...]) -> tuple[int, int]:
@@ -164,115 +329,55 @@ def validate(config: Config) -> None:
   Raises:
     ValueError: one line with the field, what was found and what would work.
   """
-  _check_fields(config, defaults(), "config")
-  model, train, loss, contrast = config.model, config.train, config.loss, config.contrast
+  _check_names(config, defaults(), "config")
+  values = _values(config)
+  for field in FIELDS:
+    require(field.check.holds(values[field.path]), field.path, values[field.path], field.expects)
+  _check_crop_size(config)
+  _check_eval_stride(config)
+  _check_read(config)
 
-  _require(bool(config.dataset.name), "dataset.name", config.dataset.name, "the name of a data set")
-  _choice("loss.pixel", loss.pixel, ("ce", "ohem"))
-  _choice("contrast.scope", contrast.scope, SCOPES)
-  _choice("contrast.centers", contrast.centers, CENTERS)
-  _choice("contrast.bank_dtype", contrast.bank_dtype, ("float32", "bfloat16"))
-  _choice("model.dtype", model.dtype, ("float32", "bfloat16"))
-  _require(model.output_stride >= 1, "model.output_stride", model.output_stride, "4, 8, 16 or 32")
-  _choice("model.hrnet_upsample", model.hrnet_upsample, ("bilinear", "bilinear-twice", "nearest"))
-  _choice("model.pretrained_part", model.pretrained_part, ("backbone", "all"))
 
-  for field in ("batch_size", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
-    _require(train[field] >= 1, f"train.{field}", train[field], "1 or more")
-  _require(train.eval_every >= 0, "train.eval_every", train.eval_every, "0 (at the end alone) or more")
-  _require(config.eval.batch_size > 0, "eval.batch_size", config.eval.batch_size, "1 or more")
-  _size("train.crop_size", train.crop_size)
-  for side in height_width(train.crop_size):
-    # A feature grid of one row has no corners to align, and ASPP nothing to look at.
-    _require(
-      side > model.output_stride,
-      "train.crop_size",
-      train.crop_size,
-      f"sides above the output stride {model.output_stride}",
-    )
+def _check_crop_size(config: Config) -> None:
+  stride, size = config.model.output_stride, config.train.crop_size
+  for side in height_width(size):
+    # A feature grid of one row has no corners to align, and ASPP has no context to read.
+    require(side > stride, "train.crop_size", size, f"sides above the output stride {stride}")
     # The grid's corners lie on the crop's (769 = 8 x 96 + 1), or its cells tile it (480 = 8 x 60).
-    stride = model.output_stride
-    _require(
-      side % stride in (0, 1),
-      "train.crop_size",
-      train.crop_size,
-      f"sides that the output stride {stride} fits, such as {side // stride * stride + 1}",
-    )
-  if config.eval.crop_size:
-    _size("eval.crop_size", config.eval.crop_size)
-  if config.eval.stride:
-    _size("eval.stride", config.eval.stride)
-    _require(
-      bool(config.eval.crop_size), "eval.stride", config.eval.stride, "() unless eval.crop_size is set"
-    )
-    window, stride = height_width(config.eval.crop_size), height_width(config.eval.stride)
-    fits = all(s <= w for s, w in zip(stride, window, strict=True))
-    _require(
-      fits,
-      "eval.stride",
-      config.eval.stride,
-      f"at most eval.crop_size {tuple(config.eval.crop_size)}: a longer stride leaves gaps between windows",
-    )
-  _positive("eval.scales", config.eval.scales, "one or more positive scales")
-  _positive("model.multi_grid", model.multi_grid, "positive factors, one for each block of the last stage")
-  _positive("model.aspp_rates", model.aspp_rates, "positive dilation rates")
-  _positive("augment.scale", config.augment.scale, "(low, high) with 0 < low <= high")
-  scale = tuple(config.augment.scale)
-  _require(
-    len(scale) == 2 and scale[0] <= scale[1], "augment.scale", scale, "(low, high) with 0 < low <= high"
-  )
-  for field in ("flip", "blur"):
-    _require(
-      0 <= config.augment[field] <= 1, f"augment.{field}", config.augment[field], "a probability in 0..1"
-    )
-  ratio, rotation, sigma = config.augment.cat_max_ratio, config.augment.rotation, config.augment.blur_sigma
-  _require(0 < ratio <= 1, "augment.cat_max_ratio", ratio, "a share above 0, or 1 (off)")
-  _require(0 <= rotation <= 180, "augment.rotation", rotation, "0 (off) to 180 degrees")
-  _positive("augment.blur_sigma", sigma, "(low, high) with 0 < low <= high")
-  _require(
-    len(sigma) == 2 and sigma[0] <= sigma[1], "augment.blur_sigma", sigma, "(low, high) with 0 < low <= high"
-  )
-  _choice("dataset.on_error", config.dataset.on_error, ("refuse", "skip"))
-  share = config.dataset.max_skipped
-  _require(0 <= share < 1, "dataset.max_skipped", share, "a share in 0..1, below 1")
-  _require(config.data.cache_gb >= 0, "data.cache_gb", config.data.cache_gb, "0 (off) or more GiB")
-  _require(0 <= model.dropout < 1, "model.dropout", model.dropout, "a probability in 0..1, below 1")
-  _require(0 <= model.bn_momentum < 1, "model.bn_momentum", model.bn_momentum, "a share in 0..1, below 1")
-  _require(model.bn_epsilon > 0, "model.bn_epsilon", model.bn_epsilon, "above 0")
-  _positive("model.psp_bins", model.psp_bins, "positive sides of pooling grids")
-  for field in (
-    *("channels", "aux_channels", "fcn_kernel_size", "early_channels", "ocr_key_channels"),
-    *("danet_key_channels", "ccnet_recurrence", "encnet_codes"),
-  ):
-    _require(model[field] >= 1, f"model.{field}", model[field], "1 or more")
-  for field in ("embedding_channels", "fcn_convs"):
-    _require(model[field] >= 0, f"model.{field}", model[field], "0 or more")
-  _require(model.fcn_kernel_size % 2 == 1, "model.fcn_kernel_size", model.fcn_kernel_size, "an odd number")
-  _require(config.data.workers >= 0, "data.workers", config.data.workers, "0 or more")
-  _require(config.data.threads >= 1, "data.threads", config.data.threads, "1 or more")
+    fitting = side // stride * stride + 1
+    expected = f"sides that the output stride {stride} fits, such as {fitting}"
+    require(side % stride in (0, 1), "train.crop_size", size, expected)
 
-  _require(
-    config.optimizer.learning_rate > 0, "optimizer.learning_rate", config.optimizer.learning_rate, "above 0"
-  )
-  _require(
-    0 <= config.optimizer.momentum < 1, "optimizer.momentum", config.optimizer.momentum, "0 or more, below 1"
-  )
-  for section, field in (
-    ("optimizer", "weight_decay"),
-    ("optimizer", "power"),
-    ("optimizer", "head_multiplier"),
-    ("loss", "aux_weight"),
-    ("loss", "branch_weight"),
-    ("loss", "presence_weight"),
-    ("loss", "contrast_weight"),
-  ):
-    _require(config[section][field] >= 0, f"{section}.{field}", config[section][field], "0 or more")
-  _require(0 <= loss.ohem_threshold <= 1, "loss.ohem_threshold", loss.ohem_threshold, "a probability in 0..1")
-  _require(loss.ohem_min_kept >= 1, "loss.ohem_min_kept", loss.ohem_min_kept, "1 or more")
-  _require(contrast.temperature > 0, "contrast.temperature", contrast.temperature, "above 0")
-  _require(
-    contrast.bank_size >= 0, "contrast.bank_size", contrast.bank_size, "0 (size of the training set) or more"
-  )
+
+def _check_eval_stride(config: Config) -> None:
+  stride, window = config.eval.stride, config.eval.crop_size
+  if not stride:
+    return
+  require(bool(window), "eval.stride", stride, "() unless eval.crop_size is set")
+  fits = all(s <= w for s, w in zip(height_width(stride), height_width(window), strict=True))
+  expected = f"at most eval.crop_size {tuple(window)}: a longer stride leaves gaps between windows"
+  require(fits, "eval.stride", stride, expected)
+
+
+def _check_read(config: Config) -> None:
+  """Refuses a field that differs from its default where nothing reads it."""
+  values = _values(config)
+  chosen = (config.model.name, config.model.backbone)
+  for field in FIELDS:
+    if values[field.path] == field.default:
+      continue
+    if not models.reads(field.path, *chosen):
+      readers = ", ".join(models.readers(field.path))
+      raise ValueError(
+        f"config.{field.path}: is {values[field.path]!r}, but only {readers} read it and the network is "
+        f"{' on '.join(chosen)}; leave it at {field.default!r}"
+      )
+    if field.read_when and values[field.read_when[0]] not in field.read_when[1]:
+      other, needed = field.read_when
+      raise ValueError(
+        f"config.{field.path}: is {values[field.path]!r}, but it is read only with {other}="
+        f"{' or '.join(map(str, needed))}; leave it at {field.default!r}"
+      )
 
 
 def uses_contrast(config: Config) -> bool:
@@ -280,22 +385,42 @@ def uses_contrast(config: Config) -> bool:
   return config.contrast.scope != "none" and config.loss.contrast_weight > 0
 
 
+def reads_banks(config: Config) -> bool:
+  """True where the contrast has memory banks."""
+  return uses_contrast(config) and bool(config.contrast.scope == "bank")
+
+
 def different_run(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
   """Lists the fields that make two configs two different runs, as ``field: ours, there theirs``.
 
   Args:
     ours: a config as nested plain dicts.
-    theirs: the same of the other run.
+    theirs: the same of the other run; a field that it lacks, as an older version wrote it, has its default.
 
   Returns:
-    One string a field; empty when a run of one may continue the other. Fields of ``RESUMABLE`` do not count.
+    One string for each field; empty when a run of one may continue the other. ``Field.resumable`` ones do not count.
   """
-  return _differences(ours, theirs, lambda field: not _is_below(field, RESUMABLE))
+  return _differences(ours, theirs, lambda path: path not in _BY_PATH or not _BY_PATH[path].resumable)
 
 
 def different_network(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-  """Lists the fields by which a checkpoint's weights would compute something else; see ``different_run``."""
-  return _differences(ours, theirs, lambda field: _is_below(field, NETWORK) and field not in TRAINING_ONLY)
+  """Lists the fields by which weights of one config would compute something else in the other's network.
+
+  These are the data set's name and the fields of ``model`` that are not ``Field.training_only``; most change no array's
+  shape. Arguments and result as for ``different_run``.
+  """
+
+  def counts(path: str) -> bool:
+    if path == "dataset.name":
+      return True
+    return path.startswith("model.") and not is_training_only(path)
+
+  return _differences(ours, theirs, counts)
+
+
+def is_training_only(path: str) -> bool:
+  """Whether a field's value changes nothing about what trained weights compute."""
+  return path in _BY_PATH and _BY_PATH[path].training_only
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -303,17 +428,15 @@ def as_dict(config: Config) -> dict[str, Any]:
   return dict(json.loads(json.dumps(config.to_dict())))
 
 
-def _is_below(field: str, groups: tuple[str, ...]) -> bool:
-  return any(field == group or field.startswith(group + ".") for group in groups)
-
-
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], counts: Callable[[str], bool]) -> list[str]:
   flat_ours, flat_theirs = flatten(ours), flatten(theirs)
   found = []
-  for field in sorted(flat_ours.keys() | flat_theirs.keys()):
-    one, other = flat_ours.get(field, "absent"), flat_theirs.get(field, "absent")
-    if counts(field) and one != other:
-      found.append(f"{field}: {one}, there {other}")
+  for path in sorted(flat_ours.keys() | flat_theirs.keys()):
+    default = _BY_PATH[path].default if path in _BY_PATH else "absent"
+    absent = list(default) if isinstance(default, tuple) else default
+    one, other = flat_ours.get(path, absent), flat_theirs.get(path, absent)
+    if counts(path) and one != other:
+      found.append(f"{path}: {one}, there {other}")
   return found
 
 
@@ -328,8 +451,17 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def _check_fields(config: Config, reference: Config, path: str) -> None:
-  """A field that nothing reads is a typo in a recipe; a missing one would fail deep inside."""
+def _values(config: Config) -> dict[str, Any]:
+  """Returns the value of each of ``FIELDS`` by its path."""
+  values = {}
+  for path in _BY_PATH:
+    group, _, name = path.rpartition(".")
+    values[path] = (config[group] if group else config)[name]
+  return values
+
+
+def _check_names(config: Config, reference: Config, path: str) -> None:
+  """Refuses unknown fields, which are typos in a recipe, and missing ones, which would fail deep inside."""
   for key in config:
     if key not in reference:
       close = difflib.get_close_matches(key, list(reference), n=1)
@@ -343,30 +475,23 @@ def _check_fields(config: Config, reference: Config, path: str) -> None:
         raise ValueError(
           f"{path}.{key}: is {config[key]!r}; expected a group with {', '.join(sorted(value))}"
         )
-      _check_fields(config[key], value, f"{path}.{key}")
+      _check_names(config[key], value, f"{path}.{key}")
 
 
-def _require(holds: bool, field: str, found: Any, expected: str) -> None:
-  if not holds:
-    raise ValueError(f"config.{field}: is {found!r}; expected {expected}")
-
-
-def _choice(field: str, found: Any, choices: tuple[Any, ...]) -> None:
-  _require(found in choices, field, found, "one of " + ", ".join(map(repr, choices)))
-
-
-def _positive(field: str, found: Any, expected: str) -> None:
-  numbers = isinstance(found, tuple) and len(found) > 0 and all(isinstance(n, int | float) for n in found)
-  _require(numbers and min(found) > 0, field, found, expected)
-
-
-def _size(field: str, size: Any) -> None:
-  positive = (
-    isinstance(size, tuple) and len(size) in (1, 2) and all(isinstance(s, int) and s > 0 for s in size)
-  )
-  _require(positive, field, size, "(height, width) in pixels, or one number for a square")
-
-
-def reads_banks(config: Config) -> bool:
-  """True where the contrast has memory banks."""
-  return uses_contrast(config) and bool(config.contrast.scope == "bank")
+__all__ = [
+  "CENTERS",
+  "FIELDS",
+  "SCOPES",
+  "Config",
+  "as_dict",
+  "defaults",
+  "different_network",
+  "different_run",
+  "flatten",
+  "height_width",
+  "is_training_only",
+  "load_recipe",
+  "reads_banks",
+  "uses_contrast",
+  "validate",
+]

@@ -1,11 +1,21 @@
 """Recipes say what the paper says; what cannot work is refused in one line that names the field."""
 
-import importlib.util
+import pathlib
+import re
 from typing import Any
 
 import pytest
 
-from rc_jax.config import defaults, different_network, different_run, height_width, validate
+from rc_jax.config import (
+  FIELDS,
+  Config,
+  defaults,
+  different_network,
+  different_run,
+  height_width,
+  load_recipe,
+  validate,
+)
 from tests.support.paths import CONFIGS
 
 VARIANTS = {
@@ -17,12 +27,8 @@ VARIANTS = {
 }
 
 
-def recipe(name: str, variant: str = "") -> Any:
-  spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-  assert spec and spec.loader
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(variant)
+def recipe(name: str, variant: str = "") -> Config:
+  return load_recipe(f"{CONFIGS / name}.py:{variant}")
 
 
 def test_every_recipe_is_listed_here() -> None:
@@ -163,6 +169,65 @@ def test_a_field_that_nothing_reads_is_refused() -> None:
   config.train.batch_sise = 4
   with pytest.raises(ValueError, match=r"config\.train\.batch_sise.*did you mean 'batch_size'"):
     validate(config)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "reader"),
+  [
+    ("model.psp_bins", (1, 2), "pspnet"),
+    ("model.hrnet_upsample", "nearest", "hrnetv2_w18"),
+    ("loss.ohem_threshold", 0.5, "loss.pixel=ohem"),
+  ],
+)
+def test_a_field_that_the_chosen_network_or_loss_does_not_read_is_refused(
+  field: str, value: Any, reader: str
+) -> None:
+  config = recipe("demo")
+  section, name = field.split(".")
+  config[section][name] = value
+  with pytest.raises(ValueError, match=rf"config\.{re.escape(field)}: .*{reader}"):
+    validate(config)
+
+
+def test_every_field_has_a_meaning_and_a_default_that_passes_its_check() -> None:
+  assert len({field.path for field in FIELDS}) == len(FIELDS)
+  for field in FIELDS:
+    assert field.meaning.endswith("."), field.path
+    assert field.path == "dataset.name" or field.check.holds(field.default), field.path
+
+
+def test_a_run_of_an_older_version_lacks_fields_that_have_their_defaults() -> None:
+  ours, theirs = recipe("demo").to_dict(), recipe("demo").to_dict()
+  del theirs["model"]["psp_bins"]
+  assert different_run(ours, theirs) == [] == different_network(ours, theirs)
+  ours["model"]["psp_bins"] = (1, 2)
+  assert different_run(ours, theirs) == ["model.psp_bins: [1, 2], there [1, 2, 3, 6]"]
+
+
+RECIPE = """from rc_jax.config import defaults
+
+def get_config():
+  config = defaults()
+  {line}
+  return config
+"""
+
+
+@pytest.mark.parametrize(
+  ("line", "wanted"),
+  [
+    ("config.train.steps = 'many'", ":5: TypeError"),
+    ("config.trian.steps = 4", ":5: AttributeError"),
+    ("return {}['a']", ":5: KeyError"),
+    ("config train", ":5: SyntaxError"),
+    ("return 5", "get_config returned int"),
+  ],
+)
+def test_an_error_in_a_recipe_names_its_file_and_line(tmp_path: pathlib.Path, line: str, wanted: str) -> None:
+  (tmp_path / "mine.py").write_text(RECIPE.format(line=line))
+  with pytest.raises(ValueError) as refusal:
+    load_recipe(str(tmp_path / "mine.py"))
+  assert "mine.py" in str(refusal.value) and wanted in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_missing_field_is_refused() -> None:

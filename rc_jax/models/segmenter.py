@@ -9,9 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.config import Config
+from rc_jax.fields import Config, Field, above, at_least, below_one, one_of
+from rc_jax.models.backbones import hrnet, resnet
 from rc_jax.models.backbones.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
-from rc_jax.models.backbones.resnet import OUTPUT_STRIDES, RESNETS, STEMS, ResNet
+from rc_jax.models.backbones.resnet import OUTPUT_STRIDES, RESNETS, STEMS, STRIDE_PLACES, ResNet
+from rc_jax.models.heads import aspp, ccnet, danet, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.ccnet import CCNetHead
 from rc_jax.models.heads.danet import DANetHead
 from rc_jax.models.heads.deeplabv3 import DeepLabV3Head
@@ -29,7 +31,52 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
-STRIDE_PLACES = ("3x3", "1x1")
+
+# The fields that every network reads.
+FIELDS = (
+  Field("model.name", "deeplabv3", "The segmentation head, a key of ``rc_jax.models.HEADS``."),
+  Field("model.backbone", "resnet50", "The backbone, a key of ``rc_jax.models.BACKBONES``."),
+  Field("model.channels", 256, "Channels of the head's features, which the classifier reads.", at_least(1)),
+  Field(
+    "model.embedding_channels",
+    0,
+    "Channels of a linear projection that the contrastive loss reads in place of the features; 0: none.",
+    at_least(0),
+  ),
+  Field("model.aux_channels", 256, "Channels of the auxiliary head on stage 3.", at_least(1)),
+  Field(
+    "model.align_corners",
+    True,
+    "Aligns corners wherever maps are resampled; mmsegmentation's and torchvision's networks do not.",
+  ),
+  Field(
+    "model.output_stride",
+    8,
+    "Image pixels for each cell of the feature grid: 8, 16 or 32 for ResNets, 4 for HRNets.",
+    at_least(1),
+  ),
+  Field(
+    "model.dropout",
+    0.1,
+    "Share of channels dropped before the classifiers in training, as in the authors' code.",
+    below_one("a probability in 0..1, below 1"),
+    training_only=True,
+  ),
+  Field(
+    "model.dtype",
+    "bfloat16",
+    "Dtype of the activations; parameters, statistics and losses are float32.",
+    one_of(*DTYPES),
+  ),
+  Field(
+    "model.bn_momentum",
+    0.9,
+    "BatchNorm: share of the old running statistics that each step keeps; 0.9 is PyTorch's momentum 0.1.",
+    below_one("a share in 0..1, below 1"),
+    training_only=True,
+  ),
+  Field("model.bn_epsilon", 1e-5, "BatchNorm: added to the variance.", above(0)),
+)
 
 
 def numerics(model: Config) -> dict[str, Any]:
@@ -154,6 +201,41 @@ HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
     **numerics(model),
   ),
 }
+
+
+# The fields that a head or a backbone reads besides; one that is not listed here may read any.
+HEAD_FIELDS: dict[str, tuple[Field, ...]] = {
+  "ccnet": ccnet.FIELDS,
+  "danet": danet.FIELDS,
+  "deeplabv3": aspp.FIELDS,
+  "deeplabv3plus": deeplabv3plus.FIELDS,
+  "encnet": encnet.FIELDS,
+  "fcn": fcn.FIELDS,
+  "ocrnet": ocrnet.FIELDS,
+  "pspnet": pspnet.FIELDS,
+}
+BACKBONE_FIELDS: dict[str, tuple[Field, ...]] = {
+  name: resnet.FIELDS if builder is _resnet else hrnet.FIELDS for name, builder in BACKBONES.items()
+}
+
+
+def fields() -> tuple[Field, ...]:
+  """Returns the fields of ``config.model`` that networks read, each once: those of all, of backbones, of heads."""
+  groups = (FIELDS, *BACKBONE_FIELDS.values(), *HEAD_FIELDS.values())
+  return tuple(dict.fromkeys(field for group in groups for field in group))
+
+
+def readers(path: str) -> tuple[str, ...]:
+  """Names the heads and backbones that alone read a field; empty where every network reads it."""
+  owners = {**BACKBONE_FIELDS, **HEAD_FIELDS}
+  return tuple(name for name, owned in owners.items() if any(field.path == path for field in owned))
+
+
+def reads(path: str, head: str, backbone: str) -> bool:
+  """Whether a network of a head and a backbone reads a field; one that lists no fields of its own may read any."""
+  listed = head in HEAD_FIELDS and backbone in BACKBONE_FIELDS
+  owners = readers(path)
+  return not (listed and owners) or head in owners or backbone in owners
 
 
 class Segmenter(nn.Module):

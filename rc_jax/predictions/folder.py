@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rc_jax import files
-from rc_jax.config import TRAINING_ONLY, flatten
+from rc_jax.config import flatten, is_training_only
 from rc_jax.data import DatasetInfo
 
 SETTINGS = "predictions.json"
@@ -136,7 +136,7 @@ def settings_of(
     "weights": digest.hexdigest()[:16],
     "dataset": config["dataset"]["name"],
     "model": {
-      field: value for field, value in config["model"].items() if f"model.{field}" not in TRAINING_ONLY
+      field: value for field, value in config["model"].items() if not is_training_only(f"model.{field}")
     },
     "eval": scoring,
   }

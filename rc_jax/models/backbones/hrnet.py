@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, one_of
 from rc_jax.models.backbones.resnet import Stage
 from rc_jax.models.layers import BatchNorm, Conv
 from rc_jax.models.network import Stages
@@ -22,6 +23,16 @@ OUTPUT_STRIDE = 4
 
 # How a coarser branch comes to a finer one's grid; see HRNet.upsampling.
 UPSAMPLINGS = ("bilinear", "bilinear-twice", "nearest")
+
+FIELDS = (
+  Field(
+    "model.hrnet_upsample",
+    "bilinear",
+    "How branches are upsampled where they are fused: bilinear as in the authors' segmentation code, bilinear-twice as "
+    "in mmsegmentation, nearest as in timm's classifiers.",
+    one_of(*UPSAMPLINGS),
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, one_of, positive_numbers
 from rc_jax.models.layers import BatchNorm, Conv
 from rc_jax.models.network import Stages
 from rc_jax.ops.conv import max_pool
@@ -45,6 +46,34 @@ OUTPUT_STRIDES = (8, 16, 32)
 
 # Channels of the convolutions before the pooling, at the width 64 of all published ResNets.
 STEMS = ("7x7", "32-32-64", "64-64-128")
+STRIDE_PLACES = ("3x3", "1x1")
+
+FIELDS = (
+  Field(
+    "model.multi_grid",
+    (2, 2, 4),
+    "Factors on the dilation of the blocks of stage 4. The default is that of the authors' code; the paper is silent.",
+    positive_numbers("positive factors, one for each block of the last stage"),
+  ),
+  Field(
+    "model.stem",
+    "64-64-128",
+    "First convolutions: three 3x3 of 64, 64 and 128 channels (the authors' code), 32-32-64 (ResNetV1c of "
+    "mmsegmentation) or one 7x7 (torchvision).",
+    one_of(*STEMS),
+  ),
+  Field(
+    "model.stride_on",
+    "3x3",
+    "The convolution of a bottleneck block that has the stride: 3x3 (torchvision) or 1x1 (Caffe).",
+    one_of(*STRIDE_PLACES),
+  ),
+  Field(
+    "model.ceil_pool",
+    True,
+    "Rounds the size of the max pooling's output up, as the authors' code; torchvision and mmsegmentation round down.",
+  ),
+)
 
 
 def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:

@@ -4,7 +4,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, positive_numbers
 from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu
+
+FIELDS = (
+  Field(
+    "model.aspp_rates",
+    (12, 24, 36),
+    "Dilation rates of ASPP's 3x3 convolutions. The default is that of the authors' code at output stride 8.",
+    positive_numbers("positive dilation rates"),
+  ),
+  Field(
+    "model.aspp_project",
+    False,
+    "Adds torchvision's 1x1 convolution between ASPP and the fusing 3x3 convolution; the authors' code has none.",
+  ),
+)
 
 
 class ASPP(nn.Module):

@@ -4,8 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, at_least
 from rc_jax.models.layers import Conv, ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
+
+FIELDS = (Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross attention.", at_least(1)),)
 
 
 def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

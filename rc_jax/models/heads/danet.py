@@ -7,8 +7,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, at_least
 from rc_jax.models.layers import Conv, ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
+
+FIELDS = (
+  Field(
+    "model.danet_key_channels",
+    64,
+    "DANet: channels of the position attention's queries and keys.",
+    at_least(1),
+  ),
+)
 
 
 # The backward pass computes the similarities anew, one product over the few key channels: kept, they would be the

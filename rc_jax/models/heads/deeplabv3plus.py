@@ -3,10 +3,18 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, at_least
+from rc_jax.models.heads import aspp
 from rc_jax.models.heads.aspp import ASPP
 from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
 from rc_jax.ops.resample import upsample
+
+FIELDS = (
+  *aspp.FIELDS,
+  Field("model.early_channels", 48, "DeepLabV3+: channels of the reduced stage 1.", at_least(1)),
+  Field("model.separable", True, "DeepLabV3+: uses depthwise separable 3x3 convolutions."),
+)
 
 
 class DeepLabV3PlusHead(nn.Module):

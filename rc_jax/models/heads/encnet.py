@@ -7,8 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, at_least
 from rc_jax.models.layers import BatchNorm, ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
+
+FIELDS = (Field("model.encnet_codes", 32, "EncNet: number of codewords.", at_least(1)),)
 
 
 def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Array:

@@ -3,8 +3,29 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from rc_jax.fields import Check, Field, at_least
 from rc_jax.models.layers import ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
+
+FIELDS = (
+  Field(
+    "model.fcn_convs",
+    1,
+    "Number of convolutions before the classifier; mmsegmentation's FCN has 2.",
+    at_least(0),
+  ),
+  Field(
+    "model.fcn_kernel_size",
+    3,
+    "Kernel size of these convolutions; HRNetV2's head has 1.",
+    Check("an odd number, 1 or more", lambda value: value >= 1 and value % 2 == 1),
+  ),
+  Field(
+    "model.fcn_concat_input",
+    False,
+    "Concatenates the input to the result and fuses both by another convolution, as mmsegmentation's FCN.",
+  ),
+)
 
 
 class FCNHead(nn.Module):

@@ -4,10 +4,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Field, at_least
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.layers import ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
 from rc_jax.ops.resample import upsample
+
+FIELDS = (
+  Field(
+    "model.ocr_key_channels",
+    256,
+    "OCRNet: channels of the queries, keys and values between pixels and object regions.",
+    at_least(1),
+  ),
+)
 
 
 class OCRHead(nn.Module):

@@ -5,9 +5,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rc_jax.fields import Field, positive_numbers
 from rc_jax.models.layers import ConvNormRelu, classify
 from rc_jax.models.network import Outputs, Stages
 from rc_jax.ops.resample import upsample
+
+FIELDS = (
+  Field(
+    "model.psp_bins",
+    (1, 2, 3, 6),
+    "PSPNet: side lengths of the grids that the feature map is averaged to.",
+    positive_numbers("positive sides of pooling grids"),
+  ),
+)
 
 
 class PSPHead(nn.Module):
