@@ -7,6 +7,16 @@ from typing import Any
 
 import jax
 
+from rc_jax.fields import Flag
+
+FLAGS = (
+  Flag(
+    "coordinator", "", "Several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
+  ),
+  Flag("processes", "", "Several processes: how many."),
+  Flag("process_id", "", "Several processes: the number of this one, from 0."),
+)
+
 
 def connect(coordinator: str = "", processes: str = "", process_id: str = "") -> None:
   """Joins the processes of one run, where there are several. Must run before the first use of a device.

@@ -1,98 +1,41 @@
 """The command line: ``python -m rc_jax.main --config=configs/demo.py [--workdir=DIR] [--mode=train]``.
 
-Flags are read, a mode is picked, and a user's mistake becomes one line on the screen; nothing else happens here.
+It reads the flags, runs a mode, and prints a user's mistake in one line. A mode's own module states its flags.
 """
 
+import difflib
+import importlib
 import os
 import pathlib
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-MODES = (
-  *("train", "eval", "predict", "export", "report", "summary", "compile"),
-  *("inspect", "prepare", "compare"),
-)
+from rc_jax.fields import Flag
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Recipe, such as configs/demo.py; its fields are set with --config.path.to.field=value."
-)
-_WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder. Default: runs/<name of the recipe>.")
-_MODE = flags.DEFINE_enum("mode", MODES[0], MODES, "What to do.")
-_CHECKPOINT = flags.DEFINE_string(
-  "checkpoint", "", "A run, one step of it, or a file of weights. Default: the newest of --workdir."
-)
-_IMAGES = flags.DEFINE_string(
-  "images", "", "For predict: an image or a folder. Default: the images of eval.split."
-)
-_RESULTS = flags.DEFINE_string(
-  "results", "", "For compare: two runs, or two of their eval/<split>.json, separated by a comma."
-)
-_OUTPUT = flags.DEFINE_string(
-  "output",
-  "",
-  "For predict, export and prepare: the folder to write. Default: predictions or export in --workdir, or "
-  "config.dataset.root with _prepared behind it.",
-)
-_OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "For predict: label all images again. For export: replace the program that is there."
-)
-_RECURSIVE = flags.DEFINE_bool("recursive", False, "For predict: also the images in the folders of --images.")
-_OVERLAYS = flags.DEFINE_bool("overlays", True, "For predict: also pictures with colours and a legend.")
-_PROBABILITIES = flags.DEFINE_bool(
-  "probabilities",
-  False,
-  "For predict: also each class's probabilities, as NPZ of uint8 [N,H,W] in 255ths. For export: as float32.",
-)
-_FORMAT = flags.DEFINE_string(
-  "format", "", "For predict: also a checked zip for a test server: cityscapes, ade20k or coco_stuff."
-)
-_SIZE = flags.DEFINE_string("size", "", "For export: height,width of the images that the program shall read.")
-_BATCH = flags.DEFINE_integer("batch", 0, "For export: images of one call. 0: any number.")
-_PLATFORMS = flags.DEFINE_list(
-  "platforms", ["cpu", "cuda", "tpu"], "For export: where the program shall run: some of cpu,cuda,rocm,tpu."
-)
-_WEIGHTS = flags.DEFINE_string(
-  "weights", "inside", "For export: inside the program, or beside it in weights.safetensors."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator", "", "For several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
-)
-_PROCESSES = flags.DEFINE_string("processes", "", "For several processes: how many.")
-_PROCESS_ID = flags.DEFINE_string("process_id", "", "For several processes: which this is, from 0.")
-_TOPOLOGY = flags.DEFINE_string(
-  "topology",
-  "",
-  "For compile: a TPU slice, such as v5e:4x8, that need not be attached. Default: what is attached.",
-)
-_FAST = flags.DEFINE_bool("fast", False, "For compile: sizes and messages alone, in a fraction of the time.")
-_SAMPLE = flags.DEFINE_integer(
-  "sample", 0, "For inspect: how many images of each split to check. Default: all."
-)
-_ENCODING = flags.DEFINE_enum(
-  "encoding",
-  "tiles",
-  ("tiles", "original"),
-  "For prepare: images without loss in tiles, of which a crop decodes what it needs, or image files as they are.",
-)
-_SPLITS = flags.DEFINE_string(
-  "splits", "", "For prepare: train,val for instance. Default: all that are there."
-)
-
-FLAGS = (
-  *(_CONFIG, _WORKDIR, _MODE, _CHECKPOINT, _IMAGES, _RESULTS),
-  *(_OUTPUT, _OVERWRITE, _RECURSIVE, _OVERLAYS, _PROBABILITIES, _FORMAT),
-  *(_SIZE, _BATCH, _PLATFORMS, _WEIGHTS),
-  *(_COORDINATOR, _PROCESSES, _PROCESS_ID, _TOPOLOGY, _FAST, _SAMPLE),
-  *(_ENCODING, _SPLITS),
-)
+# Name -> purpose; the module is ``rc_jax.modes.<name>``. The first is the default.
+MODES = {
+  "train": "trains into --workdir; the same command resumes",
+  "eval": "scores a checkpoint on eval.split by the data set's own rules",
+  "compare": "compares two results on the same images: the difference in mIoU with its interval",
+  "predict": "labels images, as label PNGs and overlays",
+  "export": "writes the network as one program that jax alone runs",
+  "report": "draws panels, curves, per-class IoU and confusion into one page",
+  "inspect": "checks every file of a data set and names each defect",
+  "prepare": "packs a data set into files that read fast",
+  "summary": "prints the network stage by stage: shapes, parameters, FLOPs, memory",
+  "compile": "compiles the train step, also for absent TPUs, and says whether it fits",
+}
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
+HELP = ("help", "h", "helpfull", "helpshort")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -117,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _one_line(error: Exception) -> str | None:
-  """What a person at the keyboard can act on; None for what only a traceback explains."""
+  """Returns a message that a user can act on; None where only the traceback explains the error."""
   text = " ".join(str(error).split())
   if isinstance(error, RuntimeError):
     return f"out of memory ({text[:200]}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
@@ -126,126 +69,175 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _run(argv: Sequence[str]) -> int:
-  if {"--help", "-h", "-help"} & set(argv[1:]):
-    print(__doc__)
-    for flag in FLAGS:
-      print(f"  --{flag.name}: {flags.FLAGS[flag.name].help}")
-    print("\nFields of a recipe, their meanings and defaults: rc_jax/config.py")
+  given = _given(argv)
+  if any(name in given for name in HELP):
+    print(_help(next(given[name] for name in HELP if name in given), given.get("mode", "")))
     return 0
-  recipe = _parse(argv)
-  if _MODE.value == "compare":
-    from rc_jax.modes import compare
+  mode = given.get("mode", next(iter(MODES)))
+  if mode not in MODES:
+    close = difflib.get_close_matches(mode, MODES, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"--mode={mode}: no such mode; expected one of {', '.join(MODES)}{hint}")
+  module = importlib.import_module(f"rc_jax.modes.{mode}")
+  recipe = given.get("config", "")
+  if not recipe and any(flag.name == "config" for flag in module.FLAGS):
+    raise ValueError("--config is missing; try: python -m rc_jax.main --config=configs/demo.py")
+  _refuse_unread(given, mode, module)
+  values = _parse(argv, module, recipe)
 
-    # Of two results, not of a config.
-    compare.run(_RESULTS.value)
-    return 0
-  config = _CONFIG.value
-
-  # Imported once the flags are known to be right: a typo is answered in a second, not after JAX has started.
   from rc_jax import distributed
-  from rc_jax.config import validate
 
-  validate(config)
-  config = config.copy_and_resolve_references()
-  if _MODE.value == "summary":
-    from rc_jax.modes import summary
-
-    # Of a config, not of a run: no folder is looked at, and one process is enough.
-    summary.run(config)
-    return 0
-  if _MODE.value == "compile":
-    from rc_jax.modes import compile
-
-    compile.run(config, _TOPOLOGY.value, _FAST.value)
-    return 0
-  if _MODE.value == "prepare":
-    from rc_jax.modes import prepare
-
-    prepare.run(config, _OUTPUT.value, _ENCODING.value, _SPLITS.value)
-    return 0
-  workdir = pathlib.Path(_WORKDIR.value or f"runs/{recipe}")
-  if workdir.exists() and not workdir.is_dir():
-    raise ValueError(f"--workdir={workdir}: is a file; expected a folder, or a name that is free")
-  if _MODE.value == "inspect":
-    from rc_jax.modes import inspect
-
-    return inspect.run(config, workdir, _SAMPLE.value)
-  checkpoint = pathlib.Path(_CHECKPOINT.value) if _CHECKPOINT.value else None
-  if checkpoint is not None and _CHECKPOINT.value.isdigit() and not checkpoint.exists():
-    checkpoint = workdir / "checkpoints" / _CHECKPOINT.value
-  if _MODE.value == "train" or checkpoint is not None:
-    workdir.mkdir(parents=True, exist_ok=True)
-  images = pathlib.Path(_IMAGES.value) if _IMAGES.value else None
-  distributed.connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-
-  if _MODE.value == "train":
-    from rc_jax.modes import train
-
-    return train.train(config, workdir)
-  if _MODE.value == "eval":
-    from rc_jax.modes import eval
-
-    eval.run(config, workdir, checkpoint)
-  elif _MODE.value == "predict":
-    from rc_jax.modes import predict
-
-    return predict.run(
-      config,
-      workdir,
-      checkpoint,
-      images,
-      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
-      recursive=_RECURSIVE.value,
-      overwrite=_OVERWRITE.value,
-      overlays=_OVERLAYS.value,
-      probabilities=_PROBABILITIES.value,
-      layout=_FORMAT.value,
-    )
-  elif _MODE.value == "export":
-    from rc_jax.modes import export
-
-    export.run(
-      config,
-      workdir,
-      checkpoint,
-      size=_SIZE.value,
-      batch=_BATCH.value,
-      platforms=_PLATFORMS.value,
-      weights=_WEIGHTS.value,
-      probabilities=_PROBABILITIES.value,
-      output=pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None,
-      overwrite=_OVERWRITE.value,
-    )
-  else:
-    from rc_jax.modes import report
-
-    report.run(config, workdir, checkpoint)
-  return 0
+  if all(flag in module.FLAGS for flag in distributed.FLAGS):
+    distributed.connect(**{flag.name: values.pop(flag.name) for flag in distributed.FLAGS})
+  status = module.run(**values)
+  return status if isinstance(status, int) else 0
 
 
-def _parse(argv: Sequence[str]) -> str:
-  """Parses the flags; returns the recipe's name with its variant, ``demo`` or ``demo_baseline``."""
-  given = ""
-  for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if name == "config" and argument.startswith("-"):
-      given = value if equals else following
-  file, _, variant = given.partition(":")
-  if given and not pathlib.Path(file).is_file():
-    raise ValueError(f"--config={file}: no such file; recipes are in configs/, such as configs/demo.py")
+def _given(argv: Sequence[str]) -> dict[str, str]:
+  """Returns the flags of a command line by name; the value of a flag without ``=`` is the argument after it."""
+  given = {}
+  for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    if argument.startswith("-"):
+      name, equals, value = argument.lstrip("-").partition("=")
+      given[name] = value if equals else ("" if following.startswith("-") else following)
+  return given
+
+
+def _refuse_unread(given: dict[str, str], mode: str, module: ModuleType) -> None:
+  """Refuses a flag that the mode does not read but another does."""
+  own = {flag.name for flag in module.FLAGS} | {"mode"}
+  for name in given:
+    plain = name.removeprefix("no") if name.removeprefix("no") in own else name
+    if plain.partition(".")[0] in own:
+      continue
+    readers = [other for other in MODES if name.partition(".")[0] in _flag_names(other)]
+    if readers:
+      raise ValueError(f"--{name}: --mode={mode} does not read it, only {', '.join(readers)}; leave it out")
+
+
+def _flag_names(mode: str) -> set[str]:
+  names = {flag.name for flag in importlib.import_module(f"rc_jax.modes.{mode}").FLAGS}
+  return names | {f"no{name}" for name in names}
+
+
+def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, Any]:
+  """Parses the flags of a mode; returns the arguments of its ``run``."""
+  defined = flags.FlagValues()
+  flags.DEFINE_string("mode", "", "", flag_values=defined)
+  for flag in module.FLAGS:
+    options: dict[str, Any] = {"flag_values": defined}
+    if flag.name == "config":
+      _define_config(recipe, _last_overrides(argv), defined)
+    elif flag.choices:
+      flags.DEFINE_enum(flag.name, str(flag.default), flag.choices, flag.meaning, **options)
+    elif isinstance(flag.default, bool):
+      flags.DEFINE_bool(flag.name, flag.default, flag.meaning, **options)
+    elif isinstance(flag.default, int):
+      flags.DEFINE_integer(flag.name, flag.default, flag.meaning, **options)
+    elif isinstance(flag.default, tuple):
+      flags.DEFINE_list(flag.name, list(flag.default), flag.meaning, **options)
+    else:
+      flags.DEFINE_string(flag.name, flag.default, flag.meaning, **options)
   try:
-    rest = flags.FLAGS(argv)
+    rest = defined(_without_recipe(_last_overrides(argv)))
   except flags.Error as error:
     raise ValueError(str(error)) from error
+  if len(rest) > 1:
+    raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
+
+  values: dict[str, Any] = {flag.name: defined[flag.name].value for flag in module.FLAGS}
+  for flag in module.FLAGS:
+    if flag.default is None and values[flag.name] is not None:
+      values[flag.name] = pathlib.Path(values[flag.name])
+  if "config" in values:
+    from rc_jax.config import validate
+
+    validate(values["config"])
+    values["config"] = values["config"].copy_and_resolve_references()
+  if "workdir" in values:
+    file, _, variant = recipe.partition(":")
+    name = "_".join(filter(None, (pathlib.Path(file).stem, variant)))
+    values["workdir"] = values["workdir"] or pathlib.Path("runs") / name
+    if values["workdir"].exists() and not values["workdir"].is_dir():
+      raise ValueError(f"--workdir={values['workdir']}: is a file; expected a folder, or a name that is free")
+  return values
+
+
+def _define_config(recipe: str, argv: Sequence[str], defined: flags.FlagValues) -> None:
+  from rc_jax.config import load_recipe
+
+  config = load_recipe(recipe)
+  try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=defined, sys_argv=list(_without_recipe(argv))
+    )
   except (AttributeError, KeyError, TypeError) as error:
     # ml_collections names the typo and the closest field, in quotes inside quotes.
     text = str(error).replace("\\n", " ").replace("\\'", "'").replace('"', "").strip("\"' ")
     raise ValueError(f"--config: {text}") from error
-  if len(rest) > 1:
-    raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
-  if not given and _MODE.value != "compare":
-    raise ValueError("--config is missing; try: python -m rc_jax.main --config=configs/demo.py")
-  return "_".join(filter(None, (pathlib.Path(file).stem, variant)))
+
+
+def _without_recipe(argv: Sequence[str]) -> list[str]:
+  """Returns a command line without ``--config=RECIPE``, which has been loaded; overrides of its fields stay."""
+  kept, skip = [], False
+  for argument in argv:
+    if skip:
+      skip = False
+    elif argument.lstrip("-") == "config" and argument.startswith("-"):
+      skip = True
+    elif not (argument.startswith("-") and argument.lstrip("-").startswith("config=")):
+      kept.append(argument)
+  return kept
+
+
+def _last_overrides(argv: Sequence[str]) -> list[str]:
+  """Keeps the last of several values of one field: ml_collections would join those of a tuple."""
+  last = {
+    argument.partition("=")[0]: index
+    for index, argument in enumerate(argv)
+    if argument.startswith("--config.") and "=" in argument
+  }
+  return [
+    argument
+    for index, argument in enumerate(argv)
+    if last.get(argument.partition("=")[0], index) == index or "=" not in argument
+  ]
+
+
+def _help(topic: str, mode: str) -> str:
+  """Returns the text of ``--help``: all modes, the flags of one ``mode``, or the config's fields."""
+  if topic == "config":
+    from rc_jax.config import FIELDS
+
+    lines = ["Fields of a recipe, each set with --config.<field>=<value>:", ""]
+    for field in FIELDS:
+      expects = f" Expected: {field.expects}." if field.expects else ""
+      lines += [f"  {field.path} = {field.default!r}", f"      {field.meaning}{expects}"]
+    return "\n".join(lines)
+  lines = [
+    "usage: python -m rc_jax.main --config=RECIPE[:VARIANT] [--mode=MODE] [--config.path.to.field=value ...]",
+    "",
+  ]
+  flags_of = {name: importlib.import_module(f"rc_jax.modes.{name}").FLAGS for name in MODES}
+  if mode in MODES:
+    lines += [f"--mode={mode}: {MODES[mode]}", *map(_described, flags_of[mode]), ""]
+  else:
+    readers: dict[Flag, list[str]] = {}
+    for name, own in flags_of.items():
+      for flag in own:
+        readers.setdefault(flag, []).append(name)
+    lines.append("flags that several modes read:")
+    lines += [f"{_described(flag)} [{', '.join(of)}]" for flag, of in readers.items() if len(of) > 1]
+    for name, own in flags_of.items():
+      lines += ["", f"--mode={name}: {MODES[name]}"]
+      lines += [_described(flag) for flag in own if len(readers[flag]) == 1]
+    lines.append("")
+  lines.append("--help=config lists the fields of a recipe with their meanings and defaults.")
+  return "\n".join(lines)
+
+
+def _described(flag: Flag) -> str:
+  return f"  --{flag.name}: {flag.meaning}"
 
 
 if __name__ == "__main__":

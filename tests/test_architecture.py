@@ -41,6 +41,7 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
   # Heads and backbones state their own fields.
   "config": {"fields", "models"},
+  "distributed": {"fields"},
 }
 
 # Networks are described by fields, not by a run's config, which is made of their fields.

@@ -1,5 +1,7 @@
 """Plausible mistakes: one line each that says what to do, a status that is not 0, no traceback."""
 
+import importlib
+import inspect
 import os
 import pathlib
 import subprocess
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax import distributed, main
+from rc_jax.config import FIELDS
 from tests.support.paths import ROOT
 
 CAMVID = "--config=configs/camvid.py:cpu"
@@ -33,6 +37,9 @@ MISTAKES = {
   "a typo in a flag": ([DEMO, "--wrkdir=x"], ["wrkdir", "workdir"]),
   "a value of another type": ([DEMO, "--config.train.steps=many"], ["train.steps", "many"]),
   "an unknown mode": ([DEMO, "--mode=fly"], ["mode", "train", "eval", "predict"]),
+  "a flag of another mode": ([DEMO, "--checkpoint=x"], ["--checkpoint", "--mode=train", "eval", "predict"]),
+  "a switch of another mode": ([DEMO, "--nooverlays"], ["--nooverlays", "--mode=train", "predict"]),
+  "a field that the head does not read": ([DEMO, "--config.model.psp_bins=(1,2)"], ["psp_bins", "pspnet"]),
   "no config": ([], ["--config", "configs/demo.py"]),
   "a missing config": (["--config=configs/nothing.py"], ["configs/nothing.py", "no such file"]),
   "an unknown variant": (["--config=configs/camvid.py:huge"], ["huge", "cpu"]),
@@ -55,7 +62,8 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(name: str, tmp_path: pathlib.Path) -> None:
   flags, wanted = MISTAKES[name]
-  status, _, errors = run(*flags, f"--workdir={tmp_path}")
+  workdir = [] if "--mode=compare" in flags else [f"--workdir={tmp_path}"]
+  status, _, errors = run(*flags, *workdir)
   assert status == 2
   assert errors.startswith("error: ") and errors.count("\n") == 1, errors
   for part in wanted:
@@ -92,7 +100,27 @@ def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   assert "77" in errors and ".png" in errors and "0-11" in errors, errors
 
 
-def test_help_lists_the_modes() -> None:
+def test_the_last_value_of_a_field_counts(tmp_path: pathlib.Path) -> None:
+  """ml_collections joins the values of a tuple field that is given twice."""
+  sizes = ["--config.train.crop_size=65", "--config.train.crop_size=97"]
+  status, printed, errors = run(DEMO, "--mode=summary", *sizes)
+  assert status == 0 and not errors and "97 x 97" in printed
+
+
+def test_help_groups_flags_by_mode() -> None:
   status, printed, errors = run("--help")
   assert status == 0 and not errors
-  assert all(word in printed for word in ("--mode", "train", "eval", "predict", "report", "--config"))
+  assert all(f"--mode={mode}: " in printed for mode in main.MODES)
+  predict = printed[printed.index("--mode=predict: ") : printed.index("--mode=export: ")]
+  assert "--images" in predict and "--size" not in predict
+  _, printed, _ = run("--mode=predict", "--help")
+  assert "--images" in printed and "--mode=export" not in printed
+  _, printed, _ = run("--help=config")
+  assert all(field.path in printed for field in FIELDS)
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_a_mode_reads_the_flags_that_it_states(mode: str) -> None:
+  module = importlib.import_module(f"rc_jax.modes.{mode}")
+  names = [flag.name for flag in module.FLAGS if flag not in distributed.FLAGS]
+  assert sorted(names) == sorted(inspect.signature(module.run).parameters)

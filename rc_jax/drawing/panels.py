@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rc_jax.data import DatasetInfo
 
+MANY_CLASSES = 40  # of more classes, legends and plots show those that occur, or the largest values
+
 MARGIN = 6  # pixels between panels
 IGNORED_COLOR = (0, 0, 0)
 _FONT_SIZE = 11

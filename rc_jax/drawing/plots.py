@@ -7,9 +7,10 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from rc_jax.drawing.panels import MANY_CLASSES
+
 matplotlib.use("Agg")  # no screen on a training machine
 
-MANY_CLASSES = 40  # above so many, what no reader would find is left out
 CONFUSIONS = 40  # listed then, instead of a matrix
 
 

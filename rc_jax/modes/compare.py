@@ -5,6 +5,9 @@ import pathlib
 from rc_jax.console import say
 from rc_jax.evaluation.bootstrap import COVERAGE, RESAMPLES, Difference, difference
 from rc_jax.evaluation.results import Result, read_result
+from rc_jax.fields import Flag
+
+FLAGS = (Flag("results", "", "Two runs, or two of their eval/<split>.json, separated by a comma."),)
 
 
 def run(results: str) -> Difference:

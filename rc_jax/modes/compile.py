@@ -6,9 +6,19 @@ The train step is compiled for the attached devices, or for a TPU slice that nee
 from rc_jax.config import Config
 from rc_jax.console import duration
 from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, StepCost, measure
+from rc_jax.fields import Flag
+from rc_jax.modes import CONFIG
+
+FLAGS = (
+  CONFIG,
+  Flag(
+    "topology", "", "A TPU slice that need not be attached, such as v5e:4x8. Default: the attached devices."
+  ),
+  Flag("fast", False, "Reports sizes and messages alone, in a fraction of the time."),
+)
 
 
-def run(config: Config, topology: str, fast: bool) -> None:
+def run(config: Config, topology: str = "", fast: bool = False) -> None:
   """Compiles and prints.
 
   Args:

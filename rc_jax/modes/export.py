@@ -19,13 +19,29 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from rc_jax import data, files, models, sharding
+from rc_jax import data, distributed, files, models, sharding
 from rc_jax.config import Config, as_dict
 from rc_jax.console import say
+from rc_jax.fields import Flag
 from rc_jax.inference import predictor
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
+from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions.folder import settings_of
 from rc_jax.weights import restore
+
+FLAGS = (
+  *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
+  Flag("size", "", "HEIGHT,WIDTH in pixels of the images that the program reads."),
+  Flag("batch", 0, "Images of one call. 0: any number."),
+  Flag("platforms", ("cpu", "cuda", "tpu"), "Where the program can run: some of cpu,cuda,rocm,tpu."),
+  Flag(
+    "weights", "inside", "Where the weights are: inside the program, or beside it in weights.safetensors."
+  ),
+  Flag("probabilities", False, "The program also returns class probabilities, float32."),
+  Flag("output", None, "Folder to write. Default: export in --workdir."),
+  Flag("overwrite", False, "Replaces the program that is there."),
+)
+
 
 PROGRAM, METADATA, WEIGHTS, README = "program.jaxexport", "metadata.json", "weights.safetensors", "README.md"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,7 +51,7 @@ WEIGHTS_PLACES = ("inside", "beside")
 def run(
   config: Config,
   workdir: pathlib.Path,
-  checkpoint_path: pathlib.Path | None,
+  checkpoint: pathlib.Path | None = None,
   *,
   size: str,
   batch: int = 0,
@@ -50,7 +66,7 @@ def run(
   Args:
     config: a validated config; ``eval`` says which scales, flip and window the program has.
     workdir: where the newest checkpoint is looked for.
-    checkpoint_path: a run, one step of it, or a file of weights from elsewhere; None: the newest of ``workdir``.
+    checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
     size: height and width of the images, ``"1024,2048"``.
     batch: images of one call; 0: any number.
     platforms: where it shall run, of ``PLATFORMS``. Each has its own form of the convolutions in the program.
@@ -88,14 +104,13 @@ def run(
 
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
-  restored = restore.restore(network, config, checkpoint_path or workdir)
+  path = restore.locate(workdir, checkpoint)
+  restored = restore.restore(network, config, path)
   variables = sharding.local_copy((restored.params, restored.batch_stats))
   exported, arrays = export_program(
     network, config, variables, (height, width), batch, platforms, weights == "inside", probabilities
   )
-  settings = settings_of(
-    as_dict(config), variables, restore.origin(checkpoint_path or workdir), restored.step
-  )
+  settings = settings_of(as_dict(config), variables, restore.origin(path), restored.step)
   metadata = _metadata(info, exported, settings, (height, width), batch, weights, probabilities)
 
   if jax.process_index() > 0:

@@ -23,6 +23,11 @@ from rc_jax.data.findings import (
   train_ids_of,
 )
 from rc_jax.drawing import contact_sheet
+from rc_jax.fields import Flag
+from rc_jax.modes import CONFIG, WORKDIR
+
+FLAGS = (CONFIG, WORKDIR, Flag("sample", 0, "How many images of each split to check. 0: all."))
+
 
 CLEAN, DEFECTIVE = 0, 1  # exit statuses
 _COLUMNS = 110  # of the text

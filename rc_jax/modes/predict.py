@@ -18,16 +18,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import data, models, sharding
+from rc_jax import data, distributed, models, sharding
 from rc_jax.config import Config, as_dict, height_width
 from rc_jax.console import Progress, duration, say
 from rc_jax.drawing import prediction
+from rc_jax.fields import Flag
 from rc_jax.inference import batched
 from rc_jax.inference.predictor import labels_and_probabilities
+from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions import submission
 from rc_jax.predictions.folder import PredictionFolder, label_image, settings_of
 from rc_jax.predictions.images import Picture, by_size, from_path, from_source, read_ahead
 from rc_jax.weights import restore
+
+FLAGS = (
+  *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
+  Flag("images", None, "An image or a folder of images. Default: the images of eval.split."),
+  Flag("output", None, "Folder to write. Default: predictions in --workdir."),
+  Flag("recursive", False, "Also labels the images in the folders below --images."),
+  Flag("overwrite", False, "Labels all images again."),
+  Flag("overlays", True, "Also writes pictures with class colours and a legend."),
+  Flag("probabilities", False, "Also writes class probabilities, as NPZ of uint8 [N,H,W] in units of 1/255."),
+  Flag("format", "", "Also writes a checked zip for a test server: cityscapes, ade20k or coco_stuff."),
+)
+
 
 SOME_UNREADABLE = 1  # the exit status when images could not be read
 JPEG_QUALITY = 92
@@ -41,29 +55,29 @@ Labelled = tuple[Picture, np.ndarray, np.ndarray, np.ndarray | None]
 def run(
   config: Config,
   workdir: pathlib.Path,
-  checkpoint_path: pathlib.Path | None,
-  images: pathlib.Path | None,
+  checkpoint: pathlib.Path | None = None,
+  images: pathlib.Path | None = None,
   *,
   output: pathlib.Path | None = None,
   recursive: bool = False,
   overwrite: bool = False,
   overlays: bool = True,
   probabilities: bool = False,
-  layout: str = "",
+  format: str = "",
 ) -> int:
   """Labels images with a checkpoint's network.
 
   Args:
     config: a validated config.
     workdir: where the newest checkpoint is looked for.
-    checkpoint_path: a run, one step of it, or a file of weights from elsewhere; None: the newest of ``workdir``.
+    checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
     images: an image or a folder of images; None: the images of ``config.eval.split``.
     output: where predictions go; None: ``workdir/predictions``.
     recursive: also label the images in the folders of ``images``.
     overwrite: label all images again, also where other settings labelled them.
     overlays: also write pictures with a legend.
     probabilities: also write each class's probabilities, ``probabilities uint8 [N,H,W]`` of 255ths.
-    layout: a name of ``submission.FORMATS``: also write ``<output>/<layout>_<split or folder>.zip``, checked.
+    format: a name of ``submission.FORMATS``: also write ``<output>/<format>_<split or folder>.zip``, checked.
 
   Returns:
     The exit status: 0, or 1 where images could not be read. These are named, and all others are labelled.
@@ -74,10 +88,11 @@ def run(
       would be refused.
   """
   info = data.info(config.dataset.name, config.dataset.root)
-  form = submission.find(layout, config.dataset.name) if layout else None
+  form = submission.find(format, config.dataset.name) if format else None
   output = (output or workdir / "predictions").resolve()
   network = models.build(config.model, info.num_classes)
-  restored = restore.restore(network, config, checkpoint_path or workdir)
+  path = restore.locate(workdir, checkpoint)
+  restored = restore.restore(network, config, path)
   if images is None:
     wanted = from_source(
       data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False), config.eval.split
@@ -90,7 +105,7 @@ def run(
   weights = sharding.local_copy((restored.params, restored.batch_stats))
   folder = PredictionFolder(
     output,
-    settings_of(as_dict(config), weights, restore.origin(checkpoint_path or workdir), restored.step),
+    settings_of(as_dict(config), weights, restore.origin(path), restored.step),
     overwrite=overwrite,
     process=jax.process_index(),
     remedy="--output=DIR for another folder",
@@ -113,11 +128,11 @@ def run(
     print(f"{lost} of {len(wanted)} images could not be read", file=sys.stderr, flush=True)
   if form is not None and lost:
     raise ValueError(
-      f"--format={layout}: no submission was written, as {lost} of {len(wanted)} images could not be read: copy or "
+      f"--format={format}: no submission was written, as {lost} of {len(wanted)} images could not be read: copy or "
       "download them again, and start again"
     )
   if form is not None and jax.process_index() == 0:
-    target = output / f"{layout}_{images.stem if images else config.eval.split}.zip"
+    target = output / f"{format}_{images.stem if images else config.eval.split}.zip"
     submission.write(form, expected, output / "labels", info, target)
     size = target.stat().st_size / 1e6
     say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")

@@ -6,15 +6,35 @@ The folder that is written takes the raw one's place in ``--config.dataset.root=
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 from rc_jax import data
 from rc_jax.config import Config
 from rc_jax.console import Progress, duration, say
 from rc_jax.data.prepared import reader, writer
 from rc_jax.data.reading.source import FilePairs
+from rc_jax.fields import Flag
+from rc_jax.modes import CONFIG
+
+FLAGS = (
+  CONFIG,
+  Flag("output", None, "Folder to write. Default: dataset.root with _prepared appended."),
+  Flag(
+    "encoding",
+    "tiles",
+    "tiles: lossless tiles, of which a crop decodes only those that it needs; original: the image files as they are.",
+    choices=("tiles", "original"),
+  ),
+  Flag("splits", (), "Splits to pack, such as train,val. Default: all that are there."),
+)
 
 
-def run(config: Config, output: str, encoding: str, chosen: str) -> pathlib.Path:
+def run(
+  config: Config,
+  output: pathlib.Path | None = None,
+  encoding: str = "tiles",
+  splits: Sequence[str] = (),
+) -> pathlib.Path:
   """Writes, resumes, checks or mends a prepared data set: ``--mode=prepare``.
 
   A folder that was interrupted goes on where it was; one that is whole is checked against its checksums, and shards
@@ -23,9 +43,9 @@ def run(config: Config, output: str, encoding: str, chosen: str) -> pathlib.Path
   Args:
     config: a validated config: ``dataset.name`` and ``dataset.root`` say what to pack, ``data.workers`` how many
       processes do it (0: as many as there are cores).
-    output: the folder to write; empty: ``dataset.root`` with ``_prepared`` behind it.
-    encoding: one of ``packing.ENCODINGS``.
-    chosen: splits, joined by commas; empty: all that are there.
+    output: the folder to write; None: ``dataset.root`` with ``_prepared`` behind it.
+    encoding: one of ``writer.ENCODINGS``.
+    splits: those to pack; empty: all that are there.
 
   Returns:
     The folder.
@@ -44,7 +64,7 @@ def run(config: Config, output: str, encoding: str, chosen: str) -> pathlib.Path
   folder = pathlib.Path(output or f"{root.rstrip('/')}_prepared").expanduser()
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--output={folder}: is a file; expected a folder, or a name that is free")
-  sources = _sources(name, root, chosen, (config.dataset.train_split, config.eval.split))
+  sources = _sources(name, root, splits, (config.dataset.train_split, config.eval.split))
   workers = config.data.workers or len(os.sched_getaffinity(0))
   shards = writer.plan(sources, encoding)
   start = time.monotonic()
@@ -77,11 +97,10 @@ def _write(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> No
     progress.close()
 
 
-def _sources(name: str, root: str, chosen: str, wanted: tuple[str, ...]) -> dict[str, FilePairs]:
+def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...]) -> dict[str, FilePairs]:
   """The splits to pack: the chosen, or all whose folders are there."""
   if chosen:
-    names = list(dict.fromkeys(filter(None, chosen.split(","))))
-    return {split: _source(name, root, split) for split in names}
+    return {split: _source(name, root, split) for split in dict.fromkeys(chosen)}
   sources, reasons = {}, []
   # A folder without any images has no splits: reading the one that is trained on says what is missing.
   for split in data.splits(name, root) or wanted[:1]:

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from rc_jax import data, models, sharding
+from rc_jax import data, distributed, models, sharding
 from rc_jax.config import Config
 from rc_jax.console import say
-from rc_jax.drawing import plots
-from rc_jax.drawing.panels import colorize, grid, legend, shrunk
-from rc_jax.drawing.plots import MANY_CLASSES
+from rc_jax.drawing.panels import MANY_CLASSES, colorize, grid, legend, shrunk
 from rc_jax.inference import predictor
+from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.training.run_log import read
 from rc_jax.weights import restore
+
+FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
+
 
 PANELS = 6  # images shown
 PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
@@ -64,6 +66,8 @@ def write(
   Returns:
     The path of the page, which needs no other file.
   """
+  from rc_jax.drawing import plots  # imports matplotlib, which takes a second
+
   folder = workdir / "report"
   folder.mkdir(parents=True, exist_ok=True)
   pictures = {"panels.png": "Image, ground truth, prediction"}
@@ -91,10 +95,10 @@ def write(
   return page
 
 
-def run(config: Config, workdir: pathlib.Path, checkpoint_path: pathlib.Path | None) -> pathlib.Path:
+def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None) -> pathlib.Path:
   """Draws the report of a run from a checkpoint, see ``write``: ``--mode=report``."""
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
-  restored = restore.restore(network, config, checkpoint_path or workdir)
+  restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
   page = write(config, workdir, network, restored.params, restored.batch_stats)

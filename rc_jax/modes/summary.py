@@ -8,6 +8,10 @@ import jax.numpy as jnp
 from rc_jax import data, models
 from rc_jax.config import Config, height_width, uses_contrast
 from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
+from rc_jax.modes import CONFIG
+
+FLAGS = (CONFIG,)
+
 
 HEADER = ("stage", "output", "parameters", "GFLOP", "GFLOP dense", "kept MB", "")
 IS_TEXT = (True, True, False, False, False, False, True)

@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import data, files, models, sharding
+from rc_jax import data, distributed, files, models, sharding
 from rc_jax.config import Config, as_dict, different_run, height_width, uses_contrast
 from rc_jax.console import duration, say
 from rc_jax.evaluation.evaluator import Results, make_evaluator
 from rc_jax.evaluation.results import write_results
+from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state
 from rc_jax.training.prefetch import Prefetcher
@@ -27,6 +28,9 @@ from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.weights.checkpoint import Checkpoints
 
 PREEMPTED = 143  # 128 + SIGTERM: a scheduler sees that the run was stopped and starts it again
+
+
+FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
 
 
 class NonFiniteLoss(ValueError):
@@ -76,7 +80,7 @@ class _StopDuringEvaluation(Exception):
   pass
 
 
-def train(config: Config, workdir: pathlib.Path) -> int:
+def run(config: Config, workdir: pathlib.Path) -> int:
   """Trains, or goes on training, the run of a config in a folder.
 
   Args:
@@ -92,6 +96,7 @@ def train(config: Config, workdir: pathlib.Path) -> int:
     NonFiniteLoss: the loss became NaN or infinite.
     OSError: the disk is full.
   """
+  workdir.mkdir(parents=True, exist_ok=True)
   refuse_other_run(config, workdir)
   mesh = sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)

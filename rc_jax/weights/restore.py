@@ -57,3 +57,18 @@ def _imported(network: models.Network, config: Config, path: pathlib.Path) -> ch
   say(report.summary())
   trees = sharding.put_replicated((variables.params, variables.batch_stats), sharding.global_mesh())
   return checkpoint.Model(step=0, params=trees[0], batch_stats=trees[1])
+
+
+def locate(workdir: pathlib.Path, checkpoint: pathlib.Path | None) -> pathlib.Path:
+  """Returns the path that ``--checkpoint`` means.
+
+  Args:
+    workdir: the run's folder.
+    checkpoint: a run's folder, one of its checkpoints, a file of weights, or the number of one of ``workdir``'s steps,
+      ``Path("12000")``; None: ``workdir``, whose newest checkpoint ``restore`` takes.
+  """
+  if checkpoint is None:
+    return workdir
+  if str(checkpoint).isdigit() and not checkpoint.exists():
+    return workdir / "checkpoints" / str(checkpoint)
+  return checkpoint

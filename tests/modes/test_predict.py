@@ -220,7 +220,7 @@ def test_two_processes_label_every_image_and_write_one_submission(tmp_path: path
     Image.fromarray(scene(number)).resize((57, 41 + number % 2)).save(images / f"{number}.png")
   whole = (images / "5.png").read_bytes()
   alone, together = tmp_path / "alone", tmp_path / "together"
-  options = {"dataset": "ade20k", "layout": "ade20k"}
+  options = {"dataset": "ade20k", "format": "ade20k"}
   assert tiny_predictions.label(images, alone, probabilities=True, **options) == 0
   command = ["-m", "tests.tiny_predictions", str(images), str(together)]
   command += [f"{name}={value}" for name, value in options.items()]

@@ -36,29 +36,29 @@ def raw(tmp_path, monkeypatch):
 
 def test_processes_change_no_byte(raw, tmp_path, capsys):
   for workers in (1, 3):
-    prepare.run(settings(raw, workers), str(tmp_path / str(workers)), "tiles", "")
+    prepare.run(settings(raw, workers), tmp_path / str(workers), "tiles")
   assert digests(tmp_path / "1") == digests(tmp_path / "3")
   assert len(digests(tmp_path / "1")) > 6
   assert "17 images (test 2, train 12, val 3)" in capsys.readouterr().out
   # Once it is whole, the same command checks it.
-  prepare.run(settings(raw), str(tmp_path / "1"), "tiles", "")
+  prepare.run(settings(raw), tmp_path / "1", "tiles")
   assert "every shard has its checksum" in capsys.readouterr().out
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(raw, tmp_path):
-  prepare.run(settings(raw), str(tmp_path / "whole"), "original", "")
+  prepare.run(settings(raw), tmp_path / "whole", "original")
   output = tmp_path / "killed"
   # Slow enough to be killed in the middle of any shard.
   code = f"""
 import time
 from rc_jax import prepare
-from rc_jax.data import packing
+from rc_jax.data.prepared import writer
 from tests.test_prepare import settings
 packing._SHARD_BYTES = (4_000, 4_000)
-encode = packing.encode_example
-packing.encode_example = lambda *given: (time.sleep(0.1), encode(*given))[1]
+encode = writer.encode_example
+writer.encode_example = lambda *given: (time.sleep(0.1), encode(*given))[1]
 print("ready", flush=True)
-prepare.run(settings({str(raw)!r}, 1), {str(output)!r}, "original", "")
+prepare.run(settings({str(raw)!r}, 1), pathlib.Path({str(output)!r}), "original")
 """
   moments = random.Random(0)
   for _ in range(3):
@@ -74,36 +74,36 @@ prepare.run(settings({str(raw)!r}, 1), {str(output)!r}, "original", "")
     assert not reader.is_prepared(str(output))
   kept = {path.name: path.stat().st_mtime_ns for path in output.glob("folder-*")}
   assert len(kept) >= 3
-  prepare.run(settings(raw), str(output), "original", "")
+  prepare.run(settings(raw), output, "original")
   assert digests(output) == digests(tmp_path / "whole")
   assert kept == {name: (output / name).stat().st_mtime_ns for name in kept}
 
 
 def test_a_damaged_raw_file_is_named_and_once_it_is_mended_the_rest_is_kept(raw, tmp_path):
-  prepare.run(settings(raw), str(tmp_path / "whole"), "tiles", "")
+  prepare.run(settings(raw), tmp_path / "whole", "tiles")
   file = raw / "images" / "train" / "08.png"
   content = file.read_bytes()
   file.write_bytes(content[: len(content) // 2])
   for workers in (2, 1):
     with pytest.raises(ValueError, match=r"08\.png: cannot be decoded") as error:
-      prepare.run(settings(raw, workers), str(tmp_path / "packed"), "tiles", "")
+      prepare.run(settings(raw, workers), tmp_path / "packed", "tiles")
     assert "\n" not in str(error.value) and not reader.is_prepared(str(tmp_path / "packed"))
   assert list((tmp_path / "packed").glob("folder-*"))
   file.write_bytes(content)
-  prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "")
+  prepare.run(settings(raw), tmp_path / "packed", "tiles")
   assert digests(tmp_path / "packed") == digests(tmp_path / "whole")
 
 
 def test_damage_after_the_fact_is_found_and_mended(raw, tmp_path):
-  output = prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "")
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
   before = digests(output)
   shard = next(output.glob("folder-val*"))
   content = bytearray(shard.read_bytes())
   content[70] ^= 4
   shard.write_bytes(content)
   with pytest.raises(ValueError, match=f"{shard.name}.*checksum"):
-    prepare.run(settings(output), "", "tiles", "")
-  prepare.run(settings(raw), str(output), "tiles", "")
+    prepare.run(settings(output), None, "tiles")
+  prepare.run(settings(raw), output, "tiles")
   assert digests(output) == before
 
 
@@ -112,7 +112,7 @@ def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monke
   photos.mkdir()
   (photos / "me.jpg").write_text("not yours")
   with pytest.raises(ValueError, match=r"photos: holds me\.jpg, expected an empty folder"):
-    prepare.run(settings(raw), str(photos), "tiles", "")
+    prepare.run(settings(raw), photos, "tiles")
   assert (photos / "me.jpg").read_text() == "not yours"
 
   shards = writer.plan({"val": packing_source(raw, "val")}, "tiles")
@@ -122,26 +122,26 @@ def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monke
     with pytest.raises(ValueError, match="another process prepares into it"), writer.alone(begun):
       pass
   with pytest.raises(ValueError, match="encoding tiles, here original"):
-    prepare.run(settings(raw), str(begun), "original", "")
+    prepare.run(settings(raw), begun, "original")
 
   class Full:
     free = 10
 
   monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: Full)
   with pytest.raises(OSError, match=r"GB are needed, but 0\.00 GB are free"):
-    prepare.run(settings(raw), str(tmp_path / "small"), "tiles", "")
+    prepare.run(settings(raw), tmp_path / "small", "tiles")
 
 
 def test_what_cannot_be_prepared_is_refused(raw, tmp_path):
   config = defaults()
   config.dataset.name = "synthetic"
   with pytest.raises(ValueError, match="synthetic"):
-    prepare.run(config, str(tmp_path / "packed"), "tiles", "")
+    prepare.run(config, tmp_path / "packed", "tiles")
   with pytest.raises(FileNotFoundError, match="nowhere"):
-    prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "train,nowhere")
+    prepare.run(settings(raw), tmp_path / "packed", "tiles", ("train", "nowhere"))
   (raw / "images" / "train").rename(raw / "images" / "my-train")
   with pytest.raises(ValueError, match="my-train"):
-    prepare.run(settings(raw), str(tmp_path / "packed"), "tiles", "my-train")
+    prepare.run(settings(raw), tmp_path / "packed", "tiles", ("my-train",))
 
 
 def packing_source(raw: pathlib.Path, split: str):
