@@ -50,11 +50,12 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(raw, tmp_p
   output = tmp_path / "killed"
   # Slow enough to be killed in the middle of any shard.
   code = f"""
+import pathlib
 import time
-from rc_jax import prepare
 from rc_jax.data.prepared import writer
-from tests.test_prepare import settings
-packing._SHARD_BYTES = (4_000, 4_000)
+from rc_jax.modes import prepare
+from tests.modes.test_prepare import settings
+writer._SHARD_BYTES = (4_000, 4_000)
 encode = writer.encode_example
 writer.encode_example = lambda *given: (time.sleep(0.1), encode(*given))[1]
 print("ready", flush=True)
