@@ -158,7 +158,7 @@ def scored(rule: str) -> dict:
 def on_eight_devices() -> dict:
   """The same scores from a process that has eight devices."""
   code = (
-    "import json, jax; from tests.test_evaluate import RULES, scored; assert jax.device_count() == 8; "
+    "import json, jax; from tests.modes.test_eval import RULES, scored; assert jax.device_count() == 8; "
     "print(json.dumps({rule: scored(rule) for rule in RULES.values()}))"
   )
   (printed,) = processes.run("-c", code, devices=8)

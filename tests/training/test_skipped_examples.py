@@ -76,7 +76,7 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
 PROCESS = """
 import sys, pathlib, jax
 from rc_jax import sharding
-from rc_jax.skipped import SkippedExamples
+from rc_jax.training.skipped_examples import SkippedExamples
 
 sharding.connect()
 index = jax.process_index()

@@ -171,7 +171,7 @@ def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathl
   saved = {}
   for number, devices in ((1, 1), (1, 8), (2, 4)):
     path = tmp_path / f"{number}x{devices}.npz"
-    code = f"import tests.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
+    code = f"import tests.training.test_train_step as t, pathlib; t.save_updates(pathlib.Path({str(path)!r}))"
     processes.run("-c", code, processes=number, devices=devices)
     saved[number, devices] = np.load(path)
     assert saved[number, devices]["devices"] == number * devices
@@ -208,7 +208,9 @@ def print_collectives() -> None:
 
 
 def test_no_message_grows_with_the_bank() -> None:
-  (printed,) = processes.run("-c", "import tests.test_train_step as t; t.print_collectives()", devices=8)
+  (printed,) = processes.run(
+    "-c", "import tests.training.test_train_step as t; t.print_collectives()", devices=8
+  )
   small, large = map(json.loads, printed.splitlines()[-2:])
   assert small == large
   # All but a little are the gradients: statistics, queries (8 x 4 of 16 channels) and metrics.

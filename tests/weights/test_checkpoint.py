@@ -182,8 +182,6 @@ def move_between_devices(workdir: pathlib.Path) -> None:
 
 
 def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
-  code = (
-    f"import tests.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
-  )
+  code = f"import tests.weights.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
   (printed,) = processes.run("-c", code, devices=8)
   assert "the same keys everywhere" in printed
