@@ -75,10 +75,10 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
 
 PROCESS = """
 import sys, pathlib, jax
-from rc_jax import sharding
+from rc_jax import distributed
 from rc_jax.training.skipped_examples import SkippedExamples
 
-sharding.connect()
+distributed.connect()
 index = jax.process_index()
 skipped = SkippedExamples(pathlib.Path(sys.argv[1]), 2, None)
 assert skipped.add({"next_batch": 1}) == {"next_batch": 1}
