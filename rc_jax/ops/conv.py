@@ -63,8 +63,11 @@ def _conv2d_backward(
     cpu_kernel = conv_xla.split_kernel_gradient
   rounded = kernel.astype(x.dtype)
   d_input = _lowered(cpu_input, conv_xla.input_gradient, stride, dilation)(dy, x, rounded)
-  # On GPUs, whether cuDNN takes operands and result of two dtypes, and how fast, has not been seen yet.
-  forms = (_in_float32(cpu_kernel), conv_xla.transposed_kernel_gradient, stride, dilation)
+  # A result in float32 takes cuDNN two to three times as long (H200, jax 0.11.2): it converts the operands.
+  gpu_kernel = conv_xla.transposed_kernel_gradient
+  if dilation > 1 and stride == 1:
+    gpu_kernel = conv_xla.phases_kernel_gradient
+  forms = (_in_float32(cpu_kernel), gpu_kernel, stride, dilation)
   d_kernel = _lowered(*forms, tpu=conv_xla.kernel_gradient)(dy, x, rounded)
   return d_input, d_kernel.astype(kernel.dtype)
 

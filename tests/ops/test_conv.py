@@ -90,6 +90,33 @@ def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, s
   np.testing.assert_allclose(d_kernel, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ("size", "kernel_size", "dilation"),
+  [((9, 12), 3, 2), ((8, 8), 3, 4), ((7, 10), 3, 3), ((9, 8), 3, 12), ((13, 11), 5, 2), ((1, 6), 3, 2)],
+)
+def test_the_kernel_gradient_by_phases_is_the_plain_one(size, kernel_size, dilation, dtype):
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.standard_normal((2, *size, 5)), dtype)
+  dy = jnp.asarray(random.standard_normal((2, *size, 7)), dtype)
+  kernel = jnp.zeros((kernel_size, kernel_size, 5, 7), dtype)
+  options = {"stride": 1, "dilation": dilation}
+  found = conv_xla.phases_kernel_gradient(dy, x, kernel, **options)
+  wide = (array.astype(jnp.float32) for array in (dy, x, kernel))
+  expected = conv_xla.transposed_kernel_gradient(*wide, **options)
+  assert found.dtype == jnp.float32
+  tolerance = 2**-8 if dtype == jnp.bfloat16 else 2e-6
+  np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max()))
+
+
+def test_a_gpus_kernel_gradient_has_no_filter_of_the_images_size():
+  """XLA turns the plain transpose of a dilated convolution into one whose filter is a whole image."""
+  x, kernel = jnp.ones((2, 40, 40, 4)), jnp.ones((3, 3, 4, 4))
+  gradients = jax.jit(lambda x, kernel: jax.vjp(lambda x, k: conv2d(x, k, 1, 4), x, kernel)[1](x))
+  text = gradients.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+  assert text.count("stablehlo.convolution") == 2 and "tensor<32x10x10x4xf32>" in text
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2, 5])
 def test_valid_taps_are_those_that_a_loop_finds(stride, dilation):
