@@ -5,19 +5,19 @@ import pathlib
 
 import pytest
 
+from tests.support import processes
 from tests.support.paths import SHARED
 
 # No accelerator: tests say the same on a laptop and on a machine with GPUs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most programs run once or twice: XLA's passes over them stay, LLVM's over the machine code are not worth their time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ["XLA_FLAGS"] = processes.xla_flags()
 
 # Whole files go to the next free process: the longest first, so that none is left for the end.
 LONGEST = (
   "test_train.py",
   "test_train_step.py",
-  "test_ahead_of_time.py",
-  "test_evaluate.py",
+  "test_compile.py",
+  "test_eval.py",
   "test_export.py",
 )
 

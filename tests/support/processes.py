@@ -1,4 +1,4 @@
-"""Python in processes of its own: with several devices, or several of one run."""
+"""Python in other processes: with several devices, or several processes of one run."""
 
 import os
 import socket
@@ -8,15 +8,32 @@ from collections.abc import Sequence
 
 from tests.support.paths import ROOT
 
+# Most programs run once or twice: XLA's own passes stay, LLVM's optimisation of the machine code is not worth its time.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
+
+
+def xla_flags(devices: int | None = None) -> str:
+  """Returns ``XLA_FLAGS`` for a process of the tests: those of the environment, and the tests' own.
+
+  A flag that the environment holds wins over ``QUICK_COMPILE``; the number of devices wins over the environment.
+
+  Args:
+    devices: how many CPU devices the process has; None: as many as the environment says.
+  """
+  flags = [QUICK_COMPILE, *os.environ.get("XLA_FLAGS", "").split()]
+  if devices is not None:
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+  # One of each name, the last: processes that tests start inherit what this function returned.
+  return " ".join({flag.partition("=")[0]: flag for flag in flags}.values())
+
 
 def with_devices(number: int) -> dict[str, str]:
-  """What a process must find in its environment to have so many devices, and to compile as quickly as the tests."""
-  flags = f"--xla_force_host_platform_device_count={number} --xla_backend_optimization_level=0"
-  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  """Returns the environment variables of a process that has ``number`` CPU devices and compiles quickly."""
+  return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(number)}
 
 
 def start(arguments: Sequence[str], *, processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
-  """Starts Python with ``arguments`` in each of so many processes of one run, with so many devices each."""
+  """Starts Python with ``arguments`` in each of the ``processes`` of one run, each with ``devices`` devices."""
   environments = [os.environ | with_devices(devices) for _ in range(processes)]
   if processes > 1:
     with socket.socket() as free:
@@ -39,7 +56,7 @@ def start(arguments: Sequence[str], *, processes: int = 1, devices: int = 1) -> 
 
 
 def run(*arguments: str, processes: int = 1, devices: int = 1) -> list[str]:
-  """Runs Python as ``start`` does; returns what each process printed. All must succeed."""
+  """Runs Python as ``start`` does, to the end; returns the output of each process. All must succeed."""
   started = start(arguments, processes=processes, devices=devices)
   printed = [process.communicate(timeout=300)[0] for process in started]
   assert not any(process.returncode for process in started), "\n".join(printed)[-3000:]
