@@ -17,6 +17,7 @@ GROUND = {"fields", "config", "sharding", "distributed", "console", "files", "re
 
 # Package or module -> the packages of ours that it may import, besides itself and the ground.
 MAY_IMPORT: dict[str, set[str]] = {
+  "__main__": {"main"},
   "main": {"modes"},
   "modes": {
     *("study", "costs", "training", "evaluation", "weights", "inference", "predictions", "drawing"),

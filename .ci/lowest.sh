@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Tests the lower bounds of pyproject.toml: a fresh environment with the lowest versions that the bounds allow, and the
+# tests that reach each dependency. Needs uv (pip install uv) and the oldest Python that pyproject.toml names.
+#
+#   .ci/lowest.sh            all of them: the command, with the extra train
+#   .ci/lowest.sh contrast   the loss alone
+#
+# Run it after a change of a bound, or of a call into a dependency; .ci/run does not. Last run:
+#   NEVER
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+part=${1:-train}
+python=${PYTHON:-python3.11}
+case $part in
+  train)
+    extras='.[train]'
+    tests=(
+      tests/contrast tests/costs tests/data tests/drawing tests/ops tests/predictions tests/training tests/weights
+      tests/models/test_deeplabv3.py tests/modes/test_compile.py tests/modes/test_export.py tests/modes/test_report.py
+      tests/modes/test_summary.py tests/test_config.py tests/test_main.py
+    )
+    ;;
+  contrast) extras=. tests=(tests/contrast) ;;
+  *) echo "error: '$part' is neither train nor contrast" >&2; exit 2 ;;
+esac
+
+venv=$(mktemp -d)
+trap 'rm -rf "$venv"' EXIT
+uv venv --quiet --python "$python" "$venv"
+export VIRTUAL_ENV=$venv
+# lowest-direct: what rc_jax names at its lowest, what those packages need at its newest, as a user's old environment
+# would be after an installation.
+uv pip install --quiet --resolution lowest-direct "$extras"
+# The tools of the tests have no bounds to test.
+uv pip install --quiet hypothesis pytest pytest-xdist pyyaml hatchling
+uv pip list --format=freeze
+"$venv/bin/python" -m pytest "${tests[@]}"
