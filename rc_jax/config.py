@@ -30,6 +30,7 @@ from rc_jax.fields import (
   size,
   within,
 )
+from rc_jax.recipes import resolve_recipe
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
@@ -276,15 +277,14 @@ def load_recipe(recipe: str) -> Config:
   """Loads the config of a recipe file.
 
   Args:
-    recipe: ``FILE`` or ``FILE:VARIANT``; the file defines ``get_config``, which takes the variant where it has any.
+    recipe: ``FILE`` or ``FILE:VARIANT``, or the name of one that comes with rc_jax, such as ``cityscapes:resnet101``. The
+      file defines ``get_config``, which takes the variant where it has any.
 
   Raises:
     ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
   """
   file, _, variant = recipe.partition(":")
-  path = pathlib.Path(file)
-  if not path.is_file():
-    raise ValueError(f"--config={file}: no such file; recipes are in configs/, such as configs/demo.py")
+  path = pathlib.Path(resolve_recipe(file))
   spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")

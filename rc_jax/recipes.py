@@ -32,7 +32,9 @@ def resolve_recipe(name: str) -> str:
   listed = names()
   close = difflib.get_close_matches(pathlib.Path(name).stem, listed, n=1)
   hint = f"; did you mean {close[0]}?" if close else ""
-  raise ValueError(f"--config={name}: no such file, and no such recipe; the recipes are {', '.join(listed)}{hint}")
+  raise ValueError(
+    f"--config={name}: no such file, and no such recipe; the recipes are {', '.join(listed)}{hint}"
+  )
 
 
 def names() -> tuple[str, ...]:

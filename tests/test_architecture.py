@@ -41,7 +41,7 @@ ALONE = {"contrast", "ops"}  # they import nothing of ours, not even the ground
 GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
   # Heads and backbones state their own fields.
-  "config": {"fields", "models"},
+  "config": {"fields", "models", "recipes"},
   "distributed": {"fields"},
 }
 
