@@ -277,8 +277,8 @@ def load_recipe(recipe: str) -> Config:
   """Loads the config of a recipe file.
 
   Args:
-    recipe: ``FILE`` or ``FILE:VARIANT``, or the name of one that comes with rc_jax, such as ``cityscapes:resnet101``. The
-      file defines ``get_config``, which takes the variant where it has any.
+    recipe: a file, or the name of a recipe that comes with rc_jax, and its variant: ``cityscapes:resnet101``. The file
+      defines ``get_config``, which takes the variant where it has any.
 
   Raises:
     ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
