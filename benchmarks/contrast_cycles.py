@@ -48,10 +48,10 @@ def main() -> None:
 def compile_loss(size: Size, mesh: Any, chips: int) -> tuple[Any, int]:
   """Compiles value and gradient for the first chips of a mesh; returns also the slots of a class on each."""
   mesh = jax.sharding.Mesh(mesh.devices[:chips], mesh.axis_names, axis_types=mesh.axis_types)
-  whole, spread = sharding.replicated(mesh), sharding.slots(mesh)
+  replicated = sharding.replicated_sharding(mesh)
 
-  def shape(dimensions: tuple[int, ...], dtype: Any, where: Any = whole) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=where)
+  def shape(dimensions: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dimensions, dtype, sharding=replicated)
 
   n, b = size.num_classes, size.batch
   empty = jax.eval_shape(
@@ -59,13 +59,8 @@ def compile_loss(size: Size, mesh: Any, chips: int) -> tuple[Any, int]:
       n, size.capacity, DIM, jnp.bfloat16, mesh=mesh, axis=sharding.DATA_AXIS
     )
   )
-  bank = contrast.MemoryBank(
-    keys=shape(empty.keys.shape, jnp.bfloat16, spread),
-    cursor=shape((n,), jnp.int32),
-    count=shape((n,), jnp.int32),
-    padding=empty.padding,
-    mesh=mesh,
-    axis=empty.axis,
+  bank = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), empty, empty.shardings()
   )
 
   def loss(vectors: jax.Array, present: jax.Array, bank: contrast.MemoryBank) -> jax.Array:

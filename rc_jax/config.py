@@ -2,7 +2,8 @@
 
 A recipe in ``configs/`` starts from ``defaults()`` and writes what its paper's paragraph on implementation says. Where
 the paper is silent, the default here applies, and ``Field.meaning`` gives its source. ``validate`` refuses what cannot
-work in one line that names the field. The fields of heads and backbones stand in their own files (``rc_jax/models``).
+work in one line that names the field. The fields of heads, backbones and pixel losses stand in their own files
+(``rc_jax/models``, ``rc_jax/losses``).
 """
 
 import difflib
@@ -14,7 +15,7 @@ from typing import Any
 
 import ml_collections
 
-from rc_jax import models
+from rc_jax import losses, models
 from rc_jax.fields import (
   LOW_HIGH,
   PROBABILITY,
@@ -36,7 +37,6 @@ CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
 
 _SIDES = "(height, width) in pixels, or one number for a square"
-_OHEM = ("loss.pixel", ("ohem",))
 
 FIELDS: tuple[Field, ...] = (
   Field("seed", 0, "Seed of initial weights, data order, augmentation and dropout."),
@@ -126,33 +126,18 @@ FIELDS: tuple[Field, ...] = (
     True,
     "Applies weight decay to BatchNorm parameters and biases too, as PyTorch's SGD.",
   ),
-  Field("loss.pixel", "ce", "The pixel loss: cross entropy, or OHEM cross entropy.", one_of("ce", "ohem")),
-  Field(
-    "loss.ohem_threshold",
-    0.7,
-    "OHEM keeps pixels whose true class has a probability below this.",
-    within(0, 1, "a probability in 0..1"),
-    read_when=_OHEM,
-  ),
-  Field("loss.ohem_min_kept", 100_000, "OHEM keeps at least this many pixels.", at_least(1), read_when=_OHEM),
+  *losses.fields(),
   Field("loss.aux_weight", 0.4, "Weight of the auxiliary head's cross entropy (Eq. 5).", at_least(0)),
-  Field(
-    "loss.branch_weight",
-    1.0,
-    "Weight of the pixel loss on each of DANet's two attention branches, as its authors.",
-    at_least(0),
-  ),
-  Field(
-    "loss.presence_weight",
-    0.2,
-    "Weight of EncNet's loss on which classes an image shows, as its authors.",
-    at_least(0),
-  ),
   Field(
     "loss.contrast_weight",
     0.1,
     "Weight of the contrastive loss (Eq. 5); 0 trains the paper's baseline, as ``contrast.scope=none``.",
     at_least(0),
+  ),
+  Field(
+    "contrast.method",
+    "region",
+    "The contrastive method, a key of ``rc_jax.training.objective.METHODS``.",
   ),
   Field(
     "contrast.scope",

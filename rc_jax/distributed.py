@@ -1,9 +1,8 @@
-"""Connects the processes of one run, and ends one of them where others wait."""
+"""Connects the processes of one run, and ends a process that failed while others wait for it."""
 
 import importlib.util
 import os
 import sys
-from typing import Any
 
 import jax
 
@@ -13,7 +12,7 @@ FLAGS = (
   Flag(
     "coordinator", "", "Several processes: host:port of the first. SLURM and Cloud TPU need no such flags."
   ),
-  Flag("processes", "", "Several processes: how many."),
+  Flag("processes", "", "Several processes: their number."),
   Flag("process_id", "", "Several processes: the number of this one, from 0."),
 )
 
@@ -21,19 +20,19 @@ FLAGS = (
 def connect(coordinator: str = "", processes: str = "", process_id: str = "") -> None:
   """Joins the processes of one run, where there are several. Must run before the first use of a device.
 
-  What tells them of each other, the first that applies:
+  The processes find each other through the first of these sources that is present:
 
   1. the arguments, or ``RC_JAX_COORDINATOR``, ``RC_JAX_PROCESSES`` and ``RC_JAX_PROCESS_ID`` (``launch/local.sh``);
   2. a SLURM step of several tasks, or Open MPI;
-  3. Cloud TPU: a pod's metadata, or what GKE sets in each container.
+  3. Cloud TPU: a pod's metadata, or the environment that GKE sets in each container.
 
   Args:
     coordinator: ``host:port`` of process 0.
-    processes: how many there are.
-    process_id: which this is, from 0.
+    processes: number of processes.
+    process_id: number of this process, from 0.
 
   Raises:
-    ValueError: when only some of the three are given, or one is no number; when the others cannot be reached.
+    ValueError: only some of the three are given, or one is no number; or the other processes cannot be reached.
   """
   names = ("RC_JAX_COORDINATOR", "RC_JAX_PROCESSES", "RC_JAX_PROCESS_ID")
   flags = ("--coordinator", "--processes", "--process_id")
@@ -50,21 +49,24 @@ def connect(coordinator: str = "", processes: str = "", process_id: str = "") ->
   coordinator, processes, process_id = values
   if not (processes.isdigit() and process_id.isdigit() and int(process_id) < int(processes)):
     raise ValueError(f"--process_id={process_id} of --processes={processes}: expected 0..processes-1")
-  _join(coordinator_address=coordinator, num_processes=int(processes), process_id=int(process_id))
+  _join(coordinator, int(processes), int(process_id))
 
 
-def _join(**how: Any) -> None:
+def _join(
+  coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+) -> None:
+  """Joins the other processes; JAX reads from the cluster's environment whatever is None."""
   try:
-    jax.distributed.initialize(**how)
+    jax.distributed.initialize(coordinator, processes, process_id)
   except RuntimeError as error:
     reason = " ".join(str(error).split())[:300]
     raise ValueError(f"the processes of this run did not find each other: {reason}") from error
 
 
 def _is_cluster() -> bool:
-  """Whether this is one of several processes of a cluster that JAX knows how to join."""
+  """Returns whether this is one of several processes of a cluster whose environment JAX can read."""
   environment = os.environ
-  # Of a step, not of the job: the batch script itself is one process, whatever it has asked for.
+  # The tasks of the step, not of the job: the batch script itself is one process, whatever it requests.
   if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
     return True
   if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
@@ -73,13 +75,13 @@ def _is_cluster() -> bool:
     return False
   if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
     return True
-  # A virtual machine of a Cloud TPU, alone or in a pod: its metadata says which.
+  # A virtual machine of a Cloud TPU, alone or in a pod: JAX reads from its metadata which.
   has_chips = any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
   return has_chips and importlib.util.find_spec("libtpu") is not None
 
 
 def abort_process(status: int) -> None:
-  """Ends this process at once where others run: they wait in a collective that it will never join."""
+  """Ends this process at once if it is one of several: the others wait in a collective that it will never join."""
   if jax.distributed.is_initialized():
     sys.stdout.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: a kill or a full disk leaves the ones before."""
+"""Atomic writes: after a kill or on a full disk, a file holds its old content or its new content."""
 
 import contextlib
 import os
@@ -9,10 +9,15 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(target: pathlib.Path) -> Iterator[BinaryIO]:
-  """Opens a file beside its place for writing, and moves it there at the end: readers find the old one or the new one.
+  """Opens a temporary file beside ``target`` for writing, and renames it to ``target`` at the end.
+
+  Readers find the old file or the complete new one. Where an exception ends the block, the old file stays.
+
+  Args:
+    target: the file to write; its folder exists.
 
   Raises:
-    OSError: it cannot be written; one line that names it.
+    OSError: the file cannot be written; one line with its name.
   """
   partial = target.with_name(f".{target.name}.part")
   try:
@@ -21,14 +26,14 @@ def atomic_write(target: pathlib.Path) -> Iterator[BinaryIO]:
     os.replace(partial, target)
   except OSError as error:
     raise OSError(
-      f"{target}: cannot be written ({error.strerror or error}); make room there or write to another folder"
+      f"{target}: cannot be written ({error.strerror or error}); free space there or write to another folder"
     ) from error
   finally:
     with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)  # half a file takes room that is missing
+      partial.unlink(missing_ok=True)  # an incomplete file would use space on a full disk
 
 
 def atomic_write_text(target: pathlib.Path, text: str) -> None:
-  """Writes a text, in UTF-8, as ``atomic_write`` does."""
+  """Writes a text in UTF-8 by ``atomic_write``."""
   with atomic_write(target) as file:
     file.write(text.encode())

@@ -1,4 +1,4 @@
-"""Where arrays live: the one mesh, how a batch spreads over it, and how processes find each other."""
+"""Device meshes, and the shardings of arrays over them: one axis, along which images and banks' slots are spread."""
 
 import importlib.util
 import os
@@ -13,13 +13,13 @@ DATA_AXIS = "data"
 
 
 def global_mesh() -> Mesh:
-  """Returns the mesh of all devices of all processes, one axis, over which batches are spread."""
+  """Returns the mesh of all devices of all processes, with the axis ``DATA_AXIS``."""
   # `jax.make_mesh` defaults to explicit axes, under which every array's type would carry its sharding.
   return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def topology_mesh(name: str) -> Mesh:
-  """Returns the mesh of a TPU slice that is not attached, to compile for.
+  """Returns the mesh of a TPU slice that is not attached, to compile for it.
 
   Args:
     name: generation and chips along each axis, ``v5e:4x8``, ``v5p:2x2x4``.
@@ -29,7 +29,7 @@ def topology_mesh(name: str) -> Mesh:
   """
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(f"--topology={name}: needs libtpu, which needs no TPU: pip install -e '.[tpu]'")
-  # Otherwise libtpu asks a cloud's metadata for the machine it is on, and complains where there is none.
+  # Otherwise libtpu queries a cloud's metadata server for its machine, and logs errors where there is none.
   for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
     os.environ.setdefault(variable, value)
   try:
@@ -44,36 +44,31 @@ def topology_mesh(name: str) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-  """Returns the mesh of this process's devices, for work that processes do apart, such as scoring."""
+  """Returns the mesh of this process's devices, for work that each process does alone, such as scoring."""
   devices = np.asarray(jax.local_devices())
   return Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that every device holds whole."""
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array of which every device holds a copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding of ``[B,...]`` arrays whose images are spread over the devices."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
-def slots(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of banks' keys ``[N,M,C]``, spread along their slots."""
-  return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
-
-
 def shardings_of(tree: Any) -> Any:
-  """Returns the shardings of a tree's arrays, in the same tree."""
+  """Returns the sharding of each array of a tree, in the same tree."""
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-  """Refuses a global batch that the devices do not divide.
+  """Checks that the devices divide a global batch.
 
   Raises:
-    ValueError: one line with the nearest sizes that work.
+    ValueError: they do not; one line with the nearest sizes that work.
   """
   devices = mesh.devices.size
   if batch_size % devices:
@@ -92,13 +87,13 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   Returns:
     Global arrays ``[B,...]``, spread over the mesh.
   """
-  sharding = batched(mesh)
+  sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-  """Puts the same value of every leaf on every device of the mesh; all processes must hold that value."""
-  sharding = replicated(mesh)
+  """Copies every leaf of a tree to every device of the mesh; the leaf must have the same value in all processes."""
+  sharding = replicated_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)
   return jax.tree.map(
@@ -107,6 +102,6 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def local_copy(tree: Any) -> Any:
-  """Returns replicated global arrays as arrays on all of this process's own devices, for work done apart."""
-  sharding = replicated(local_mesh())
+  """Copies replicated global arrays to arrays on this process's devices, for work that each process does alone."""
+  sharding = replicated_sharding(local_mesh())
   return jax.tree.map(lambda leaf: jax.device_put(leaf.addressable_data(0), sharding), tree)

@@ -25,28 +25,29 @@ MAY_IMPORT: dict[str, set[str]] = {
   },
   "study": {"evaluation"},
   "costs": {"training", "models", "data", "contrast"},
-  "training": {"weights", "contrast", "models", "data", "ops", "train_state"},
+  "training": {"weights", "contrast", "models", "losses", "data", "ops", "train_state"},
   "evaluation": {"inference", "models", "data"},
-  "weights": {"models", "train_state", "contrast"},
+  "weights": {"models", "train_state"},
   "inference": {"models", "data", "ops"},
   "predictions": {"data"},
   "drawing": {"data"},
-  "models": {"ops"},
+  "models": {"ops", "losses"},
+  "losses": set(),
   "data": set(),
-  "train_state": {"contrast"},
+  "train_state": set(),
   "contrast": set(),
   "ops": set(),
 }
 ALONE = {"contrast", "ops"}  # they import nothing of ours, not even the ground
 GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
-  # Heads and backbones state their own fields.
-  "config": {"fields", "models", "recipes"},
+  # Heads, backbones and pixel losses state their own fields.
+  "config": {"fields", "models", "losses", "recipes"},
   "distributed": {"fields"},
 }
 
 # Networks are described by fields, not by a run's config, which is made of their fields.
-BELOW_CONFIG = {"models": {"config", "sharding"}, "data": {"config", "sharding"}}
+BELOW_CONFIG = {name: {"config", "sharding"} for name in ("models", "losses", "data")}
 
 # Of each other, modes import only these: training ends with the report of its run.
 BETWEEN_MODES = {("train", "report")}

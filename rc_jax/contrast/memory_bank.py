@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from rc_jax.contrast.region_centers import RegionCenters
@@ -76,12 +78,11 @@ class MemoryBank:
     def zeros(shape: tuple[int, ...], dtype: DTypeLike, spec: PartitionSpec) -> Array:
       if mesh is None:
         return jnp.zeros(shape, dtype)
-      # Born where it will live: whole, it may not fit one device.
+      # Allocated shard by shard: one device may not hold the array.
       return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, spec))()
 
-    slots = PartitionSpec(None, axis)
     return cls(
-      keys=zeros((num_classes, capacity + padding, dim), dtype, slots),
+      keys=zeros((num_classes, capacity + padding, dim), dtype, PartitionSpec(None, axis)),
       cursor=zeros((num_classes,), jnp.int32, PartitionSpec()),
       count=zeros((num_classes,), jnp.int32, PartitionSpec()),
       padding=padding,
@@ -98,6 +99,59 @@ class MemoryBank:
   def valid(self) -> Array:
     """``[N,M]`` bool (with padding, ``[N,M+padding]``): the slots that have been written, the only ones ever read."""
     return jnp.arange(self.keys.shape[1]) < self.count[:, None]
+
+  def shardings(self) -> "MemoryBank":
+    """Returns the sharding of each array, in the same tree: keys along their slots, the rest on every device.
+
+    The arrays themselves may be shapes; without a mesh, they must be arrays.
+    """
+    if self.mesh is None:
+      return jax.tree.map(lambda leaf: leaf.sharding, self)
+    replicated: Any = NamedSharding(self.mesh, PartitionSpec())
+    slots: Any = NamedSharding(self.mesh, PartitionSpec(None, self.axis))
+    return dataclasses.replace(self, keys=slots, cursor=replicated, count=replicated)
+
+  def as_saved(self, shapes: Mapping[str, tuple[int, ...]]) -> "MemoryBank":
+    """Describes this bank as a checkpoint holds it: a bank of another number of devices has another padding.
+
+    Args:
+      shapes: ``keys``, ``cursor`` and ``count`` -> the shape of the checkpoint's array.
+
+    Returns:
+      A ``ShapeDtypeStruct`` with a sharding in the place of each array, for a reader of checkpoints. Where the
+      checkpoint's bank has another capacity, classes or dimension, the shapes are this bank's own, so that the reader
+      reports the difference.
+    """
+
+    def struct(leaf: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    described = jax.tree.map(struct, self, self.shardings())
+    keys, shape = described.keys, shapes.get("keys")
+    if shape in (None, keys.shape) or shape[1] < self.capacity or shape[::2] != keys.shape[::2]:
+      return described
+    sharding = keys.sharding
+    if self.mesh is not None:
+      # Other slots may not divide among these devices. One device may not hold all keys: spread their channels.
+      divides = keys.shape[2] % self.mesh.shape[self.axis] == 0
+      spec = PartitionSpec(None, None, self.axis) if divides else PartitionSpec()
+      sharding = NamedSharding(self.mesh, spec)
+    return dataclasses.replace(described, keys=jax.ShapeDtypeStruct(shape, keys.dtype, sharding=sharding))
+
+  def refit(self, saved: "MemoryBank") -> "MemoryBank":
+    """Returns the keys, cursor and count of ``saved`` with the padding and the shardings of this bank.
+
+    Args:
+      saved: a bank of the same classes, capacity and dimension, whose keys are ``[N,M+any padding,C]``.
+    """
+    keys = saved.keys
+    if keys.shape != self.keys.shape:
+
+      def repad(keys: Array) -> Array:
+        return jnp.pad(keys[:, : self.capacity], ((0, 0), (0, self.padding), (0, 0)))
+
+      keys = jax.jit(repad, out_shardings=self.keys.sharding)(keys)
+    return dataclasses.replace(self, keys=keys, cursor=saved.cursor, count=saved.count)
 
 
 def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import data, models, sharding
+from rc_jax import contrast, data, models, sharding
 from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.console import say
 from rc_jax.contrast import streamed
@@ -123,7 +123,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   memory: Any = compiled.memory_analysis()
   text = compiled.as_text() or ""
   trips = {}
-  if state.bank is not None:
+  if isinstance(state.bank, contrast.MemoryBank):
     queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
     trips = streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
   cost = hlo_cost.read(text, trips)
@@ -160,15 +160,12 @@ def _abstract(config: Config, network: models.Network, mesh: Any) -> tuple[Any, 
     lambda variables: initial_state.fresh_state(config, network, variables, update_rule, images, mesh),
     variables,
   )
-  whole, slots, spread = sharding.replicated(mesh), sharding.slots(mesh), sharding.batched(mesh)
-
-  def placed(where: Any, leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-  placed_state = jax.tree.map(lambda leaf: placed(whole, leaf), state)
-  if state.bank is not None:
-    bank = dataclasses.replace(placed_state.bank, keys=placed(slots, state.bank.keys))
-    placed_state = dataclasses.replace(placed_state, bank=bank)
+  placed_state = jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+    state,
+    initial_state.state_shardings(state, mesh),
+  )
+  spread = sharding.batch_sharding(mesh)
   size = (config.train.batch_size, height, width)
   batch = {
     "image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8, sharding=spread),

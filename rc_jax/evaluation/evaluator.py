@@ -84,7 +84,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     for group in images.groups(_numbered(source, config)):
       total = images.probabilities(params, batch_stats, group)
       # One group stays in flight, so that decoding and computing overlap.
-      labels = jax.device_put(group.stacked("label", info.ignore_label), sharding.batched(mesh))
+      labels = jax.device_put(group.stacked("label", info.ignore_label), sharding.batch_sharding(mesh))
       waiting.append((group, count(total, labels)))
       if len(waiting) > 1:
         own.add(*waiting.pop(0))

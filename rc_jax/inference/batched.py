@@ -105,7 +105,7 @@ class ImageSet:
     self._zeros = jax.jit(
       lambda places, canvas: jnp.zeros((places, *canvas, classes), jnp.float32),
       static_argnums=(0, 1),
-      out_shardings=sharding.batched(self.mesh),
+      out_shardings=sharding.batch_sharding(self.mesh),
     )
 
     def label(shares: bool, total: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -115,7 +115,7 @@ class ImageSet:
       rounded = jnp.round(255 * (total / self.views.total)).astype(jnp.uint8)
       return labels, rounded.transpose(0, 3, 1, 2)
 
-    self._label = jax.jit(label, static_argnums=0, out_shardings=sharding.batched(self.mesh))
+    self._label = jax.jit(label, static_argnums=0, out_shardings=sharding.batch_sharding(self.mesh))
 
   def groups(self, examples: Iterable[Example]) -> Iterator[Group]:
     """Gathers examples that share a canvas and a number of windows; each is in one group.
@@ -151,7 +151,7 @@ class ImageSet:
       ``[places,Hc,Wc,N]`` float32, spread over the devices. Over an image's own pixels, the values of a pixel sum to
       ``views.total``; beside them they are 0.
     """
-    spread = sharding.batched(self.mesh)
+    spread = sharding.batch_sharding(self.mesh)
     images = jax.device_put(group.stacked("image", 0), spread)
     total: jax.Array = self._zeros(group.places, group.canvas)
     sizes = [example["image"].shape[:2] for example in group.examples]

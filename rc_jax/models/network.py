@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from rc_jax.losses.pixel_loss import LossFunction
+
 Tree = dict[str, Any]
 
 
@@ -25,26 +27,39 @@ class Stages(NamedTuple):
   last: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExtraOutput:
+  """A further prediction of a network in training, and the term that it adds to the training loss.
+
+  The term is ``config.loss.<term>_weight * loss(logits, labels)``, and the metric ``loss_<term>`` is its unweighted
+  value. Extra outputs of one term are added up.
+
+  Attributes:
+    logits: float32; ``[B,h,w,N]`` over pixels, which are upsampled to the labels' size, or ``[B,N]`` over images.
+    term: name of the term. A head with a new term states the field ``loss.<term>_weight`` among its own.
+    loss: ``(logits, labels [B,H,W]) -> float32 scalar``; None: the pixel loss of the config, ``loss.pixel``.
+  """
+
+  logits: jax.Array
+  term: str = dataclasses.field(metadata={"static": True})
+  loss: LossFunction | None = dataclasses.field(default=None, metadata={"static": True})
+
+
 class Outputs(NamedTuple):
-  """What a head, or a whole network, says about a batch, on its feature grid.
+  """The predictions of a head, or of a network, on its feature grid.
 
   Attributes:
     logits: ``P [B,h,w,N]`` float32.
     features: ``F [B,h,w,C]`` in the compute dtype: the map that the classifier reads (before dropout). Of a network
       in training with ``model.embedding_channels``, its linear projection.
-    aux_logits: ``[B,h3,w3,N]`` float32, supervised with ``loss.aux_weight``: the auxiliary head's or, in an OCRNet,
-      the soft object regions. None in prediction, and where a network has neither.
-    branch_logits: further predictions ``[B,h,w,N]`` float32 in training, supervised with ``loss.branch_weight``
-      (DANet's two attentions alone).
-    presence_logits: ``[B,N]`` float32 in training, whether a class is in the image, supervised with
-      ``loss.presence_weight`` (EncNet).
+    extra: further predictions by name, of networks in training alone. ``aux`` is the auxiliary head's or, in an OCRNet,
+      the soft object regions. The terms of the loss are added in the order of the names.
   """
 
   logits: jax.Array
   features: jax.Array
-  aux_logits: jax.Array | None = None
-  branch_logits: tuple[jax.Array, ...] = ()
-  presence_logits: jax.Array | None = None
+  extra: dict[str, ExtraOutput] = {}  # noqa: RUF012 (no code writes to it)
 
 
 class Variables(NamedTuple):

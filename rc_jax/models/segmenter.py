@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.fields import Config, Field, above, at_least, below_one, one_of
+from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.models.backbones import hrnet, resnet
 from rc_jax.models.backbones.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
 from rc_jax.models.backbones.resnet import OUTPUT_STRIDES, RESNETS, STEMS, STRIDE_PLACES, ResNet
@@ -24,7 +25,7 @@ from rc_jax.models.heads.ocrnet import OCRHead
 from rc_jax.models.heads.pspnet import PSPHead
 from rc_jax.models.initial_values import initial_variables
 from rc_jax.models.layers import Conv
-from rc_jax.models.network import Network, Outputs, Tree, Variables
+from rc_jax.models.network import ExtraOutput, Network, Outputs, Tree, Variables
 
 # The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -254,9 +255,10 @@ class Segmenter(nn.Module):
     outputs: Outputs = self.head(stages, train)
     if not train:
       return Outputs(outputs.logits, outputs.features)
-    if outputs.aux_logits is None and stages.stage3 is not None:
-      supervised = self.aux_head(stages._replace(last=stages.stage3), train)
-      outputs = outputs._replace(aux_logits=supervised.logits)
+    if "aux" not in outputs.extra and stages.stage3 is not None:
+      logits = self.aux_head(stages._replace(last=stages.stage3), train).logits
+      aux = ExtraOutput(logits, term="aux", loss=cross_entropy)
+      outputs = outputs._replace(extra={**outputs.extra, "aux": aux})
     if self.projection is not None:
       outputs = outputs._replace(features=self.projection(outputs.features))
     return outputs

@@ -244,7 +244,7 @@ def _make_labeller(
 ) -> Labeller:
   """Returns a function from images ``[B,H,W,3]``, spread over this process's devices, to labels and 255ths."""
   mesh = sharding.local_mesh()
-  spread, whole = sharding.batched(mesh), sharding.replicated(mesh)
+  spread, whole = sharding.batch_sharding(mesh), sharding.replicated_sharding(mesh)
   predict = labels_and_probabilities(network, config.eval, probabilities)
 
   def compute(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:

@@ -17,7 +17,7 @@ from rc_jax.console import say
 from rc_jax.drawing.panels import MANY_CLASSES, colorize, grid, legend, shrunk
 from rc_jax.inference import predictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
-from rc_jax.training.run_log import read
+from rc_jax.training.run_log import read_metrics
 from rc_jax.weights import restore
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
@@ -72,7 +72,7 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   pictures = {"panels.png": "Image, ground truth, prediction"}
   panels(config, network, params, batch_stats).save(folder / "panels.png")
-  lines = read(workdir)
+  lines = read_metrics(workdir)
   if any("loss" in line for line in lines):
     plots.save(plots.curves(lines), folder / "curves.png")
     pictures["curves.png"] = (

@@ -1,13 +1,9 @@
-"""The training loop, top to bottom: batch -> step -> log -> save -> evaluate."""
+"""Training: ``--mode=train``. ``TrainingRun.train`` is the loop: batch -> step -> log -> save -> evaluate."""
 
+import dataclasses
 import json
-import math
-import os
 import pathlib
-import signal
 import time
-import types
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,89 +11,181 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import data, distributed, files, models, sharding
-from rc_jax.config import Config, as_dict, different_run, height_width, uses_contrast
+from rc_jax.config import Config, as_dict, different_run, height_width
 from rc_jax.console import duration, say
-from rc_jax.evaluation.evaluator import Results, make_evaluator
+from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.results import write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
-from rc_jax.training import initial_state
-from rc_jax.training.prefetch import Prefetcher
-from rc_jax.training.run_log import RunLog, read
+from rc_jax.training import initial_state, run_log
+from rc_jax.training.finite import FiniteCheck
+from rc_jax.training.objective import Metrics
+from rc_jax.training.preemption import PreemptionWatch, StopRequested
+from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.skipped_examples import SkippedExamples
+from rc_jax.training.throughput import Throughput
 from rc_jax.weights.checkpoint import Checkpoints
-
-PREEMPTED = 143  # 128 + SIGTERM: a scheduler sees that the run was stopped and starts it again
-
 
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
 
 
-class NonFiniteLoss(ValueError):
-  """The loss became NaN or infinite; the message names step, terms and the last good checkpoint."""
-
-
-class _Stop:
-  """Remembers that SIGTERM or SIGINT came, so that the running step can end in peace."""
-
-  def __init__(self) -> None:
-    self.status = 0
-    self._previous: dict[int, Any] = {}
-
-  def __enter__(self) -> "_Stop":
-    # Several processes: JAX's own SIGTERM handler spreads the notice among hosts, and must not be replaced.
-    if jax.process_count() == 1:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._remember)
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _remember(self, number: int, frame: types.FrameType | None) -> None:
-    self.status = 128 + number
-    # Not `print`: the signal may have come in the middle of one, which must not be entered twice.
-    os.write(
-      1, f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once\n".encode()
-    )
-    signal.signal(number, signal.SIG_DFL)
-
-  def requested(self, step: int) -> bool:
-    """True when the run shall stop after ``step`` updates; all processes agree on the same step."""
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-      # Signals reach hosts at different moments; one that stopped alone would leave the others waiting.
-      self.status = PREEMPTED
-    return bool(self.status)
-
-  def poll(self) -> None:
-    """Raises to leave a long evaluation; only where no other process would go on with it."""
-    if self.status:
-      raise _StopDuringEvaluation
-
-
-class _StopDuringEvaluation(Exception):
-  pass
-
-
 def run(config: Config, workdir: pathlib.Path) -> int:
-  """Trains, or goes on training, the run of a config in a folder.
+  """Trains the run of a config in a folder, from its newest checkpoint where it has one.
 
   Args:
     config: a validated config.
-    workdir: the run's folder; made where absent.
+    workdir: the run's folder; created where absent.
 
   Returns:
-    The process's exit status: 0 when the run is finished, 143 after SIGTERM (130 after Ctrl-C), saved.
+    The process's exit status: 0 when the run is finished; 143 after SIGTERM and 130 after SIGINT, saved.
 
   Raises:
-    ValueError: data, config or checkpoint that cannot work; one line.
+    ValueError: data, config or checkpoint do not fit each other; one line.
     FileNotFoundError: data or weights are missing; one line.
     NonFiniteLoss: the loss became NaN or infinite.
     OSError: the disk is full.
   """
   workdir.mkdir(parents=True, exist_ok=True)
   refuse_other_run(config, workdir)
+  training, state = prepare(config, workdir)
+  with PreemptionWatch() as watch, training.prefetcher, training.checkpoints:
+    state = training.train(state, watch)
+  training.log.close()
+  if watch.exit_status:
+    step = f"step {int(state.step)} of {config.train.steps}"
+    say(f"stopped at {step}, saved; the same command continues from there")
+    return watch.exit_status
+  if jax.process_index() == 0:
+    from rc_jax.modes import report  # imports SciPy, which no earlier part of the run needs
+
+    page = report.write(config, workdir, training.network, state.params, state.batch_stats)
+    say(closing(config, workdir, page))
+  return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+  """The parts of a run that stay the same from its first step to its last.
+
+  Attributes:
+    config: a validated config.
+    workdir: the run's folder.
+    class_names: of the ``N`` classes.
+    network: functions of the network.
+    step: the train step, not yet compiled: ``jax.jit`` of `make_train_step`.
+    evaluator: scores a state on ``eval.split``.
+    prefetcher: the training batches, at the position where the run starts.
+    checkpoints: of the run.
+    log: ``metrics.jsonl`` and TensorBoard.
+    finite: checks each step's loss.
+    throughput: measures the speed.
+    skipped: the unreadable training examples; None where one is an error.
+  """
+
+  config: Config
+  workdir: pathlib.Path
+  class_names: tuple[str, ...]
+  network: models.Network
+  step: Any
+  evaluator: Evaluator
+  prefetcher: Prefetcher
+  checkpoints: Checkpoints
+  log: run_log.RunLog
+  finite: FiniteCheck
+  throughput: Throughput
+  skipped: SkippedExamples | None
+
+  def train(self, state: TrainState, watch: PreemptionWatch) -> TrainState:
+    """Trains to the last step, or to the step at which ``watch`` requests a stop; returns the state there, saved."""
+    train, step_fn, first = self.config.train, self.step, int(state.step)
+    try:
+      # A run that was stopped during an evaluation has that step's checkpoint but no score.
+      if self.evaluation_due(first) and not _was_scored(self.workdir, self.config, first):
+        self.evaluate(state, watch)
+      for step in range(first + 1, train.steps + 1):
+        if watch.stop_requested(step - 1):
+          break
+        batch = self.next_batch(state)
+        if step == first + 1:
+          step_fn = _compile(step_fn, state, batch)
+          self.throughput.restart()
+        state, metrics = step_fn(state, batch)
+        self.throughput.count_step()
+        self.finite.add(step, metrics)
+
+        if step % train.log_every == 0 or step == 1:
+          self.log_step(step, metrics)
+        if step % train.checkpoint_every == 0 or self.evaluation_due(step):
+          self.save(state)
+          if self.evaluation_due(step):
+            self.evaluate(state, watch)
+          self.throughput.restart()
+    except StopRequested:
+      pass  # the evaluation starts again when the run resumes
+    if watch.exit_status:
+      self.save(state)
+    return state
+
+  def next_batch(self, state: TrainState) -> Batch:
+    """Returns the next batch on the devices; where it cannot be read, saves the state before it raises.
+
+    Raises:
+      ValueError: a training example is damaged, or a worker process died; one line.
+      OSError: a file cannot be read.
+    """
+    try:
+      return self.prefetcher.next(self.finite.devices_idle)
+    except (ValueError, OSError, RuntimeError) as error:
+      # Saving needs all processes, and the others read other files.
+      if jax.process_count() == 1:
+        self.save(state)
+      if isinstance(error, RuntimeError):
+        raise ValueError(
+          f"data.workers: a process that reads training data failed ({error}); start again"
+        ) from error
+      raise
+
+  def log_step(self, step: int, metrics: Metrics) -> None:
+    """Logs the newest step in the file and on the screen; waits until the devices have finished it."""
+    self.finite.check()
+    metrics, speed = jax.device_get(metrics), self.throughput.take()
+    self.log.write(run_log.step_line(step, metrics, self.class_names, speed))
+    say(run_log.step_text(step, metrics, speed, self.config))
+    if self.skipped is not None:
+      self.skipped.add(self.prefetcher.get_state())
+
+  def save(self, state: TrainState) -> None:
+    """Saves the state and the position of the data, unless this step's checkpoint exists or no step was made."""
+    self.finite.check()
+    if int(state.step) in (0, self.checkpoints.latest_step()):
+      return
+    position = self.prefetcher.get_state()
+    self.checkpoints.save(state, position if self.skipped is None else self.skipped.add(position))
+
+  def evaluation_due(self, step: int) -> bool:
+    """Returns whether the run scores ``eval.split`` after so many updates."""
+    train = self.config.train
+    return step == train.steps or bool(train.eval_every and step and step % train.eval_every == 0)
+
+  def evaluate(self, state: TrainState, watch: PreemptionWatch) -> None:
+    """Scores the state on ``eval.split``; writes ``eval/<split>.json`` and a line of the log.
+
+    Raises:
+      StopRequested: a signal came.
+    """
+    step, split = int(state.step), self.config.eval.split
+    results, counts = self.evaluator(state.params, state.batch_stats, watch.raise_if_requested)
+    say(f"step {step}: mIoU {100 * results['miou']:.2f} on {split}")
+    if jax.process_index() == 0:
+      write_results(self.workdir, results, counts, step)
+    # Last, because a line in the log means that this step need not be scored again.
+    scores = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
+    self.log.write({"step": step, "split": split, **scores})
+    self.checkpoints.scored(step, results["miou"])
+
+
+def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainState]:
+  """Loads data and weights and returns the parts of a run, and the state that it starts or resumes from."""
   mesh = sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)
   kind = jax.devices()[0].device_kind
@@ -112,132 +200,54 @@ def run(config: Config, workdir: pathlib.Path) -> int:
   )
 
   network = models.build(config.model, info.num_classes)
-  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, scores=_scores(workdir, config))
-
-  # Where a run begins: 1. its own newest checkpoint, 2. imported weights, 3. random.
-  state, update_rule = initial_state.initial_state(
-    config, network, len(source), mesh, fresh=checkpoints.latest_step() is None
+  checkpoints = Checkpoints(
+    workdir, config.train.keep_checkpoints, scores=run_log.read_scores(workdir, config.eval.split)
   )
-  start_step, data_position = 0, None
-  if checkpoints.latest_step() is not None:
+  # A run starts from, in this order: its own newest checkpoint, imported weights, random values.
+  resumes = checkpoints.latest_step() is not None
+  state, update_rule = initial_state.initial_state(config, network, len(source), mesh, fresh=not resumes)
+  data_position = None
+  if resumes:
     state, data_position = checkpoints.restore(state)
-    start_step = int(state.step)
-    say(f"resuming at step {start_step} of {config.train.steps}")
+    say(f"resuming at step {int(state.step)} of {config.train.steps}")
   write_config(config, workdir)
-  log = RunLog(workdir, resumed_at=start_step)
-
-  may_skip = config.dataset.on_error == "skip"
-  batches = data.train_batches(
-    source,
-    seed=config.seed,
-    batch_size=config.train.batch_size,
-    crop_size=height_width(config.train.crop_size),
-    augment=config.augment,
-    workers=config.data.workers,
-    threads=config.data.threads,
-    cache_gb=config.data.cache_gb,
-    max_skipped=config.dataset.max_skipped if may_skip else None,
-    host_index=jax.process_index(),
-    host_count=jax.process_count(),
-  )
-  if data_position is not None:
-    batches.set_state(data_position)
-  feed = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
-  skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
-  step_fn = initial_state.jitted_step(config, network, update_rule, state, mesh)
-  evaluator = make_evaluator(network, eval_source, config)
-
-  def score(state: TrainState, stop: _Stop) -> None:
-    step = int(state.step)
-    results, counts = evaluator(state.params, state.batch_stats, stop.poll)
-    say(f"step {step}: mIoU {100 * results['miou']:.2f} on {config.eval.split}")
-    if jax.process_index() == 0:
-      write_results(workdir, results, counts, step)
-    # Last, because a line in the log means that the step need not be scored again.
-    log.write({"step": step, "split": config.eval.split, **_numbers(results)})
-    checkpoints.scored(step, results["miou"])
-
-  unchecked: tuple[int, Any] | None = None  # the newest step, until its loss was looked at
-
-  def save() -> None:
-    _refuse_non_finite(unchecked, checkpoints)
-    if int(state.step) not in (0, checkpoints.latest_step()):
-      checkpoints.save(state, skipped.add(feed.get_state()) if may_skip else feed.get_state())
-
-  def evaluation_due(step: int) -> bool:
-    every = config.train.eval_every
-    return step == config.train.steps or bool(every and step and step % every == 0)
-
-  if start_step == config.train.steps:
+  if int(state.step) == config.train.steps:
     say("this run is finished; nothing is left to train")
 
-  def devices_idle() -> bool:
-    return unchecked is None or unchecked[1]["loss"].is_ready()
-
-  with _Stop() as stop, feed, checkpoints:
-    try:
-      # A run that was stopped while it scored has a checkpoint of that step but no score.
-      if evaluation_due(start_step) and not _was_scored(workdir, config, start_step):
-        score(state, stop)
-      rate = _Rate(config.train.batch_size, feed)
-      step = start_step
-      while step < config.train.steps and not stop.requested(step):
-        batch = _next_batch(feed, devices_idle, save)
-        if step == start_step:
-          step_fn = _compile(step_fn, state, batch)
-          rate.restart()
-        state, step_metrics = step_fn(state, batch)
-        step += 1
-        rate.count()
-
-        # Looks at the step before, which the device has finished or nearly so: the host stays one step ahead.
-        _refuse_non_finite(unchecked, checkpoints)
-        unchecked = (step, step_metrics)
-        if step % config.train.log_every == 0 or step == 1:
-          _refuse_non_finite(unchecked, checkpoints)  # waits for this step
-          step_metrics = jax.device_get(step_metrics)
-          speed, data_wait = rate.images_per_second()
-          log.write(_line(step, step_metrics, info.class_names, speed, data_wait))
-          say(_progress(step, step_metrics, speed, data_wait, config))
-          if may_skip:
-            skipped.add(feed.get_state())
-        if step % config.train.checkpoint_every == 0 or evaluation_due(step):
-          save()
-          if evaluation_due(step):
-            score(state, stop)
-          rate.restart()
-    except _StopDuringEvaluation:
-      pass
-    if stop.status:
-      save()
-  log.close()
-  if stop.status:
-    say(
-      f"stopped at step {int(state.step)} of {config.train.steps}, saved; the same command goes on from there"
-    )
-    return stop.status
-
-  if jax.process_index() == 0:
-    from rc_jax.modes import report  # draws with matplotlib, which takes a second to import
-
-    page = report.write(config, workdir, network, state.params, state.batch_stats)
-    say(closing(config, workdir, page))
-  return 0
+  batches = _training_batches(config, source, data_position)
+  skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
+  prefetcher = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
+  training = TrainingRun(
+    config=config,
+    workdir=workdir,
+    class_names=info.class_names,
+    network=network,
+    step=initial_state.jitted_step(config, network, update_rule, state, mesh),
+    evaluator=make_evaluator(network, eval_source, config),
+    prefetcher=prefetcher,
+    checkpoints=checkpoints,
+    log=run_log.RunLog(workdir, resumed_at=int(state.step)),
+    finite=FiniteCheck(checkpoints),
+    throughput=Throughput(config.train.batch_size, prefetcher),
+    skipped=skipped if config.dataset.on_error == "skip" else None,
+  )
+  return training, state
 
 
 def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
-  """Refuses a folder that holds the run of another config.
+  """Checks that a folder is empty or holds the run of this config.
 
   Raises:
-    ValueError: one line with the fields that differ.
+    ValueError: it holds the run of another config; one line with the fields that differ.
   """
   path = workdir / "config.json"
   if not path.is_file():
     return
-  found = different_run(as_dict(config), json.loads(path.read_text()))
-  if found:
+  differences = different_run(as_dict(config), json.loads(path.read_text()))
+  if differences:
     raise ValueError(
-      f"{path}: holds a run of another configuration ({'; '.join(found)}); choose another --workdir or the same fields"
+      f"{path}: holds a run of another configuration ({'; '.join(differences)}); "
+      "choose another --workdir or the same fields"
     )
 
 
@@ -248,8 +258,8 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
 
 
 def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
-  """Returns the paragraph that ends a run: where everything is, and what to try next."""
-  scores = _scores(workdir, config)
+  """Returns the paragraph that ends a run: its score, its files, and commands to try next."""
+  scores = run_log.read_scores(workdir, config.eval.split)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
   best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
   return (
@@ -261,44 +271,29 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
   )
 
 
-def _next_batch(feed: Prefetcher, devices_idle: Callable[[], bool], save: Callable[[], None]) -> Any:
-  """Returns the next batch on the devices; a damaged file costs no step that was made."""
-  try:
-    return feed.next(devices_idle)
-  except (ValueError, OSError, RuntimeError) as error:
-    # Saving needs all processes, and the others have met no damaged file.
-    if jax.process_count() == 1:
-      save()
-    if isinstance(error, RuntimeError):
-      raise ValueError(
-        f"data.workers: a process that reads training data failed ({error}); start again"
-      ) from error
-    raise
+def _training_batches(
+  config: Config, source: data.Source, data_position: dict[str, Any] | None
+) -> data.TrainBatches:
+  """Returns this process's training batches, at the position of the checkpoint where there is one."""
+  batches = data.train_batches(
+    source,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    crop_size=height_width(config.train.crop_size),
+    augment=config.augment,
+    workers=config.data.workers,
+    threads=config.data.threads,
+    cache_gb=config.data.cache_gb,
+    max_skipped=config.dataset.max_skipped if config.dataset.on_error == "skip" else None,
+    host_index=jax.process_index(),
+    host_count=jax.process_count(),
+  )
+  if data_position is not None:
+    batches.set_state(data_position)
+  return batches
 
 
-class _Rate:
-  """Images per second of training alone: compilation, scoring and saving are left out."""
-
-  def __init__(self, batch_size: int, feed: Prefetcher):
-    self._batch_size = batch_size
-    self._feed = feed
-    self.restart()
-
-  def restart(self) -> None:
-    self._images, self._start, self._waited = 0, time.monotonic(), self._feed.waited
-
-  def count(self) -> None:
-    self._images += self._batch_size
-
-  def images_per_second(self) -> tuple[float, float]:
-    """Returns images per second since the last call, and the share of that time in which devices waited for data."""
-    seconds = max(time.monotonic() - self._start, 1e-9)
-    result = self._images / seconds, min(1.0, (self._feed.waited - self._waited) / seconds)
-    self.restart()
-    return result
-
-
-def _compile(step_fn: Any, state: TrainState, batch: Any) -> Any:
+def _compile(step_fn: Any, state: TrainState, batch: Batch) -> Any:
   say("compiling the train step ...")
   start = time.monotonic()
   compiled = step_fn.lower(state, batch).compile()
@@ -306,70 +301,8 @@ def _compile(step_fn: Any, state: TrainState, batch: Any) -> Any:
   return compiled
 
 
-def _refuse_non_finite(unchecked: tuple[int, dict[str, Any]] | None, checkpoints: Checkpoints) -> None:
-  """Raises for a step whose loss, gradient or new parameters are not finite; None: nothing to look at."""
-  if unchecked is None:
-    return
-  step, step_metrics = unchecked
-  if all(math.isfinite(float(step_metrics[name])) for name in ("loss", "gradient_norm", "parameter_norm")):
-    return
-  terms = {name: float(value) for name, value in step_metrics.items() if np.ndim(value) == 0}
-  checkpoints.wait()
-  last = checkpoints.latest_step()
-  shown = ", ".join(
-    f"{name} {terms[name]:.4g}" for name in terms if name.startswith(("loss", "parameter_norm"))
-  )
-  kept = (
-    f"the last good checkpoint is {checkpoints.folder / str(last)}"
-    if last is not None
-    else "no checkpoint yet"
-  )
-  raise NonFiniteLoss(
-    f"step {step}: the loss is not finite ({shown}, gradient norm {terms['gradient_norm']:.4g}); {kept}; "
-    f"try a lower --config.optimizer.learning_rate in another --workdir"
-  )
-
-
-def _line(
-  step: int, step_metrics: dict[str, Any], class_names: tuple[str, ...], speed: float, data_wait: float
-) -> dict[str, Any]:
-  line: dict[str, Any] = {"step": step}
-  for name, value in step_metrics.items():
-    if np.ndim(value) == 0:
-      line[name] = float(value)
-    else:
-      line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
-  line["images_per_second"] = round(speed, 3)
-  line["data_wait"] = round(data_wait, 3)
-  return line
-
-
-def _progress(step: int, step_metrics: dict[str, Any], speed: float, data_wait: float, config: Config) -> str:
-  steps, weights = config.train.steps, config.loss
-  left = duration((steps - step) * config.train.batch_size / speed)
-  terms = (
-    f"pixel {step_metrics['loss_pixel']:.3f} + {weights.aux_weight:g} x aux {step_metrics['loss_aux']:.3f}"
-  )
-  if uses_contrast(config):
-    terms += f" + {weights.contrast_weight:g} x contrast {step_metrics['loss_contrast']:.3f}"
-  waiting = f" ({data_wait:.0%} of the time waiting for data)" if data_wait >= 0.05 else ""
-  return (
-    f"step {step}/{steps}  loss {step_metrics['loss']:.3f} = {terms}  "
-    f"lr {step_metrics['learning_rate']:.2e}  {speed:.2f} images/s{waiting}  {left} left"
-  )
-
-
-def _numbers(results: Results) -> dict[str, Any]:
-  return {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
-
-
-def _scores(workdir: pathlib.Path, config: Config) -> dict[int, float]:
-  """mIoU of the steps that the log has scores of, on the config's split."""
-  return {line["step"]: line["miou"] for line in read(workdir) if line.get("split") == config.eval.split}
-
-
 def _was_scored(workdir: pathlib.Path, config: Config, step: int) -> bool:
-  scored = step in _scores(workdir, config)
+  scored = step in run_log.read_scores(workdir, config.eval.split)
   if jax.process_count() > 1:
     # The log may lie on the first host's disk alone, and all must agree to score or not.
     scored = bool(multihost_utils.broadcast_one_to_all(np.int32(scored)))

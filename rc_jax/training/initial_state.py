@@ -1,26 +1,29 @@
-"""Where a run begins: the state of step 0 on the mesh, and the step that trains it."""
+"""The state of step 0 on the devices, and the compiled step that trains it."""
 
 import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 
-from rc_jax import contrast, models, sharding
-from rc_jax.config import Config, height_width, reads_banks
+from rc_jax import models, sharding
+from rc_jax.config import Config, height_width
 from rc_jax.console import say
-from rc_jax.train_state import TrainState
+from rc_jax.train_state import ShardedBank, TrainState
 from rc_jax.training import optimizer
+from rc_jax.training.objective import contrastive_method
 from rc_jax.training.train_step import make_train_step
 from rc_jax.weights import pretrained
 
 
 def initial_state(
-  config: Config, network: models.Network, training_images: int, mesh: Any, fresh: bool
-) -> tuple[TrainState, Any]:
+  config: Config, network: models.Network, training_images: int, mesh: Mesh, fresh: bool
+) -> tuple[TrainState, optax.GradientTransformationExtraArgs]:
   """Returns the state of step 0, on the mesh, and the optimizer that its ``opt_state`` belongs to.
 
-  Every device holds all of it but for the banks, whose slots are spread over the devices.
+  Every device holds all of it except the slots of memory banks, which are spread over the devices.
 
   Args:
     config: a validated config.
@@ -30,7 +33,7 @@ def initial_state(
     fresh: False where a checkpoint will replace the values, so that weights need not be imported.
 
   Raises:
-    ValueError: the weights file does not fit the network.
+    ValueError: the weights file does not fit the network; there is no such contrastive method.
     FileNotFoundError: there is no such weights file.
   """
   variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
@@ -39,30 +42,35 @@ def initial_state(
     say(imported.summary())
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
   state = fresh_state(config, network, variables, update_rule, training_images, mesh)
-  # The banks are born where they belong.
-  rest = sharding.put_replicated(dataclasses.replace(state, bank=None), mesh)
-  return dataclasses.replace(rest, bank=state.bank), update_rule
+  if not isinstance(state.bank, ShardedBank):
+    return sharding.put_replicated(state, mesh), update_rule
+  # A sharded bank was allocated on the mesh: one device may not hold it.
+  replicated = sharding.put_replicated(dataclasses.replace(state, bank=None), mesh)
+  return dataclasses.replace(replicated, bank=state.bank), update_rule
 
 
 def fresh_state(
   config: Config,
   network: models.Network,
   variables: models.Variables,
-  update_rule: Any,
+  update_rule: optax.GradientTransformation,
   training_images: int,
-  mesh: Any,
+  mesh: Mesh,
 ) -> TrainState:
-  """Returns the state of step 0 with the banks on the mesh; may be traced. Arguments as for ``initial_state``."""
+  """Returns the state of step 0, of which only a sharded bank is on the mesh; may be traced.
+
+  Args:
+    config: a validated config.
+    network: functions of the network.
+    variables: the network's initial or imported values.
+    update_rule: the optimizer.
+    training_images: size of the training set.
+    mesh: the global mesh.
+  """
+  method = contrastive_method(config)
   bank = None
-  if reads_banks(config):
-    bank = contrast.MemoryBank.create(
-      num_classes=network.num_classes,
-      capacity=config.contrast.bank_size or training_images,
-      dim=network.channels,
-      dtype=jnp.dtype(config.contrast.bank_dtype),
-      mesh=mesh,
-      axis=sharding.DATA_AXIS,
-    )
+  if method is not None:
+    bank = method.init(network.num_classes, network.channels, training_images, mesh, sharding.DATA_AXIS)
   return TrainState(
     step=jnp.int32(0),
     params=variables.params,
@@ -72,14 +80,40 @@ def fresh_state(
   )
 
 
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+  """Returns the shardings that a state has in training, in the same tree.
+
+  Args:
+    state: arrays, or shapes alone.
+    mesh: the global mesh.
+  """
+  replicated = sharding.replicated_sharding(mesh)
+  shardings: TrainState = jax.tree.map(lambda leaf: replicated, state)
+  if isinstance(state.bank, ShardedBank):
+    shardings = dataclasses.replace(shardings, bank=state.bank.shardings())
+  return shardings
+
+
 def jitted_step(
-  config: Config, network: models.Network, update_rule: Any, state: TrainState, mesh: Any
+  config: Config,
+  network: models.Network,
+  update_rule: optax.GradientTransformation,
+  state: TrainState,
+  mesh: Mesh,
 ) -> Any:
-  """Returns the train step as it runs, not yet compiled; ``state`` tells by its shardings where arrays stay."""
+  """Returns the train step of `make_train_step` as ``jax.jit`` of it, not yet compiled.
+
+  Args:
+    config: a validated config.
+    network: functions of the network.
+    update_rule: the optimizer.
+    state: arrays, or shapes with shardings: the step returns a state with the same shardings. Its buffers are donated.
+    mesh: the global mesh.
+  """
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   return jax.jit(
     make_train_step(network, update_rule, schedule, config),
     donate_argnums=0,
-    # Named, not left to the compiler: the compiled step is fed its own output.
-    out_shardings=(sharding.shardings_of(state), sharding.replicated(mesh)),
+    # Stated, not left to the compiler: the result of the compiled step is its next argument.
+    out_shardings=(sharding.shardings_of(state), sharding.replicated_sharding(mesh)),
   )

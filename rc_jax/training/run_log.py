@@ -1,31 +1,36 @@
-"""What a run tells: lines on the screen, ``metrics.jsonl``, TensorBoard events."""
+"""The log of a run: ``metrics.jsonl``, TensorBoard events, and the lines on the screen."""
 
 import json
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from rc_jax import files
+from rc_jax.config import Config, uses_contrast
+from rc_jax.console import duration
+from rc_jax.training.objective import Metrics
+from rc_jax.training.throughput import Speed
 
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
-  """``metrics.jsonl`` and TensorBoard events of a run; silent on all processes but the first."""
+  """``metrics.jsonl`` and TensorBoard events of a run; does nothing in all processes but the first."""
 
   def __init__(self, workdir: pathlib.Path, resumed_at: int):
-    """Opens the log; drops what a killed run logged after the checkpoint that it resumes from.
+    """Opens the log, without the lines that a killed run wrote after the checkpoint that this run resumes from.
 
     Args:
       workdir: the run's folder.
-      resumed_at: updates made so far; lines of later steps would otherwise stand there twice.
+      resumed_at: updates made so far; the run will log the steps after it again.
     """
     self._path = workdir / METRICS
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    kept = [line for line in read(workdir) if line["step"] <= resumed_at]
+    kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_at]
     files.atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
     self._file = self._path.open("a")
     import tensorboardX  # imports PyTorch where that is installed, which takes two seconds
@@ -33,14 +38,23 @@ class RunLog:
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
 
   def write(self, line: dict[str, Any]) -> None:
-    """Appends a line; ``step`` is required, nested dicts become ``outer/inner`` in TensorBoard."""
+    """Appends a line.
+
+    Args:
+      line: JSON-able, with ``step``. Its numbers become TensorBoard scalars, those of a nested dict ``outer/inner``.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     if not self._active:
       return
     try:
       self._file.write(json.dumps(line) + "\n")
       self._file.flush()
     except OSError as error:
-      raise OSError(f"{self._path}: cannot write ({error.strerror}); make room and start again") from error
+      raise OSError(
+        f"{self._path}: cannot be written ({error.strerror}); free space there and start again"
+      ) from error
     for name, value in line.items():
       values = value.items() if isinstance(value, dict) else [("", value)]
       for inner, number in values:
@@ -54,8 +68,8 @@ class RunLog:
       self._events.close()
 
 
-def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's ``metrics.jsonl``; a last line cut by a kill is left out."""
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the lines of a run's ``metrics.jsonl``, without a last line that a kill has cut."""
   path = workdir / METRICS
   if not path.is_file():
     return []
@@ -66,3 +80,40 @@ def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     except json.JSONDecodeError:
       continue
   return lines
+
+
+def read_scores(workdir: pathlib.Path, split: str) -> dict[int, float]:
+  """Returns step -> mIoU, in 0..1, of the evaluations on a split that ``metrics.jsonl`` holds."""
+  return {line["step"]: line["miou"] for line in read_metrics(workdir) if line.get("split") == split}
+
+
+def step_line(step: int, metrics: Metrics, class_names: tuple[str, ...], speed: Speed) -> dict[str, Any]:
+  """Returns the line of ``metrics.jsonl`` for a training step.
+
+  Args:
+    step: updates made.
+    metrics: float32 scalars, and arrays ``[N]``, which become dicts by class name.
+    class_names: of the ``N`` classes.
+    speed: since the last logged step.
+  """
+  line: dict[str, Any] = {"step": step}
+  for name, value in metrics.items():
+    if np.ndim(value) == 0:
+      line[name] = float(value)
+    else:
+      line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
+  return line | {name: round(value, 3) for name, value in speed._asdict().items()}
+
+
+def step_text(step: int, metrics: Metrics, speed: Speed, config: Config) -> str:
+  """Returns the line on the screen for a training step: the loss and its terms, the speed and the time left."""
+  steps, weights = config.train.steps, config.loss
+  time_left = duration((steps - step) * config.train.batch_size / speed.images_per_second)
+  terms = f"pixel {metrics['loss_pixel']:.3f} + {weights.aux_weight:g} x aux {metrics['loss_aux']:.3f}"
+  if uses_contrast(config):
+    terms += f" + {weights.contrast_weight:g} x contrast {metrics['loss_contrast']:.3f}"
+  waiting = f" ({speed.data_wait:.0%} of the time waiting for data)" if speed.data_wait >= 0.05 else ""
+  return (
+    f"step {step}/{steps}  loss {metrics['loss']:.3f} = {terms}  "
+    f"lr {metrics['learning_rate']:.2e}  {speed.images_per_second:.2f} images/s{waiting}  {time_left} left"
+  )

@@ -1,4 +1,4 @@
-"""Training examples that could not be read: each told once, listed in the run's folder, the same on all hosts."""
+"""The training examples of a run that could not be read and were skipped: reported once, listed in a file, counted."""
 
 import json
 import pathlib
@@ -15,45 +15,45 @@ FILE = "skipped.jsonl"
 
 
 class SkippedExamples:
-  """The examples of a run that were skipped so far, with the reason of each."""
+  """The skipped examples of all processes of a run, with a reason for each."""
 
-  def __init__(self, workdir: pathlib.Path, most: int, data_position: dict[str, Any] | None):
-    """Starts with those of the checkpoint that a run resumes from; what a killed run told after it is told again.
+  def __init__(self, workdir: pathlib.Path, max_skipped: int, data_position: dict[str, Any] | None):
+    """Starts with the examples of the checkpoint that the run resumes from, and rewrites the file to hold these.
 
     Args:
       workdir: the run's folder.
-      most: how many there may be.
+      max_skipped: how many examples may be skipped.
       data_position: of ``TrainBatches.get_state``, or None.
     """
     self._path = workdir / FILE
-    self._most = most
+    self._max_skipped = max_skipped
     self._reasons: dict[str, str] = dict((data_position or {}).get("skipped", {}))
     if jax.process_index() == 0 and (self._reasons or self._path.is_file()):
       files.atomic_write_text(self._path, "".join(map(_line, self._reasons.items())))
 
   def add(self, data_position: dict[str, Any]) -> dict[str, Any]:
-    """Adds those of a position, and tells the new ones.
+    """Adds the skipped examples of a position; prints and lists the new ones.
 
     Args:
-      data_position: of this process. With several, all call this after the same step: each reads other examples.
+      data_position: of this process. Each process reads other examples, so all must call this after the same step.
 
     Returns:
-      The position with all that were skipped by any process.
+      The position with the skipped examples of all processes.
 
     Raises:
-      ValueError: on all processes, when there are more than there may be.
+      ValueError: more than ``max_skipped`` examples were skipped; raised in all processes.
     """
-    found = _of_all_processes(data_position.get("skipped", {}))
-    new = {index: found[index] for index in sorted(found.keys() - self._reasons.keys(), key=int)}
+    skipped = _merged_over_processes(data_position.get("skipped", {}))
+    new = {index: skipped[index] for index in sorted(skipped.keys() - self._reasons.keys(), key=int)}
     self._reasons |= new
     for index, reason in new.items():
       say(f"skipped training example {index}: {reason}")
     if new and jax.process_index() == 0:
       with self._path.open("a") as file:
         file.writelines(map(_line, new.items()))
-    if len(self._reasons) > self._most:
+    if len(self._reasons) > self._max_skipped:
       raise ValueError(
-        f"{self._path}: {len(self._reasons)} training images cannot be read, expected at most {self._most} "
+        f"{self._path}: {len(self._reasons)} training images cannot be read, expected at most {self._max_skipped} "
         "(dataset.max_skipped): repair the files or raise it"
       )
     return {**data_position, "skipped": dict(self._reasons)} if self._reasons else data_position
@@ -63,11 +63,12 @@ def _line(item: tuple[str, str]) -> str:
   return json.dumps({"index": int(item[0]), "reason": item[1]}) + "\n"
 
 
-def _of_all_processes(reasons: dict[str, str]) -> dict[str, str]:
+def _merged_over_processes(reasons: dict[str, str]) -> dict[str, str]:
+  """Returns the union of the dicts of all processes."""
   if jax.process_count() == 1:
     return reasons
   text = np.frombuffer(json.dumps(reasons).encode(), np.uint8)
-  # Arrays must be of one size everywhere; usually nothing is skipped anywhere, and the sizes say so.
+  # Gathered arrays must have one size in all processes. Mostly no process skipped anything, and the sizes show it.
   sizes = multihost_utils.process_allgather(np.int32(text.size))
   if sizes.max() <= len("{}"):
     return {}

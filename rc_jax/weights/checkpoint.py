@@ -18,11 +18,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from rc_jax import contrast
-from rc_jax.train_state import TrainState
+from rc_jax.train_state import ShardedBank, TrainState
 
 FOLDER = "checkpoints"
-BANK_ARRAYS = ("keys", "cursor", "count")  # where they lie is the template's to say
 
 # Orbax logs every file it opens, and an error once in each of its threads before it raises it here.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -105,9 +103,11 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
+    bank = template.bank
+    is_sharded = isinstance(bank, ShardedBank)
     trainer = _abstract(_trainer_item(template))
-    if template.bank is not None:
-      trainer["bank"]["keys"] = self._saved_keys(step, template.bank)
+    if is_sharded:
+      trainer["bank"] = _named_leaves(bank.as_saved(self._bank_shapes(step)))
     args = ocp.args.Composite(
       model=ocp.args.StandardRestore(_abstract(_model_item(template))),
       trainer=ocp.args.StandardRestore(trainer),
@@ -120,35 +120,20 @@ class Checkpoints:
         f"{self.folder / str(step)}: does not fit this configuration: {_first_line(error)}"
       ) from error
     model, trainer = items["model"], items["trainer"]
-    bank = template.bank
-    if bank is not None:
-      arrays = trainer["bank"]
-      bank = dataclasses.replace(bank, **arrays | {"keys": _refit(arrays["keys"], bank)})
+    saved = jax.tree.map(lambda name: trainer["bank"][name], _leaf_names(bank))
     state = TrainState(
       step=trainer["step"],
       params=model["params"],
       batch_stats=model["batch_stats"],
       opt_state=trainer["opt_state"],
-      bank=bank,
+      bank=bank.refit(saved) if is_sharded else saved,
     )
     return state, items["data"]
 
-  def _saved_keys(self, step: int, bank: contrast.MemoryBank) -> jax.ShapeDtypeStruct:
-    """Describes a checkpoint's keys as they shall be read; padded for other devices, they have other slots."""
+  def _bank_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the bank's arrays in a checkpoint, by name; empty where it holds no bank."""
     metadata = ocp.StandardCheckpointer().metadata(self.folder / str(step) / "trainer").item_metadata
-    saved = metadata.get("bank", {}).get("keys")
-    keys = bank.keys
-    if saved is None or saved.shape[1] < bank.capacity or saved.shape[::2] != keys.shape[::2]:
-      return jax.ShapeDtypeStruct(
-        keys.shape, keys.dtype, sharding=keys.sharding
-      )  # an error that names the array
-    by_dim = jax.sharding.PartitionSpec(None, None, bank.axis)
-    target = keys.sharding
-    if bank.mesh is not None and saved.shape[1] != keys.shape[1]:
-      # Spread over the last axis meanwhile: on one device, all of it may not fit.
-      divides = keys.shape[2] % bank.mesh.shape[bank.axis] == 0
-      target = jax.sharding.NamedSharding(bank.mesh, by_dim if divides else jax.sharding.PartitionSpec())
-    return jax.ShapeDtypeStruct(saved.shape, keys.dtype, sharding=target)
+    return {name: tuple(leaf.shape) for name, leaf in metadata.get("bank", {}).items()}
 
   def wait(self) -> None:
     """Blocks until what was started is on the disk.
@@ -295,21 +280,19 @@ def _model_item(state: TrainState) -> dict[str, Any]:
 
 
 def _trainer_item(state: TrainState) -> dict[str, Any]:
-  # Plain dicts: a checkpoint can be read without this package's classes.
-  bank = {} if state.bank is None else {name: getattr(state.bank, name) for name in BANK_ARRAYS}
-  return {"step": state.step, "opt_state": state.opt_state, "bank": bank}
+  return {"step": state.step, "opt_state": state.opt_state, "bank": _named_leaves(state.bank)}
 
 
-def _refit(keys: jax.Array, bank: contrast.MemoryBank) -> jax.Array:
-  """Gives keys ``[N,M+padding,C]`` the padding and the place of a bank's."""
-  if keys.shape == bank.keys.shape:
-    return keys
+def _leaf_names(tree: Any) -> Any:
+  """Returns the name of each leaf, its path such as ``keys`` or ``queues/0``, in the same tree."""
+  return jax.tree.map_with_path(
+    lambda path, leaf: jax.tree_util.keystr(path, simple=True, separator="/"), tree
+  )
 
-  def padded(keys: jax.Array) -> jax.Array:
-    return jnp.pad(keys[:, : bank.capacity], ((0, 0), (0, bank.padding), (0, 0)))
 
-  refitted: jax.Array = jax.jit(padded, out_shardings=bank.keys.sharding)(keys)
-  return refitted
+def _named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves by their names: a plain dict, so that a checkpoint is read without this package's classes."""
+  return dict(zip(jax.tree.leaves(_leaf_names(tree)), jax.tree.leaves(tree), strict=True))
 
 
 def _abstract(tree: Any) -> Any:

@@ -85,4 +85,5 @@ def test_head_learns_in_bfloat16_from_scales_that_start_at_0():
 def test_network_says_what_losses_need():
   outputs = network_outputs(name="danet", danet_key_channels=4)
   assert outputs.features.shape == (*outputs.logits.shape[:3], 16)
-  assert [y.shape for y in outputs.branch_logits] == [outputs.logits.shape] * 2
+  branches = [outputs.extra[name] for name in ("branch0", "branch1")]
+  assert [branch.logits.shape for branch in branches] == [outputs.logits.shape] * 2

@@ -98,4 +98,4 @@ def test_head_learns_in_bfloat16():
 def test_network_says_what_losses_need():
   outputs = network_outputs(name="encnet", encnet_codes=6)
   assert outputs.features.shape == (*outputs.logits.shape[:3], 16)
-  assert outputs.presence_logits.shape == (2, outputs.logits.shape[3])
+  assert outputs.extra["presence"].logits.shape == (2, outputs.logits.shape[3])

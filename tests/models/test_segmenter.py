@@ -47,13 +47,14 @@ def test_shapes_dtypes_and_top_level_names(tiny):
   outputs, batch_stats = train(*variables, images((65, 97)), jax.random.key(1))
   assert outputs.logits.shape == (2, 9, 13, CLASSES) and outputs.logits.dtype == jnp.float32
   assert outputs.features.shape == (2, 9, 13, network.channels) and outputs.features.dtype == jnp.bfloat16
-  assert outputs.aux_logits.shape == (2, 9, 13, CLASSES) and outputs.aux_logits.dtype == jnp.float32
+  aux = outputs.extra["aux"]
+  assert aux.logits.shape == (2, 9, 13, CLASSES) and aux.logits.dtype == jnp.float32 and aux.term == "aux"
   assert jax.tree.map(jnp.shape, batch_stats) == jax.tree.map(jnp.shape, variables.batch_stats)
   assert {leaf.dtype for leaf in jax.tree.leaves(batch_stats)} == {jnp.dtype("float32")}
   changed = jax.tree.map(lambda old, new: bool((old != new).any()), variables.batch_stats, batch_stats)
   assert all(jax.tree.leaves(changed))
   outputs = predict(*variables, images((65, 97)))
-  assert outputs.aux_logits is None
+  assert outputs.extra == {}
   assert (network.num_classes, network.channels, network.align_corners) == (CLASSES, 16, True)
 
 
@@ -62,7 +63,8 @@ def test_dropout_works_in_training_and_only_there(tiny):
   batch = images((65, 97))
   first, second, again = (train(*variables, batch, jax.random.key(seed))[0] for seed in (1, 2, 1))
   np.testing.assert_array_equal(first.logits, again.logits)
-  assert (first.logits != second.logits).any() and (first.aux_logits != second.aux_logits).any()
+  assert (first.logits != second.logits).any()
+  assert (first.extra["aux"].logits != second.extra["aux"].logits).any()
   np.testing.assert_array_equal(first.features, second.features)  # they are read before dropout
   np.testing.assert_array_equal(predict(*variables, batch).logits, predict(*variables, batch).logits)
   classifier = variables.params["head"]["classifier"]
@@ -151,7 +153,7 @@ def test_training_gradients_and_statistics_equal_the_originals():
 
   def loss(params):
     outputs, batch_stats = network.train(params, variables.batch_stats, batch, jax.random.key(0))
-    both = (outputs.logits, outputs.aux_logits)
+    both = (outputs.logits, outputs.extra["aux"].logits)
     return sum((y * w).sum() for y, w in zip(both, weights, strict=True)), batch_stats
 
   (value, batch_stats), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables.params)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax import distributed, models, sharding
+from rc_jax import contrast, distributed, models, sharding
 from rc_jax.costs import step_fit
 from rc_jax.modes import compile
 from tests.support import run_tiny
@@ -95,16 +95,16 @@ def test_a_cluster_is_recognised(environment, several, monkeypatch) -> None:
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   joined = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda **how: joined.append(how))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
   distributed.connect()
-  assert joined == ([{}] if several else [])
+  assert joined == ([(None, None, None)] if several else [])
 
 
 def test_processes_by_flags(monkeypatch) -> None:
   joined = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda **how: joined.append(how))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
   distributed.connect("host:1234", "4", "3")
-  assert joined == [{"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}]
+  assert joined == [("host:1234", 4, 3)]
   with pytest.raises(ValueError, match="--processes, --process_id: not set"):
     distributed.connect("host:1234")
   with pytest.raises(ValueError, match="--process_id=4 of --processes=4: expected 0"):
@@ -113,5 +113,6 @@ def test_processes_by_flags(monkeypatch) -> None:
 
 def test_one_device_holds_its_slots_alone() -> None:
   mesh = sharding.global_mesh()
-  where = jax.ShapeDtypeStruct((3, 256, 8), np.float32, sharding=sharding.slots(mesh))
-  assert step_fit._bytes(where) == 4 * 3 * 256 * 8 // mesh.devices.size
+  bank = jax.eval_shape(lambda: contrast.MemoryBank.create(3, 256, 8, mesh=mesh))
+  keys = jax.ShapeDtypeStruct(bank.keys.shape, np.float32, sharding=bank.shardings().keys)
+  assert step_fit._bytes(keys) == 4 * 3 * 256 * 8 // mesh.devices.size

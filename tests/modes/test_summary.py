@@ -188,7 +188,8 @@ def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch)
       x = Attention(name="attention")(stages.last) * scale
       x = nn.Dropout(0.5)(x, deterministic=not train)
       # Computed in prediction too, but nobody reads it there.
-      return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x, aux_logits=self.spare(x))
+      extra = {"aux": models.ExtraOutput(self.spare(x), term="aux")}
+      return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x, extra)
 
     def spare(self, x):
       return Conv(CLASSES, 1, name="spare")(x)

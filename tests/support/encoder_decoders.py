@@ -98,7 +98,7 @@ def assert_same_logits(tmp_path, config, fields, training_batch=3):
     theirs, theirs_aux = _both_logits(original.train(), batch)
     outputs, _ = compiled_once(network.train, *variables, batch, jax.random.key(0))
     originals.assert_close(outputs.logits, theirs)
-    originals.assert_close(outputs.aux_logits, theirs_aux)
+    originals.assert_close(outputs.extra["aux"].logits, theirs_aux)
   return report
 
 

@@ -35,12 +35,13 @@ def assert_learns_in_bfloat16(module, stages):
   def loss(params):
     given = (variables | {"params": params}, stages, True)
     outputs, _ = module.apply(*given, rngs={"dropout": key}, mutable=["batch_stats"])
-    logits = [y.ravel() for y in (outputs.logits, outputs.aux_logits) if y is not None]
+    extra = [output.logits for output in outputs.extra.values() if output.term == "aux"]
+    logits = [y.ravel() for y in (outputs.logits, *extra)]
     return jnp.square(jnp.concatenate(logits) - 1).mean(), outputs
 
   gradients, outputs = compiled_once(jax.grad(loss, has_aux=True), variables["params"])
   assert outputs.logits.dtype == jnp.float32 and outputs.features.dtype == jnp.bfloat16
-  assert outputs.aux_logits is None or outputs.aux_logits.dtype == jnp.float32
+  assert all(output.logits.dtype == jnp.float32 for output in outputs.extra.values())
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((outputs, gradients)))
   zero = [path for path, leaf in jax.tree_util.tree_leaves_with_path(gradients) if not (leaf != 0).any()]
   assert not zero, [jax.tree_util.keystr(path) for path in zero]
@@ -66,8 +67,8 @@ def assert_network_gives(grid, features, aux_grid, size=(65, 48), **fields):
   images = jax.ShapeDtypeStruct((2, *size, 3), jnp.uint8)
   outputs, batch_stats = jax.eval_shape(network.train, *variables, images, jax.random.key(0))
   assert outputs.logits.shape == (2, *grid, CLASSES) and outputs.features.shape == (2, *grid, features)
-  assert outputs.aux_logits.shape == (2, *aux_grid, CLASSES)
+  assert outputs.extra["aux"].logits.shape == (2, *aux_grid, CLASSES)
   assert jax.tree.map(jnp.shape, batch_stats) == jax.tree.map(jnp.shape, variables.batch_stats)
   predicted = jax.eval_shape(network.predict, *variables, images)
-  assert predicted.logits.shape == outputs.logits.shape and predicted.aux_logits is None
+  assert predicted.logits.shape == outputs.logits.shape and not predicted.extra
   return jax.tree.map(jnp.shape, variables.params["head"])

@@ -62,11 +62,11 @@ def assert_same_outputs(tmp_path, original, sizes=((65, 97), (64, 96)), **fields
   outputs, _ = jax.jit(network.train, compiler_options=OPTIONS)(*variables, batch, jax.random.key(0))
   theirs, more, aux = said(original.train(), batch)
   originals.assert_close(outputs.logits, theirs)
-  originals.assert_close(outputs.aux_logits, aux)
-  ours = outputs.branch_logits
-  if outputs.presence_logits is not None:
+  originals.assert_close(outputs.extra["aux"].logits, aux)
+  ours = [extra.logits for name, extra in sorted(outputs.extra.items()) if name != "aux"]
+  if "presence" in outputs.extra:
     # As a map of one pixel, like the others.
-    ours, more = (outputs.presence_logits[:, None, None],), (more[0][..., None, None],)
+    ours, more = [ours[0][:, None, None]], [more[0][..., None, None]]
   assert len(ours) == len(more)
   for ours_, theirs in zip(ours, more, strict=True):
     originals.assert_close(ours_, theirs)

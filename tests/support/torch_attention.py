@@ -168,8 +168,8 @@ def channels_last(y):
 
 def said(outputs):
   """All that a head says, in the order of the originals here."""
-  more = () if outputs.presence_logits is None else (outputs.presence_logits,)
-  return outputs.logits, outputs.features, *outputs.branch_logits, *more
+  more = (extra.logits for name, extra in sorted(outputs.extra.items()))
+  return outputs.logits, outputs.features, *more
 
 
 def assert_same_in_prediction(module, original, x):

@@ -1,4 +1,4 @@
-"""The feed: batches in order, a position that reading ahead does not move, waiting measured, errors in their turn."""
+"""Prefetching keeps the order of batches and errors, and a position that reading ahead does not move."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from rc_jax.training.prefetch import AHEAD, Prefetcher
+from rc_jax.training.prefetch import PREFETCHED, THREAD, Prefetcher
 
 
 class Counting:
@@ -42,73 +42,73 @@ def _idle():
   return True
 
 
-def test_the_position_is_that_of_what_was_handed_out():
+def test_the_position_is_that_of_the_batches_returned():
   batches = Counting()
-  with Prefetcher(batches, _put) as feed:
-    assert feed.get_state() == {"next_batch": 0}
+  with Prefetcher(batches, _put) as prefetcher:
+    assert prefetcher.get_state() == {"next_batch": 0}
     for number in range(6):
-      assert feed.next(_busy) == number
+      assert prefetcher.next(_busy) == number
       # Time to read ahead, which it does, but not without end.
       deadline = time.monotonic() + 5
-      while batches.position < number + 1 + AHEAD and time.monotonic() < deadline:
+      while batches.position < number + 1 + PREFETCHED and time.monotonic() < deadline:
         time.sleep(0.005)
-      assert number + 1 + AHEAD <= batches.position <= number + 2 + AHEAD
-      assert feed.get_state() == {"next_batch": number + 1}
-  # Closed, the batches are where the feed was.
+      assert number + 1 + PREFETCHED <= batches.position <= number + 2 + PREFETCHED
+      assert prefetcher.get_state() == {"next_batch": number + 1}
+  # Closed, the batches are at the prefetcher's position.
   assert batches.get_state() == {"next_batch": 6}
-  assert "feed" not in [thread.name for thread in threading.enumerate()]
-  # And it goes on from there.
-  assert feed.next(_busy) == 6
-  feed.close()
+  assert THREAD not in [thread.name for thread in threading.enumerate()]
+  # And it continues from there.
+  assert prefetcher.next(_busy) == 6
+  prefetcher.close()
 
 
-def test_a_feed_begins_where_the_batches_are():
+def test_it_starts_at_the_position_of_the_batches():
   batches = Counting()
   batches.set_state({"next_batch": 40})
-  with Prefetcher(batches, _put) as feed:
-    assert feed.get_state() == {"next_batch": 40} and feed.next(_busy) == 40
+  with Prefetcher(batches, _put) as prefetcher:
+    assert prefetcher.get_state() == {"next_batch": 40} and prefetcher.next(_busy) == 40
 
 
-def test_an_error_comes_after_all_batches_before_it_and_again():
-  with Prefetcher(Counting(bad=5), _put) as feed:
-    assert [feed.next(_busy) for _ in range(5)] == [0, 1, 2, 3, 4]
+def test_an_error_is_raised_after_all_batches_before_it_and_again():
+  with Prefetcher(Counting(bad=5), _put) as prefetcher:
+    assert [prefetcher.next(_busy) for _ in range(5)] == [0, 1, 2, 3, 4]
     for _ in range(2):
       with pytest.raises(ValueError, match="image_7"):
-        feed.next(_busy)
-      assert feed.get_state() == {"next_batch": 5}
+        prefetcher.next(_busy)
+      assert prefetcher.get_state() == {"next_batch": 5}
 
 
-def test_waiting_counts_where_the_devices_are_idle_alone():
-  with Prefetcher(Counting(seconds=0.05), _put) as feed:
+def test_only_time_in_which_the_devices_are_idle_counts_as_waiting():
+  with Prefetcher(Counting(seconds=0.05), _put) as prefetcher:
     for _ in range(4):
-      feed.next(_busy)
-    assert feed.waited == 0
+      prefetcher.next(_busy)
+    assert prefetcher.wait_seconds == 0
     for _ in range(4):
-      feed.next(_idle)
-    assert 0.1 < feed.waited < 1.0
+      prefetcher.next(_idle)
+    assert 0.1 < prefetcher.wait_seconds < 1.0
     # The devices finish in the middle of the wait: half of it counts.
-    waited, start = feed.waited, time.monotonic()
+    waited, start = prefetcher.wait_seconds, time.monotonic()
     for _ in range(4):
       begin = time.monotonic()
-      feed.next(lambda begin=begin: time.monotonic() > begin + 0.025)
-    assert 0.02 < feed.waited - waited < 0.8 * (time.monotonic() - start)
+      prefetcher.next(lambda begin=begin: time.monotonic() > begin + 0.025)
+    assert 0.02 < prefetcher.wait_seconds - waited < 0.8 * (time.monotonic() - start)
 
 
-def test_batches_that_are_there_cost_no_waiting():
-  with Prefetcher(Counting(), _put) as feed:
-    feed.next(_idle)
-    waited = feed.waited
+def test_a_prefetched_batch_needs_no_waiting():
+  with Prefetcher(Counting(), _put) as prefetcher:
+    prefetcher.next(_idle)
+    waited = prefetcher.wait_seconds
     for _ in range(3):
       time.sleep(0.03)
-      feed.next(_idle)
-    assert feed.waited - waited < 0.03
+      prefetcher.next(_idle)
+    assert prefetcher.wait_seconds - waited < 0.03
 
 
-def test_closing_does_not_wait_for_ever():
-  feed = Prefetcher(Counting(), _put)
-  feed.next(_busy)
+def test_closing_ends_a_thread_that_waits_at_a_full_queue():
+  prefetcher = Prefetcher(Counting(), _put)
+  prefetcher.next(_busy)
   time.sleep(0.05)  # the thread stands at a full queue
   start = time.monotonic()
-  feed.close()
-  feed.close()
+  prefetcher.close()
+  prefetcher.close()
   assert time.monotonic() - start < 2

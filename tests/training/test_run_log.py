@@ -32,10 +32,10 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Pa
   log.close()
 
   log = run_log.RunLog(tmp_path, resumed_at=5)
-  assert [line["step"] for line in run_log.read(tmp_path)] == [1, 2, 3, 4, 5]
+  assert [line["step"] for line in run_log.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
   log.write({"step": 6, "loss": 0.25})
   log.close()
-  lines = run_log.read(tmp_path)
+  lines = run_log.read_metrics(tmp_path)
   assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
   assert lines[2] == {"step": 3, "loss": 1 / 3, "bank_fill": {"road": 0.5}}
   assert list((tmp_path / "tensorboard").glob("events*"))
@@ -43,7 +43,7 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Pa
 
 def test_a_line_cut_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
   (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-  assert run_log.read(tmp_path) == [{"step": 1, "loss": 2.0}]
+  assert run_log.read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
   log = run_log.RunLog(tmp_path, resumed_at=1)
   log.write({"step": 2, "loss": 1.5})
   log.close()
@@ -53,7 +53,7 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
 
 def test_progress_says_rate_and_time_left(monkeypatch, capsys) -> None:
   now = [0.0]
-  monkeypatch.setattr(run_log.time, "monotonic", lambda: now[0])
+  monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
   progress = console.Progress("scoring", 40, unit="images")
   now[0] = 100.0  # a program was compiled
   progress.advance(10)

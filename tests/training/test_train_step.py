@@ -13,9 +13,10 @@ from jax.experimental import multihost_utils
 
 from rc_jax import contrast, distributed, models, sharding
 from rc_jax.costs import hlo_cost
+from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.ops import resample
 from rc_jax.train_state import TrainState
-from rc_jax.training import initial_state, losses, optimizer
+from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 from tests.support import processes, rounding, run_tiny
 
@@ -72,8 +73,8 @@ def test_loss_is_the_weighted_sum_of_its_terms(run) -> None:
   rng = jax.random.fold_in(jax.random.key(0), 3)
   outputs, _ = network.train(states[3].params, states[3].batch_stats, batch()["image"], rng)
   labels = batch()["label"].astype(jnp.int32)
-  pixel = losses.cross_entropy(resample.upsample(outputs.logits, CROP), labels)
-  aux = losses.cross_entropy(resample.upsample(outputs.aux_logits, CROP), labels)
+  pixel = cross_entropy(resample.upsample(outputs.logits, CROP), labels)
+  aux = cross_entropy(resample.upsample(outputs.extra["aux"].logits, CROP), labels)
   grid = labels[:, ::8, ::8]  # 33 x 41 at output stride 8: 5 x 6 points, corners aligned
   centers = contrast.region_centers(outputs.features, outputs.logits, grid)
   rc, _ = contrast.region_contrast_loss(centers, states[3].bank, temperature=0.2)
@@ -258,7 +259,7 @@ def print_collectives() -> None:
     state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
     step = make_train_step(network, update_rule, optimizer.learning_rate(config.optimizer, 20), config)
     own = {name: np.asarray(value) for name, value in batch().items()}
-    shardings = (sharding.shardings_of(state), sharding.replicated(mesh))
+    shardings = (sharding.shardings_of(state), sharding.replicated_sharding(mesh))
     compiled = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(
       state, sharding.put_batch(own, mesh)
     )

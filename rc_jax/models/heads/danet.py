@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rc_jax.fields import Field, at_least
 from rc_jax.models.layers import Conv, ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.models.network import ExtraOutput, Outputs, Stages
 
 FIELDS = (
   Field(
@@ -17,6 +17,12 @@ FIELDS = (
     64,
     "DANet: channels of the position attention's queries and keys.",
     at_least(1),
+  ),
+  Field(
+    "loss.branch_weight",
+    1.0,
+    "Weight of the pixel loss on each of DANet's two attention branches, as its authors.",
+    at_least(0),
   ),
 )
 
@@ -127,7 +133,7 @@ class Branch(nn.Module):
 class DANetHead(nn.Module):
   """Position attention and channel attention side by side; the classifier reads their sum.
 
-  In training, ``branch_logits`` are those of the position branch and of the channel branch.
+  In training, the extra outputs ``branch0`` and ``branch1`` are the position branch's and the channel branch's logits.
 
   Attributes:
     num_classes: ``N``.
@@ -159,4 +165,6 @@ class DANetHead(nn.Module):
     logits = classify(features, self.num_classes, self.dropout, train)
     if position_logits is None or channel_logits is None:
       return Outputs(logits, features)
-    return Outputs(logits, features, branch_logits=(position_logits, channel_logits))
+    branches = {"branch0": position_logits, "branch1": channel_logits}
+    extra = {name: ExtraOutput(branch_logits, term="branch") for name, branch_logits in branches.items()}
+    return Outputs(logits, features, extra)

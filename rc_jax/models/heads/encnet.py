@@ -8,10 +8,19 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.fields import Field, at_least
+from rc_jax.losses.presence import presence_loss
 from rc_jax.models.layers import BatchNorm, ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.models.network import ExtraOutput, Outputs, Stages
 
-FIELDS = (Field("model.encnet_codes", 32, "EncNet: number of codewords.", at_least(1)),)
+FIELDS = (
+  Field("model.encnet_codes", 32, "EncNet: number of codewords.", at_least(1)),
+  Field(
+    "loss.presence_weight",
+    0.2,
+    "Weight of EncNet's loss on which classes an image shows, as its authors.",
+    at_least(0),
+  ),
+)
 
 
 def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Array:
@@ -68,7 +77,7 @@ class Encoding(nn.Module):
 class EncNetHead(nn.Module):
   """A 3x3 convolution, and gates on its channels that read an encoding of the whole image.
 
-  In training, ``presence_logits`` read the encoding too.
+  In training, the extra output ``presence`` predicts from the encoding which classes the image shows.
 
   Attributes:
     num_classes: ``N``.
@@ -98,4 +107,5 @@ class EncNetHead(nn.Module):
     logits = classify(features, self.num_classes, self.dropout, train)
     if not train:
       return Outputs(logits, features)
-    return Outputs(logits, features, presence_logits=nn.Dense(self.num_classes, name="presence")(encoding))
+    presence_logits = nn.Dense(self.num_classes, name="presence")(encoding)  # [B,N]
+    return Outputs(logits, features, {"presence": ExtraOutput(presence_logits, "presence", presence_loss)})

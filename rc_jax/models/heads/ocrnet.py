@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.fields import Field, at_least
+from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.layers import ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.models.network import ExtraOutput, Outputs, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
@@ -23,7 +24,7 @@ FIELDS = (
 class OCRHead(nn.Module):
   """Describes each pixel by the object regions that it resembles.
 
-  A coarse prediction, supervised as ``aux_logits``, says where each class's region lies; a region's vector is the
+  A coarse prediction, the extra output ``aux``, says where each class's region lies; a region's vector is the
   mean of the pixels under it; each pixel attends to the ``N`` regions, and a 1x1 convolution fuses what it read with
   the pixel itself. The coarse prediction comes from the backbone's middle stage through a 3x3 convolution, or, where
   there is none (HRNet), from the last through a 1x1 that keeps its channels: mmsegmentation's choices.
@@ -71,7 +72,8 @@ class OCRHead(nn.Module):
     context = pointwise("out", self.channels, attend(queries, keys[:, :, 0], values[:, :, 0]))
     features = pointwise("fuse", self.channels, jnp.concatenate([context, pixels], axis=-1))
     logits = classify(features, self.num_classes, self.dropout, train)
-    return Outputs(logits, features, aux_logits=coarse_logits)
+    aux = ExtraOutput(coarse_logits, term="aux", loss=cross_entropy)
+    return Outputs(logits, features, {"aux": aux})
 
   def _coarse_logits(self, stages: Stages, train: bool) -> jax.Array:
     source, channels, size = stages.stage3, self.coarse_channels, 3

@@ -1,4 +1,4 @@
-"""Pixel losses and resampling against PyTorch and loops over pixels."""
+"""Losses against PyTorch and loops over pixels in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from rc_jax.training import losses
+from rc_jax.losses.cross_entropy import cross_entropy
+from rc_jax.losses.ohem import kth_smallest, ohem_cross_entropy
+from rc_jax.losses.presence import presence_loss
 
 B, H, W, N = 2, 7, 9, 5
 
@@ -65,12 +67,12 @@ def test_cross_entropy_is_pytorchs():
     leaf.permute(0, 3, 1, 2), torch.from_numpy(labels).long(), ignore_index=255
   )
   expected.backward()
-  found = jax.value_and_grad(losses.cross_entropy)(logits, labels)
+  found = jax.value_and_grad(cross_entropy)(logits, labels)
   assert_matches(found, (expected.item(), leaf.grad.numpy()))
 
 
-cross_entropy = jax.jit(jax.value_and_grad(losses.cross_entropy))
-ohem_cross_entropy = jax.jit(jax.value_and_grad(losses.ohem_cross_entropy))
+cross_entropy_and_gradient = jax.jit(jax.value_and_grad(cross_entropy))
+ohem_and_gradient = jax.jit(jax.value_and_grad(ohem_cross_entropy))
 
 any_labels = hnp.arrays(
   np.int32, (B, H, W), elements=st.sampled_from([-1, 0, 1, 2, 3, 4, 5, 254, 255, 2**31 - 1])
@@ -82,7 +84,8 @@ any_labels = hnp.arrays(
 def test_cross_entropy_of_any_labels(labels, seed):
   logits, _ = random_inputs(seed)
   assert_matches(
-    cross_entropy(logits, labels), mean_and_gradient(pixel_oracle(logits, labels), logits, labels)
+    cross_entropy_and_gradient(logits, labels),
+    mean_and_gradient(pixel_oracle(logits, labels), logits, labels),
   )
 
 
@@ -95,7 +98,7 @@ def test_cross_entropy_of_any_labels(labels, seed):
 )
 def test_ohem_of_any_labels(labels, seed, threshold, min_kept):
   logits, _ = random_inputs(seed)
-  found = ohem_cross_entropy(logits, labels, threshold, min_kept)
+  found = ohem_and_gradient(logits, labels, threshold, min_kept)
   assert_matches(found, ohem_oracle(logits, labels, threshold, min_kept))
 
 
@@ -105,25 +108,25 @@ def test_kth_smallest_tells_neighbouring_floats_apart():
   values = rng.permutation(values.astype(np.float32))
   counted = rng.random(len(values)) < 0.8
   for k in (1, 2, 7, 20, counted.sum() - 1, counted.sum()):
-    assert losses._kth_smallest(values, counted, k) == np.sort(values[counted])[k - 1]
+    assert kth_smallest(values, counted, k) == np.sort(values[counted])[k - 1]
 
 
 @pytest.mark.parametrize("min_kept", [1, 10, 60])
 def test_ohem_keeps_exactly_min_kept_when_all_are_easy(min_kept):
   logits, labels = random_inputs(5)
-  _, gradient = losses_of_ohem(logits, labels, threshold=0.0, min_kept=min_kept)
+  _, gradient = ohem_value_and_gradient(logits, labels, threshold=0.0, min_kept=min_kept)
   assert (np.abs(gradient).sum(-1) > 0).sum() == min_kept
 
 
-def losses_of_ohem(logits, labels, **options):
-  return jax.value_and_grad(lambda z: losses.ohem_cross_entropy(z, labels, **options))(logits)
+def ohem_value_and_gradient(logits, labels, **options):
+  return jax.value_and_grad(lambda z: ohem_cross_entropy(z, labels, **options))(logits)
 
 
 def test_ohem_keeps_all_that_tie():
   logits, labels = random_inputs(6)
   logits[:] = logits[0, 0, 0]  # as many different probabilities as classes
   hardest = int(np.argmin(logits[0, 0, 0]))
-  _, gradient = losses_of_ohem(logits, labels, threshold=0.0, min_kept=1)
+  _, gradient = ohem_value_and_gradient(logits, labels, threshold=0.0, min_kept=1)
   np.testing.assert_array_equal(np.abs(gradient).sum(-1) > 0, labels == hardest)
 
 
@@ -133,12 +136,12 @@ def test_ohem_survives_certainty():
   sure, wrong = [200.0, 0.0], [0.0, 200.0]
   for logits, expected in (([sure] * 4, 0.0), ([wrong] * 4, 200.0), ([wrong, sure, sure, sure], 200.0)):
     logits = np.asarray(logits, np.float32).reshape(1, 2, 2, 2)
-    loss, gradient = losses_of_ohem(logits, labels, threshold=0.7, min_kept=1)
+    loss, gradient = ohem_value_and_gradient(logits, labels, threshold=0.7, min_kept=1)
     np.testing.assert_allclose(loss, expected)
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
 def test_no_pixel_that_counts_is_zero_with_zero_gradient(loss):
   logits, labels = random_inputs(7)
   value, gradient = jax.value_and_grad(loss)(logits, np.full_like(labels, 255))
@@ -146,7 +149,7 @@ def test_no_pixel_that_counts_is_zero_with_zero_gradient(loss):
   np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize("loss", [losses.cross_entropy, losses.ohem_cross_entropy])
+@pytest.mark.parametrize("loss", [cross_entropy, ohem_cross_entropy])
 def test_bfloat16_logits_are_summed_in_float32(loss):
   logits, labels = random_inputs(8)
   rounded = jnp.asarray(logits, jnp.bfloat16)
@@ -159,13 +162,13 @@ def test_bfloat16_logits_are_summed_in_float32(loss):
 
 def test_mistakes_are_named():
   logits, labels = random_inputs()
-  for loss in (losses.cross_entropy, losses.ohem_cross_entropy):
+  for loss in (cross_entropy, ohem_cross_entropy):
     with pytest.raises(ValueError, match=r"\(2, 3, 9\) and \(2, 7, 9, 5\)"):
       loss(logits, labels[:, :3])
   with pytest.raises(ValueError, match="min_kept must not be negative, got -1"):
-    losses.ohem_cross_entropy(logits, labels, min_kept=-1)
+    ohem_cross_entropy(logits, labels, min_kept=-1)
   with pytest.raises(ValueError, match=r"\(2, 7, 9\) and \(2, 7, 9, 5\)"):
-    losses.presence_loss(logits, labels)
+    presence_loss(logits, labels)
 
 
 def test_presence_loss_is_binary_cross_entropy_of_a_loops_presence():
@@ -178,6 +181,6 @@ def test_presence_loss_is_binary_cross_entropy_of_a_loops_presence():
   for b, n in np.ndindex(3, 7):
     z = float(logits[b, n])
     total += max(-z if n in labels[b] else z, 0) + np.log1p(np.exp(-abs(z)))
-  np.testing.assert_allclose(losses.presence_loss(logits, labels), total / 21, rtol=1e-6)
-  zeroed = losses.presence_loss(logits[:, :4], labels, ignore_label=3)
-  np.testing.assert_allclose(zeroed, losses.presence_loss(logits[:, :4], np.where(labels == 3, 255, labels)))
+  np.testing.assert_allclose(presence_loss(logits, labels), total / 21, rtol=1e-6)
+  zeroed = presence_loss(logits[:, :4], labels, ignore_label=3)
+  np.testing.assert_allclose(zeroed, presence_loss(logits[:, :4], np.where(labels == 3, 255, labels)))

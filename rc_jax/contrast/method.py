@@ -1,0 +1,112 @@
+"""The interface between a training loop and a contrastive method, and RegionContrast behind it.
+
+A contrastive method has a bank, which the train state carries from step to step: any pytree of arrays. In each step
+
+1. ``loss`` compares what the batch shows with the bank of the steps before,
+2. ``update`` puts what the batch shows into the bank, after the loss, so that no query meets itself there.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+
+from rc_jax.contrast.loss import batch_contrast_loss, region_contrast_loss
+from rc_jax.contrast.memory_bank import MemoryBank, enqueue
+from rc_jax.contrast.region_centers import RegionCenters, region_centers
+
+
+class Contrast(NamedTuple):
+  """The contrastive loss of a batch.
+
+  Attributes:
+    loss: float32 scalar.
+    stats: float32 scalars without gradient, logged as ``contrast_<name>``.
+    keys: what ``update`` puts into the bank: any pytree of arrays.
+  """
+
+  loss: Array
+  stats: dict[str, Array]
+  keys: Any
+
+
+class ContrastiveMethod(Protocol):
+  """A contrastive loss over the features of a batch, and its bank. All three functions may be traced."""
+
+  def init(self, num_classes: int, dim: int, training_images: int, mesh: Mesh | None, axis: str) -> Any:
+    """Returns the bank before the first step; None where the method has none.
+
+    Args:
+      num_classes: ``N``.
+      dim: ``C``, channels of the features.
+      training_images: size of the training set.
+      mesh: the devices of the run; None: one device.
+      axis: the axis of the mesh over which images are spread, and over which a large bank may be.
+    """
+
+  def loss(self, features: Array, logits: Array, labels: Array, bank: Any) -> Contrast:
+    """Computes the loss of a batch.
+
+    Args:
+      features: ``F [B,h,w,C]``, float32 or bfloat16.
+      logits: ``P [B,h,w,N]`` float32, on the same grid.
+      labels: ``G [B,h,w]`` int32, on the same grid; 255 is ignored.
+      bank: the bank of the steps before.
+    """
+
+  def update(self, bank: Any, keys: Any) -> tuple[Any, dict[str, Array]]:
+    """Puts the keys of a batch into the bank; not called where the bank is None.
+
+    Args:
+      bank: the bank that the loss has read.
+      keys: ``Contrast.keys``.
+
+    Returns:
+      The bank of the next step, and metrics to log under their own names: float32 scalars, or ``[N]`` by class.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionContrast:
+  """RegionContrast: region centers (Eq. 3) against banks of the centers of other images (Eq. 4).
+
+  Attributes:
+    scope: the keys: ``"bank"``: the memory banks; ``"image"`` or ``"batch"``: the batch's own centers, and no bank.
+    centers: the pixel weights of centers, ``method`` of ``region_centers``.
+    temperature: ``tau``, positive.
+    bank_size: ``M``, slots of each class's bank; 0: the size of the training set.
+    bank_dtype: dtype of the keys.
+
+  Source: Hu, Cui and Wang, Region-aware Contrastive Learning for Semantic Segmentation (ICCV 2021).
+  """
+
+  scope: str = "bank"
+  centers: str = "dynamic"
+  temperature: float = 0.2
+  bank_size: int = 0
+  bank_dtype: str = "float32"
+
+  def init(
+    self, num_classes: int, dim: int, training_images: int, mesh: Mesh | None, axis: str
+  ) -> MemoryBank | None:
+    """Returns an empty bank whose slots are spread over the mesh; None for the scopes without a bank."""
+    if self.scope != "bank":
+      return None
+    capacity = self.bank_size or training_images
+    return MemoryBank.create(num_classes, capacity, dim, jnp.dtype(self.bank_dtype), mesh, axis)
+
+  def loss(self, features: Array, logits: Array, labels: Array, bank: MemoryBank | None) -> Contrast:
+    """Computes region centers and their loss against the keys of the scope."""
+    centers = region_centers(features, logits, labels, method=self.centers)
+    if bank is None:
+      loss, stats = batch_contrast_loss(centers, scope=self.scope, temperature=self.temperature)
+    else:
+      loss, stats = region_contrast_loss(centers, bank, temperature=self.temperature)
+    return Contrast(loss, stats, centers)
+
+  def update(self, bank: MemoryBank, keys: RegionCenters) -> tuple[MemoryBank, dict[str, Array]]:
+    """Enqueues the centers; the metric ``bank_fill [N]`` is the share of each class's slots that hold a key."""
+    bank = enqueue(bank, keys)
+    return bank, {"bank_fill": bank.count / jnp.float32(bank.capacity)}
