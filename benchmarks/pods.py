@@ -75,22 +75,24 @@ def page(rows: list[dict[str, Any]]) -> str:
   """Lays rows out as Markdown."""
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
   lines = [
-    "# What a slice must have",
+    "# TPU slices",
     "",
-    f"Made by `python -m benchmarks.pods` on {datetime.date.today()} with {versions}, without a TPU: the train step",
-    "of each recipe, compiled for the slice. Sizes are those of one chip. Up to 8 chips the batch is the paper's; on",
-    "more, as many images a chip. Times are the compiler's cycles, loops multiplied out, without waiting for messages;",
-    "nothing ran. Rows without times were compiled with `--fast`, whose code says nothing about speed.",
+    f"`python -m benchmarks.pods` made this page on {datetime.date.today()} with {versions}, without a TPU. It",
+    "compiles the train step of each recipe for each slice. Sizes are those of one chip. On up to 8 chips the batch is",
+    "the paper's; on more, each chip gets as many images. Times are the compiler's estimate of cycles, with loop",
+    "bodies multiplied by their trip counts, and without waiting for messages. Nothing ran. Rows without times were",
+    "compiled with `--fast`, whose code says nothing about speed.",
     "",
     "| recipe | slice | chips | batch | weights, momentum | banks | activations | peak | TFLOP | step, share of peak |",
     "|---|---|---|---|---|---|---|---|---|---|",
   ]
   messages = [
     *("", "## Messages of a step", ""),
-    "All-reduces carry the gradients, BatchNorm's sums, metrics and the contrast's partial sums; all-gathers the",
-    "region centers of the batch. Those of the contrast grow with the batch, and none with the banks.",
+    "All-reduces carry the gradients, the sums of BatchNorm, metrics, and partial sums of the contrastive loss.",
+    "All-gathers carry the region centers of the batch. Messages of the contrastive loss grow with the batch. None",
+    "grows with the banks.",
     "",
-    "| recipe | slice | kind | count | bytes in all | the largest |",
+    "| recipe | slice | kind | count | total size | largest |",
     "|---|---|---|---|---|---|",
   ]
   for row in rows:

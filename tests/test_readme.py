@@ -1,25 +1,37 @@
-"""What the README and the pages behind it show works as it stands there."""
+"""README and documentation pages: their examples run, their links lead somewhere, the README is short."""
 
 import json
 import pathlib
 import re
 import subprocess
 import sys
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rc_jax import config, contrast
 from tests.support.paths import ROOT
 
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+DOCS = ROOT / "docs"
+FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+MOST_WORDS = 900  # of the README
 README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 
 
-def example(word: str) -> str:
-  """The one block of Python in all pages that holds ``word``."""
-  (code,) = [code for code in re.findall(r"```python\n(.*?)```", ALL, re.DOTALL) if word in code]
+PLACEHOLDERS = {"RECIPE", "mine.py"}  # for recipes of a user
+
+
+def example(page: str, word: str) -> str:
+  """Returns the one block of Python of a page that holds ``word``."""
+  (code,) = [code for code in re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL) if word in code]
   return code
 
 
-def test_the_network_of_ones_own_trains_and_is_scored(tmp_path: pathlib.Path) -> None:
-  code = example("models.BACKBONES")
+def test_the_recipe_with_a_network_of_the_users_trains_and_is_scored(tmp_path: pathlib.Path) -> None:
+  code = example("docs/networks.md", "models.BACKBONES")
   assert len(code.splitlines()) < 40
   (tmp_path / "mine.py").write_text(code)
   fields = {
@@ -41,14 +53,33 @@ def test_the_network_of_ones_own_trains_and_is_scored(tmp_path: pathlib.Path) ->
 
 
 def test_the_example_of_the_loss_alone_runs() -> None:
-  code = example("region_contrast_loss")
+  code = example("README.md", "region_contrast_loss")
   finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
   assert finished.returncode == 0, finished.stderr
   loss, queries = re.fullmatch(r"([\d.]+) over (\d+) queries\n", finished.stdout).groups()
   assert float(loss) > 0 and int(queries) == 4 * 19  # random labels: every class in every image
 
 
-def test_recipes_and_scripts_that_it_names_exist() -> None:
+def test_the_example_of_a_jitted_step_runs() -> None:
+  scope: dict[str, Any] = {}
+  exec(example("docs/api/contrast.md", "loss_of_step"), scope)
+  classes, channels = 3, 4
+  bank = contrast.MemoryBank.create(num_classes=classes, capacity=8, dim=channels)
+  labels = jnp.asarray(np.random.default_rng(0).integers(0, classes, (2, 16, 24)))
+  images = jax.random.normal(jax.random.key(1), (2, 2, 3, channels))  # as large as the feature grid
+
+  def apply(params: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return images @ params, (images @ params)[..., :classes]
+
+  params, losses = jnp.eye(channels), []
+  for _ in range(2):
+    (loss, (bank, stats)), gradient = scope["step"](params, bank, images, labels, apply=apply)
+    losses.append(float(loss))
+  assert losses[0] == 0 and losses[1] > 0  # the first step reads empty banks
+  assert float(stats["queries"]) > 0 and bool(jnp.any(gradient != 0))
+
+
+def test_recipes_and_scripts_that_the_pages_name_exist() -> None:
   named = set(
     re.findall(r"\b(?:configs|launch|benchmarks|tests|docs|rc_jax)/[\w/]+\.(?:py|sh|png|md)\b", ALL)
   )
@@ -57,17 +88,35 @@ def test_recipes_and_scripts_that_it_names_exist() -> None:
     assert (ROOT / name).is_file(), f"a page names {name}"
 
 
-def test_links_lead_to_files() -> None:
+def anchors(text: str) -> set[str]:
+  """Returns the anchors of a page's headings."""
+  headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+  return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_to_files_and_headings() -> None:
   for page, text in PAGES.items():
-    folder = ROOT if page == "README.md" else ROOT / "docs"
-    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-      assert (folder / target).is_file(), f"{page} links to {target}"
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+      file, _, anchor = target.partition("#")
+      path = (ROOT / page).parent / file if file else ROOT / page
+      assert path.is_file(), f"{page} links to {target}"
+      if anchor:
+        assert anchor in anchors(path.read_text()), f"{page} links to {target}"
 
 
 def test_nothing_is_left_to_fill_in() -> None:
   assert not re.findall(r"@[A-Z_]+@|TODO|TBD", ALL)
 
 
-def test_every_recipe_is_named() -> None:
-  for recipe in (ROOT / "configs").glob("*.py"):
-    assert f"configs/{recipe.name}" in README
+def test_the_readme_is_short() -> None:
+  assert len(README.split()) <= MOST_WORDS
+
+
+def test_every_recipe_and_variant_that_the_pages_name_loads() -> None:
+  named = set(re.findall(r"--config=([\w/]+(?:\.py)?(?::\w+)?)(?![\w.])", ALL)) | set(
+    re.findall(r"^\| `(\w+(?::\w+)?)` \|", README, re.MULTILINE)
+  )
+  recipes = {path.stem for path in (ROOT / "configs").glob("*.py")}
+  for name in named - PLACEHOLDERS:
+    config.load_recipe(name)
+  assert recipes <= {name.partition(":")[0] for name in named}

@@ -1,0 +1,85 @@
+"""The documentation: pages in the navigation, links, messages that the code still prints, and a strict build."""
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+SHORTEST_PIECE = 4  # characters of a message's part that can be looked up
+
+
+class _Loader(yaml.SafeLoader):
+  """Reads mkdocs.yml, whose tags name Python objects of the theme, without them."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+
+
+def in_navigation(entry: object) -> list[str]:
+  """Returns the pages of a part of ``nav``."""
+  if isinstance(entry, str):
+    return [entry]
+  children = entry.values() if isinstance(entry, dict) else entry
+  return [page for child in children for page in in_navigation(child)]
+
+
+def test_every_page_is_in_the_navigation() -> None:
+  settings = yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)
+  listed = in_navigation(settings["nav"])
+  assert sorted(listed) == sorted(str(path.relative_to(DOCS)) for path in PAGES)
+
+
+def test_the_troubleshooting_page_quotes_messages_of_the_code() -> None:
+  constants = "\n".join(
+    node.value
+    for path in (ROOT / "rc_jax").rglob("*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.Constant) and isinstance(node.value, str)
+  )
+  first_cells = re.findall(r"^\| (.*?) \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+  messages = [message for cell in first_cells for message in re.findall(r"`([^`]+)`", cell)]
+  assert len(messages) > 30
+  for message in messages:
+    # Values stand as ... or NAME on the page, and between the constants of an f-string in the code.
+    for piece in re.split(r"\.\.\.|NAME", message):
+      if len(piece.strip()) >= SHORTEST_PIECE:
+        assert piece.strip() in constants, f"no message of rc_jax holds {piece.strip()!r}: {message}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
+def test_examples_of_python_are_python(page: pathlib.Path) -> None:
+  for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    compile(code, str(page), "exec")
+
+
+def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
+  pytest.importorskip("mkdocs", reason="needs the extra docs")
+  finished = subprocess.run(
+    # Not --quiet: it hides warnings from --strict too.
+    [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert finished.returncode == 0, finished.stderr
+  pages = {path.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+  assert (
+    "<!-- " not in re.sub(r"(?s)<script.*?</script>", "", pages["configuration.html"]).split("<article")[1]
+  )
+  for page, words in {
+    "configuration.html": ("contrast", "temperature", "Temperature of the contrastive loss"),
+    "command_line.html": ("--topology", "--images", "--results"),
+    "contrast.html": ("region_contrast_loss", "positive_similarity"),
+    "models.html": ("num_classes", "batch_stats"),
+    "architecture.html": ("data_flow.svg", "Where parameters come from and go to"),
+  }.items():
+    for word in words:
+      assert word in pages[page], f"{page} lacks {word}"
