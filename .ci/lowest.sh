@@ -16,10 +16,8 @@ case $part in
   train)
     extras='.[train]'
     tests=(
-      tests/contrast tests/costs tests/drawing tests/predictions tests/weights
-      tests/data/test_{coco_stuff,decoded_cache,pipeline,prepared,tiles}.py
-      tests/training/test_{losses,optimizer,prefetch,run_log,skipped_examples}.py
-      tests/models/test_deeplabv3.py tests/ops/test_batch_norm.py
+      tests/contrast tests/costs tests/data tests/drawing tests/predictions tests/training tests/weights
+      tests/models/test_segmenter.py tests/ops/test_batch_norm.py
       tests/modes/test_{compile,export,report,summary}.py tests/test_config.py
     )
     ;;

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Starts one run as several processes on this machine: a rehearsal of a pod, or one process a GPU.
+# Starts one run as several processes on this machine: a rehearsal of a pod, or one process for each GPU.
 #
 #   launch/local.sh PROCESSES --config=configs/demo.py [flags of rc_jax.main ...]
 #
-# The lines of process 0 go to the screen, those of the others to a temporary folder that it names.
+# Process 0 prints to the screen. The others write to files in a temporary folder, which the script names.
 # With GPUS=1 each process sees one GPU, chosen by its number. DRY_RUN=1 prints the commands and starts nothing.
-# Ends with the first status that is not 0; when one process fails, the others are told to stop and, after GRACE
-# seconds (15), killed.
+# Exits with the first status other than 0. When one process fails, the others get SIGTERM and, after GRACE seconds
+# (15), SIGKILL.
 set -euo pipefail
 
 usage="usage: launch/local.sh PROCESSES --config=FILE [flags of rc_jax.main ...]"
@@ -15,7 +15,7 @@ case $processes in '' | *[!0-9]* | 0*) echo "error: PROCESSES is '$processes'; e
 shift
 
 python=${PYTHON:-python3}
-# A port that is free now; another program could take it before process 0 does, which then says so.
+# A port that is free now. Another program could take it before process 0 does; process 0 then reports it.
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}
 [ -n "${DRY_RUN:-}" ] || logs=$(mktemp -d)
 pids=()
@@ -47,15 +47,15 @@ while [ "$left" -gt 0 ]; do
   ended=0
   interrupted=
   wait -n || ended=$?
-  # A signal to this script ends `wait`, but no process: they save together, and end by themselves.
+  # A signal to this script ends `wait`, but no process: the processes save together and exit.
   [ -n "$interrupted" ] && continue
   left=$((left - 1))
   if [ "$ended" != 0 ] && [ "$status" = 0 ]; then
     status=$ended
-    # After a failure the others would wait for ever; 143 means that they were all told to save and stop.
+    # After a failure the others would wait for ever. 143 means that all of them got SIGTERM, and save.
     if [ "$ended" != 143 ]; then
       signal_all TERM
-      # JAX takes SIGTERM for a notice, which a process that waits for a dead one never gets to read.
+      # JAX handles SIGTERM as a notice, which a process that waits for a dead one does not read.
       sleep "${GRACE:-15}"
       signal_all KILL
     fi

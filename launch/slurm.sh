@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One run on several GPU nodes under SLURM: a task for each GPU, which find each other by themselves.
+# One run on several GPU nodes under SLURM: one task for each GPU. The tasks find each other through SLURM.
 #
 #   sbatch --nodes=2 --gres=gpu:8 --ntasks-per-node=8 launch/slurm.sh --config=configs/cityscapes.py \
 #     --workdir=SHARED_FOLDER/run [flags of rc_jax.main ...]
 #
-# The work folder must be one that all nodes see. Before its time is up, or when it is preempted, SLURM sends SIGTERM
-# to all tasks: they save and end with 143, and the job goes back into the queue, where the same command resumes.
+# All nodes must see the folder of --workdir. Before its time is up, and when it preempts the job, SLURM sends SIGTERM
+# to all tasks. They save and exit with 143, and the script requeues the job, which then resumes.
 # DRY_RUN=1 prints the command and starts nothing. PYTHON names the interpreter of the environment.
 #SBATCH --job-name=rc_jax
 #SBATCH --signal=TERM@180
@@ -27,7 +27,7 @@ fi
 status=0
 "${command[@]}" || status=$?
 if [ "$status" = 143 ]; then
-  echo "saved; back into the queue"
+  echo "saved; the job is requeued"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One run on a Cloud TPU slice, from creating it to deleting it. Needs gcloud, logged in.
 #
-#   launch/tpu_pod.sh create  NAME                 asks for the slice, as a queued resource
+#   launch/tpu_pod.sh create  NAME                 requests the slice, as a queued resource
 #   launch/tpu_pod.sh install NAME                 copies this checkout to every worker, installs it, mounts the bucket
 #   launch/tpu_pod.sh run     NAME --config=FILE [flags of rc_jax.main ...]
 #   launch/tpu_pod.sh keep    NAME --config=FILE [flags ...]   all of these, again after each preemption, until it ends
@@ -9,11 +9,11 @@
 #
 # From the environment:
 #   ZONE     such as us-west4-a              TYPE     such as v5litepod-16, v5p-32, v6e-8
-#   BUCKET   of the run's folder and the data, mounted at ~/bucket on every worker; give it hierarchical namespaces,
-#            so that a folder is renamed in one piece: a checkpoint becomes visible whole or not at all
-#   RUNTIME  of the virtual machines; default v2-alpha-tpuv5-lite      SPOT=1  preemptible, and a fraction of the price
+#   BUCKET   holds the run's folder and the data, mounted at ~/bucket on every worker. Give it hierarchical namespaces:
+#            renaming a folder is then atomic, so no reader sees half a checkpoint
+#   RUNTIME  of the virtual machines; default v2-alpha-tpuv5-lite      SPOT=1  preemptible, at a fraction of the price
 #
-# Whether a recipe fits a slice, before paying for it: python -m rc_jax.main --mode=compile --topology=v5e:4x4 ...
+# Check first that a recipe fits the slice: python -m rc_jax.main --mode=compile --topology=v5e:4x4 ...
 # The run's folder is ~/bucket/runs/NAME. DRY_RUN=1 prints the commands and starts nothing.
 set -euo pipefail
 
@@ -26,7 +26,7 @@ for variable in ZONE TYPE BUCKET; do
 done
 where=(--zone="$ZONE")
 
-# Prints a command, or runs it.
+# With DRY_RUN prints a command, otherwise runs it.
 do_() {
   if [ -n "${DRY_RUN:-}" ]; then
     printf '%q ' "$@"
@@ -63,7 +63,7 @@ python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]' && \
   rm -f "$archive"
 }
 
-# Each worker runs the same command and finds the others by the slice's metadata.
+# Each worker runs the same command and finds the others through the metadata of the slice.
 run() {
   local flags
   flags=$(printf '%q ' "$@")
@@ -83,9 +83,9 @@ keep() {
       delete
       return
     fi
-    # A mistake in the recipe would come back for ever; only a slice that was taken away is asked for again.
+    # A mistake in the recipe would repeat for ever, so only a preempted slice is requested again.
     [ "$(state)" = ACTIVE ] && { echo "error: the run failed on a slice that is still there; see above" >&2; exit 1; }
-    echo "$name was preempted; asking for it again"
+    echo "$name was preempted; requesting it again"
   done
 }
 
