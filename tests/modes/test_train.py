@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -196,6 +197,7 @@ def test_a_damaged_file_costs_no_step_that_was_made() -> None:
       raise ValueError("b.png: truncated")
 
   saved = []
+  run = types.SimpleNamespace(prefetcher=Damaged(), finite=train.FiniteCheck(None), save=saved.append)
   with pytest.raises(ValueError, match=r"b\.png"):
-    train._next_batch(Damaged(), lambda: True, lambda: saved.append(True))
-  assert saved == [True]
+    train.TrainingRun.next_batch(run, "state")
+  assert saved == ["state"]
