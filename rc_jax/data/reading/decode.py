@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rc_jax.data.reading import diagnose
 from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
@@ -122,7 +122,7 @@ def check_ids(
   """
   present = np.flatnonzero(counts).tolist()
   unknown = [own_id for own_id in present if own_id not in train_ids]
-  explained = "" if converted else diagnose.explain_ids(present, train_ids, info.mistakes)
+  explained = "" if converted else explain_ids(present, train_ids, info.mistakes)
   if unknown:
     shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
     kind = "ids" if palette is None else "palette indices"
@@ -175,7 +175,7 @@ def label_ids(
       )
     advice = "convert it to ids"
     if image.mode in ("RGB", "RGBA"):
-      advice = diagnose.explain_colors(np.asarray(image), info.palette, info.label_ids.tolist())
+      advice = explain_colors(np.asarray(image), info.palette, info.label_ids.tolist())
     raise ValueError(
       f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
       f"({id_ranges(train_ids)}): {advice}"
@@ -215,7 +215,7 @@ def _decode(content: bytes, where: str) -> Image.Image:
     image.load()
   # Pillow's decoders raise all of these for damaged files.
   except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
-    kind, remedy = diagnose.identify_file(content)
+    kind, remedy = identify_file(content)
     if kind:
       raise ValueError(f"{where}: is {kind}, expected an image file: {remedy}") from None
     # Its text names the buffer, whose address helps nobody.
@@ -239,7 +239,7 @@ def _decode_mat(content: bytes, where: str) -> np.ndarray:
   try:
     fields = scipy.io.loadmat(io.BytesIO(content), variable_names=[_MAT_FIELD])
   except Exception as error:  # damaged files raise errors of any type
-    kind, advice = ("", "") if content[:10] == b"MATLAB 5.0" else diagnose.identify_file(content)
+    kind, advice = ("", "") if content[:10] == b"MATLAB 5.0" else identify_file(content)
     if kind:
       raise ValueError(f"{where}: is {kind}, {remedy.partition(':')[0]}: {advice}") from None
     raise ValueError(f"{where}: cannot be decoded ({' '.join(str(error).split())}), {remedy}") from None
