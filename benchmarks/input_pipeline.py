@@ -40,9 +40,9 @@ from PIL import Image
 
 from benchmarks import timing
 from rc_jax import data
-from rc_jax.data.augment import transforms
+from rc_jax.data.augment import options_of, training_crop
 from rc_jax.data.prepared import writer
-from rc_jax.data.reading.source import FilePairs, lazily
+from rc_jax.data.reading.source import FilePairs, decoded_on_access
 
 CROP = (769, 769)
 SIZE = (1024, 2048)
@@ -50,15 +50,7 @@ BATCH = 4
 EXAMPLES = 24
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-AUGMENT = types.SimpleNamespace(
-  scale=(0.5, 2.0),
-  flip=0.5,
-  photometric=False,
-  rotation=0.0,
-  cat_max_ratio=1.0,
-  blur=0.0,
-  blur_sigma=(0.1, 2.0),
-)
+AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5)
 
 
 def main() -> None:
@@ -83,7 +75,7 @@ def compare(arguments: argparse.Namespace, scratch: pathlib.Path) -> None:
   sources: dict[str, data.Source] = {"raw PNG": raw, "raw JPEG": as_jpeg(raw, scratch / "jpeg")}
   for encoding in writer.ENCODINGS:
     folder = scratch / encoding
-    with writer.alone(folder):
+    with writer.locked(folder):
       shards = writer.plan({"train": raw}, encoding)
       writer.write(writer.begin(shards, folder), folder, 0, lambda count: None)
       writer.finish(shards, folder)
@@ -206,7 +198,7 @@ def frames(root: str, scratch: pathlib.Path) -> FilePairs:
   """Raw frames, repeated to ``EXAMPLES``."""
   if not root:
     root = str(draw_frames(scratch / "drawn"))
-  source = data.DATASETS["cityscapes"](root, "train")
+  source = data.DATASETS["cityscapes"].load(root, "train")
   assert isinstance(source, FilePairs) and source.labels is not None
   order = [index % len(source) for index in range(EXAMPLES)]
   return FilePairs(
@@ -250,16 +242,16 @@ def print_stages(sources: dict[str, data.Source]) -> None:
   print(
     "milliseconds of one core an image: reading and decoding, augmentation (of tiles: with their decoding)"
   )
+  fields = options_of(AUGMENT)
   for name, source in sources.items():
     decode, augment = [], []
-    lazy = lazily(source)
+    tiled = decoded_on_access(source)
     for index in range(2 * EXAMPLES):
       start = time.process_time()
-      example = lazy[index % len(source)]
+      example = tiled[index % len(source)]
       middle = time.process_time()
-      transforms.augment(
-        example["image"], example["label"], np.random.default_rng(index), crop_size=CROP, scale=AUGMENT.scale
-      )
+      rng = np.random.default_rng(index)
+      training_crop(example["image"], example["label"], rng, crop_size=CROP, options=fields)
       decode.append(middle - start)
       augment.append(time.process_time() - middle)
     one, other = 1e3 * float(np.mean(decode)), 1e3 * float(np.mean(augment))

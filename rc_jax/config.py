@@ -2,8 +2,8 @@
 
 A recipe in ``configs/`` starts from ``defaults()`` and writes what its paper's paragraph on implementation says. Where
 the paper is silent, the default here applies, and ``Field.meaning`` gives its source. ``validate`` refuses what cannot
-work in one line that names the field. The fields of heads, backbones and pixel losses stand in their own files
-(``rc_jax/models``, ``rc_jax/losses``).
+work in one line that names the field. The fields of heads, backbones, pixel losses and augmentations stand in their
+own files (``rc_jax/models``, ``rc_jax/losses``, ``rc_jax/data/augment``).
 """
 
 import difflib
@@ -16,9 +16,8 @@ from typing import Any
 import ml_collections
 
 from rc_jax import losses, models
+from rc_jax.data import augment
 from rc_jax.fields import (
-  LOW_HIGH,
-  PROBABILITY,
   Check,
   Config,
   Field,
@@ -29,7 +28,6 @@ from rc_jax.fields import (
   positive_numbers,
   require,
   size,
-  within,
 )
 from rc_jax.recipes import resolve_recipe
 
@@ -169,29 +167,7 @@ FIELDS: tuple[Field, ...] = (
     "Dtype of the keys; bfloat16 takes half the memory.",
     one_of("float32", "bfloat16"),
   ),
-  Field("augment.scale", (0.5, 2.0), "Range of the random scale, drawn uniformly.", LOW_HIGH),
-  Field(
-    "augment.rotation",
-    0.0,
-    "Largest rotation in degrees, drawn uniformly to either side; 0: none.",
-    within(0, 180, "0 (off) to 180 degrees"),
-  ),
-  Field(
-    "augment.cat_max_ratio",
-    1.0,
-    "Draws a crop again, up to 10 times, while one class covers more than this share of its labelled pixels; 1: never. "
-    "mmsegmentation's recipes have 0.75.",
-    Check("a share above 0, or 1 (off)", lambda value: 0 < value <= 1),
-  ),
-  Field("augment.flip", 0.5, "Probability of a left-right flip.", PROBABILITY),
-  Field("augment.photometric", False, "Distorts brightness, contrast, saturation and hue at random."),
-  Field("augment.blur", 0.0, "Probability of a Gaussian blur.", PROBABILITY),
-  Field(
-    "augment.blur_sigma",
-    (0.1, 2.0),
-    "Range of the blur's standard deviation in pixels, drawn uniformly.",
-    LOW_HIGH,
-  ),
+  *augment.FIELDS,
   Field(
     "data.workers",
     0,

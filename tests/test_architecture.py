@@ -41,8 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ALONE = {"contrast", "ops"}  # they import nothing of ours, not even the ground
 GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
-  # Heads, backbones and pixel losses state their own fields.
-  "config": {"fields", "models", "losses", "recipes"},
+  # Heads, backbones, pixel losses and augmentations state their own fields.
+  "config": {"fields", "models", "losses", "data", "recipes"},
   "distributed": {"fields"},
 }
 

@@ -1,6 +1,5 @@
-"""Sheets of pictures by which a person sees whether a data set is right: examples, classes, crops."""
+"""Contact sheets that show a data set to a person: examples, classes, training crops."""
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -13,47 +12,25 @@ from rc_jax.config import Config, height_width
 from rc_jax.data import Examined, Source
 from rc_jax.drawing.panels import captioned, flow, grid, legend, named_overlay, shrunk, widest_point
 
-EXAMPLES = 12  # of a split, on its sheet
+EXAMPLES = 12  # on the sheet of a split
 CROPS = 12
-WIDTH = 1600  # pixels of a sheet, about
-PANEL = (224, 448)  # height and width that an image is shrunk to
+WIDTH = 1600  # approximate pixels of a sheet
+PANEL = (224, 448)  # largest height and width of an image on a sheet
 TILE = 132  # side of a class's tile
-_SOURCE = 1024  # longest side of what a tile is cut from: distances in larger labels take seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Subset:
-  """The examples of a source that have no defect, themselves a source."""
-
-  source: Source
-  indices: tuple[int, ...]
-
-  @property
-  def info(self) -> data.DatasetInfo:
-    return self.source.info
-
-  @property
-  def labelled(self) -> bool:
-    return self.source.labelled
-
-  def __len__(self) -> int:
-    return len(self.indices)
-
-  def __getitem__(self, index: int) -> data.Example:
-    return self.source[self.indices[index]]
+_LONGEST_SIDE = 1024  # of an image that a tile is cut from: distances in larger labels take seconds
 
 
 def examples(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Image.Image:
-  """Draws images beside their labels, with names in them: those that hold the rarest classes, then any.
+  """Draws images beside their labels with class names: images of the rarest classes first, then others.
 
   Args:
     source: the split.
-    pixels: examples without defects, and for each the pixels of each class, int ``[N]``.
+    pixels: examples without defects, each with the pixels of each class, int ``[N]``.
   """
   shown, present = [], np.zeros(source.info.num_classes, bool)
-  for place in choose(np.array([counts for _, counts in pixels]), EXAMPLES):
-    found, counts = pixels[place]
-    example = source[found.index]
+  for position in choose(np.array([counts for _, counts in pixels]), EXAMPLES):
+    examined, counts = pixels[position]
+    example = source[examined.index]
     height, width = example["image"].shape[:2]
     panel = _pair(example["image"], example.get("label"), source.info)
     shown.append(captioned(panel, f"{example['name']}  {width}x{height}"))
@@ -62,9 +39,9 @@ def examples(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> I
 
 
 def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Image.Image:
-  """Draws a tile for each class that occurs, cut from the image that shows most of it, with all else darkened.
+  """Draws a tile for each class that occurs, from the image with most of its pixels; other classes are darkened.
 
-  A table of ids that is off by one shows here at a glance: ``sky`` is then a picture of trees.
+  Ids that are off by one are obvious here: the tile of ``sky`` shows trees.
 
   Args:
     source: a split with labels.
@@ -73,13 +50,15 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
   info = source.info
   best = np.array([counts for _, counts in pixels]).argmax(axis=0)
   tiles = {}
-  for place in np.unique(best):
-    found, counts = pixels[place]
-    wanted = [label for label in range(info.num_classes) if best[label] == place and counts[label]]
-    if wanted:
-      example = source[found.index]
-      image, labels = (shrunk(example[key], _SOURCE, _SOURCE) for key in ("image", "label"))
-      tiles.update({label: _tile(image, labels == label) for label in wanted if (labels == label).any()})
+  for position in np.unique(best):
+    examined, counts = pixels[position]
+    drawn = [label for label in range(info.num_classes) if best[label] == position and counts[label]]
+    if drawn:
+      example = source[examined.index]
+      image, labels = (
+        shrunk(array, _LONGEST_SIDE, _LONGEST_SIDE) for array in (example["image"], example["label"])
+      )
+      tiles.update({label: _tile(image, labels == label) for label in drawn if (labels == label).any()})
   shown = []
   for label in sorted(tiles):
     caption = captioned(tiles[label], f"{info.label_ids[label]} {info.class_names[label]}")
@@ -89,11 +68,11 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
 
 
 def crops(source: Source, config: Config) -> Image.Image:
-  """Draws crops as the network will see them, augmented by the recipe, beside their labels.
+  """Draws crops with the augmentation of the recipe, as the network gets them, beside their labels.
 
   Args:
     source: the training examples.
-    config: its ``seed``, ``train.crop_size``, ``augment`` and ``data.threads`` count.
+    config: its ``seed``, ``train.crop_size``, ``augment`` and ``data.threads`` are read.
   """
   with data.train_batches(
     source,
@@ -112,14 +91,14 @@ def crops(source: Source, config: Config) -> Image.Image:
 
 
 def choose(pixels: np.ndarray, count: int) -> list[int]:
-  """Picks examples so that as many classes as can be are seen, rare ones first; then evenly over the split.
+  """Chooses examples that show as many classes as possible, rare ones first, then examples evenly over the split.
 
   Args:
-    pixels: of each class in each example, ``[n,N]``.
-    count: how many, at most ``n``.
+    pixels: pixels of each class in each example, int ``[n,N]``.
+    count: the number of examples; at most ``n`` are chosen.
 
   Returns:
-    Their places, ascending.
+    Their positions, ascending.
   """
   chosen: list[int] = []
   images = (pixels > 0).sum(axis=0)
@@ -127,11 +106,11 @@ def choose(pixels: np.ndarray, count: int) -> list[int]:
     if len(chosen) >= count:
       break
     if images[label] and not (pixels[chosen, label] > 0).any():
-      # The largest: a class that fills ten pixels of a street is seen by nobody.
+      # The image with most of its pixels: nobody notices a class of ten pixels.
       chosen.append(int(pixels[:, label].argmax()))
-  for place in np.linspace(0, len(pixels) - 1, count).round().astype(int).tolist():
-    if len(chosen) < count and place not in chosen:
-      chosen.append(place)
+  for position in np.linspace(0, len(pixels) - 1, count).round().astype(int).tolist():
+    if len(chosen) < count and position not in chosen:
+      chosen.append(position)
   return sorted(chosen)
 
 
@@ -156,13 +135,13 @@ def _with_legend(sheet: Image.Image, info: data.DatasetInfo, present: np.ndarray
 
 
 def _tile(image: np.ndarray, mask: np.ndarray) -> Image.Image:
-  """The widest region of ``mask [H,W]`` and some of what is around it, as a square."""
-  room, center = widest_point(mask)
+  """Returns a square tile with the widest region of ``mask [H,W]`` and its surroundings."""
+  radius, center = widest_point(mask)
   regions, _ = scipy.ndimage.label(mask)
   rows, columns = scipy.ndimage.find_objects((regions == regions[center]).astype(int))[0]
   extent = max(rows.stop - rows.start, columns.stop - columns.start)
-  # A pavement along a whole street is seen where it is widest, not from afar.
-  side = int(min(max(min(1.3 * extent, 8 * room), TILE / 2), *mask.shape))
+  # A long, thin region, such as a pavement, is shown where it is widest, not shrunk to a line.
+  side = int(min(max(min(1.3 * extent, 8 * radius), TILE / 2), *mask.shape))
   top, left = (min(max(0, at - side // 2), size - side) for at, size in zip(center, mask.shape, strict=True))
   window = np.s_[top : top + side, left : left + side]
   inside = mask[window]

@@ -1,4 +1,4 @@
-"""Looks a data set over before anything is trained on it: checks every file, names all defects, draws sheets."""
+"""Checks every file of a data set before training, names each defect, and draws contact sheets."""
 
 import json
 import pathlib
@@ -12,14 +12,14 @@ import numpy as np
 from rc_jax import data
 from rc_jax.config import Config, height_width
 from rc_jax.console import Progress, say
-from rc_jax.data import Examined, Source
+from rc_jax.data import Examined, Source, Subset
 from rc_jax.data.findings import (
   ON_SCREEN,
-  Split,
+  ExaminedSplit,
   class_pixels,
-  file_names,
+  example_names,
   first_names,
-  summary,
+  summarize,
   train_ids_of,
 )
 from rc_jax.drawing import contact_sheet
@@ -30,31 +30,31 @@ FLAGS = (CONFIG, WORKDIR, Flag("sample", 0, "How many images of each split to ch
 
 
 CLEAN, DEFECTIVE = 0, 1  # exit statuses
-_COLUMNS = 110  # of the text
-_NARROW_TABLE = 40  # classes; more stand side by side
+_LINE_WIDTH = 110
+_CLASSES_IN_A_COLUMN = 40  # more classes are printed side by side
 
 
 def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
-  """Inspects all splits of a data set that are there: ``--mode=inspect``.
+  """Inspects the splits of a data set that exist: ``--mode=inspect``.
 
-  Prints what it finds, and writes to ``workdir/inspect/``: ``report.txt``, the same with nothing left out;
-  ``<split>.json``; ``<split>.png``, ``<split>_classes.png`` and ``crops.png`` for the eye.
+  It prints its findings and writes to ``workdir/inspect/``: ``report.txt``, all findings; ``<split>.json``; and the
+  contact sheets ``<split>.png``, ``<split>_classes.png`` and ``crops.png``.
 
   Args:
-    config: a validated config; ``dataset``, ``eval.split``, ``train.crop_size``, ``augment`` and ``seed`` count.
-    workdir: where the findings go.
-    sample: how many examples of each split to decode, spread evenly over it; 0: all.
+    config: a validated config; it reads ``dataset``, ``eval.split``, ``train.crop_size``, ``augment`` and ``seed``.
+    workdir: the run's folder.
+    sample: the number of examples of each split to decode, spread evenly over it; 0: all.
 
   Returns:
-    The exit status: 0, or 1 when there are defects, which training or scoring would stop at.
+    The exit status: 0, or 1 if there are defects, at which training or scoring would stop.
 
   Raises:
-    FileNotFoundError: none of the config's splits is there.
+    FileNotFoundError: none of the config's splits exists.
     ValueError: none of them can be read, or ``sample`` is negative.
   """
   if sample < 0:
     raise ValueError(f"--sample is {sample}, expected 0 (all) or more")
-  # Nothing is computed here, and an accelerator may be at work for a run.
+  # Nothing is computed here, and a run may be using the accelerator.
   jax.config.update("jax_platforms", "cpu")
   name, root = config.dataset.name, config.dataset.root
   info = data.info(name, root)
@@ -63,30 +63,31 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   )
   opened = {part: _open(config, part) for part in named}
   if all(source is None for source, _ in opened.values()):
-    # Nothing to look over: the first reason is all there is to say. Its kind is part of it.
+    # Raises the error of the first split again, with its type.
     data.load(name, root, next(iter(named)))
   for part in data.splits(name, root):
     if part not in opened:
-      source, refused = _open(config, part, needed=False)
+      source, defects = _open(config, part, labels=False)
       if source is not None:
-        opened[part] = source, refused
+        opened[part] = source, defects
   folder = workdir / "inspect"
   folder.mkdir(parents=True, exist_ok=True)
   say(f"{name}{f' in {root}' if root else ''}: {info.num_classes} classes, splits {', '.join(opened)}")
   splits = [
-    Split(part, source, _examine(part, source, sample), lines) for part, (source, lines) in opened.items()
+    ExaminedSplit(part, source, _examine(part, source, sample), defects)
+    for part, (source, defects) in opened.items()
   ]
 
   trained = data.parts_of(name, config.dataset.train_split)
   crop_size = height_width(config.train.crop_size)
   tables = {
-    split.name: summary(split, info, crop_size if split.name in trained else None) for split in splits
+    split.name: summarize(split, info, crop_size if split.name in trained else None) for split in splits
   }
   for split in splits:
     (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
   across = _across(config, splits, tables)
-  full = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
-  (folder / "report.txt").write_text("\n".join(full) + "\n")
+  report = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
+  (folder / "report.txt").write_text("\n".join(report) + "\n")
   for split in splits:
     say("\n".join(describe(tables[split.name], ON_SCREEN)))
   say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")
@@ -94,17 +95,17 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
     say(f"wrote {sheet}")
   count = sum(len(split.defects) for split in splits)
   verdict = (
-    f"{count:,} defect{'s, each' if count > 1 else ','} named in" if count else "no defects; all is in"
+    f"{count:,} defect{'s, each' if count > 1 else ','} named in" if count else "no defects; the report is"
   )
   say(f"{verdict} {folder / 'report.txt'}")
   return DEFECTIVE if count else CLEAN
 
 
 def describe(table: dict[str, Any], limit: int) -> list[str]:
-  """Writes a ``summary`` as lines for people, with at most ``limit`` names in each list; 0: all."""
+  """Formats a summary from ``summarize`` as lines of text, with at most ``limit`` names in each list; 0: all."""
   lines = ["", f"== {table['split']}: {table['images']:,} images{'' if table['labelled'] else ', no labels'}"]
   if table["checked"] < table["images"]:
-    lines[-1] += f", {table['checked']:,} of them looked at"
+    lines[-1] += f", {table['checked']:,} of them checked"
   sizes = table["sizes"]
   if sizes["median"]:
     smallest, median, largest = ("x".join(map(str, sizes[key])) for key in ("smallest", "median", "largest"))
@@ -115,24 +116,24 @@ def describe(table: dict[str, Any], limit: int) -> list[str]:
   if small:
     crop = "x".join(map(str, table["crop"]))
     lines.append(
-      f"smaller than the crop of {crop} (it is padded): {len(small):,} images, {first_names(small, limit)}"
+      f"smaller than the crop of {crop} (padded): {len(small):,} images, {first_names(small, limit)}"
     )
   if table["labelled"] and table["pixels"]:
     lines.append(f"ignored: {_percent(table['ignored'])} of {table['pixels']:,} pixels")
     lines += _class_table(table["classes"])
     if table["never"]:
       text = f"never occur: {len(table['never'])} classes: {first_names(table['never'], limit and 4 * limit)}"
-      lines += textwrap.wrap(text, _COLUMNS, subsequent_indent="  ")
+      lines += textwrap.wrap(text, _LINE_WIDTH, subsequent_indent="  ")
   for own_id, entry in table["unexpected"].items():
     named = first_names(entry["files"], limit)
     lines.append(f"unexpected id {own_id}: {entry['pixels']:,} pixels in {entry['images']:,} labels: {named}")
   return lines + _listed("note", table["notes"], limit) + _listed("DEFECT", table["defects"], limit)
 
 
-def _open(config: Config, split: str, needed: bool = True) -> tuple[Source | None, tuple[str, ...]]:
-  """Opens a split as far as its files allow: with the lines that training would have refused it with."""
+def _open(config: Config, split: str, labels: bool = True) -> tuple[Source | None, tuple[str, ...]]:
+  """Opens the complete pairs of a split; returns them with the errors that would stop training."""
   try:
-    return data.load(config.dataset.name, config.dataset.root, split, labels=needed), ()
+    return data.load(config.dataset.name, config.dataset.root, split, labels=labels), ()
   except data.IncompleteSplit as error:
     return error.complete, error.defects
   except (ValueError, OSError) as error:
@@ -146,50 +147,57 @@ def _examine(name: str, source: Source | None, sample: int) -> tuple[Examined, .
   indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
   progress = Progress(f"checking {name}", len(indices), unit="images")
   examined = []
-  for found in data.examine_all(source, indices):
-    examined.append(found)
+  for example in data.examine_all(source, indices):
+    examined.append(example)
     progress.advance(1)
   progress.close()
   return tuple(examined)
 
 
-def _sheets(config: Config, splits: Sequence[Split], folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def _sheets(config: Config, splits: Sequence[ExaminedSplit], folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Draws the contact sheets from the examples without defects; yields the path of each."""
   training = data.parts_of(config.dataset.name, config.dataset.train_split)
-  to_train_on: list[Source] = []
+  training_sources: list[Source] = []
   for split in splits:
     source = split.source
-    sound = [found for found in split.examined if not found.defects]
-    if source is None or not sound:
+    intact = [example for example in split.examined if not example.defects]
+    if source is None or not intact:
       continue
-    counts = class_pixels(sound, train_ids_of(source, source.info), source.info.num_classes)[:, :-1]
-    pixels = list(zip(sound, counts, strict=True))
+    counts = class_pixels(intact, train_ids_of(source, source.info), source.info.num_classes)[:, :-1]
+    pixels = list(zip(intact, counts, strict=True))
     yield contact_sheet.save(contact_sheet.examples(source, pixels), folder / f"{split.name}.png")
     if source.labelled:
       yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
       if split.name in training:
-        to_train_on.append(contact_sheet.Subset(source, tuple(found.index for found in sound)))
-  if to_train_on:
-    joined = data.Joined(tuple(to_train_on))
+        training_sources.append(Subset(source, tuple(example.index for example in intact)))
+  if training_sources:
+    joined = data.Joined(tuple(training_sources))
     yield contact_sheet.save(contact_sheet.crops(joined, config), folder / "crops.png")
 
 
-def _across(config: Config, splits: Sequence[Split], tables: dict[str, dict[str, Any]]) -> list[str]:
-  """Notes on what the splits have to do with each other."""
+def _across(config: Config, splits: Sequence[ExaminedSplit], tables: dict[str, dict[str, Any]]) -> list[str]:
+  """Returns notes on images and classes that training and scoring share or do not share."""
   training = data.parts_of(config.dataset.name, config.dataset.train_split)
   scoring = data.parts_of(config.dataset.name, config.eval.split)
-  notes = [f"eval.split {part} is trained on: its score says little" for part in scoring if part in training]
+  notes = [
+    f"eval.split {part} is also trained on: its score is no measure of generalisation"
+    for part in scoring
+    if part in training
+  ]
   seen: dict[bytes, str] = {}
   for split in splits:
     if split.name in training:
-      names = file_names(split.source)
-      seen.update({found.digest: f"{split.name}: {names(found)}" for found in split.examined if found.digest})
+      name_of = example_names(split.source)
+      seen.update(
+        {example.digest: f"{split.name}: {name_of(example)}" for example in split.examined if example.digest}
+      )
   for split in splits:
     if split.name not in training and split.name in scoring:
-      names = file_names(split.source)
+      name_of = example_names(split.source)
       notes += [
-        f"{split.name}: {names(found)} is the same image as {seen[found.digest]}, which is trained on"
-        for found in split.examined
-        if found.digest in seen
+        f"{split.name}: {name_of(example)} is the same image as {seen[example.digest]}, which is trained on"
+        for example in split.examined
+        if example.digest in seen
       ]
       trained = {
         name for part in training for name in set(tables[part]["classes"]) - set(tables[part]["never"])
@@ -202,7 +210,7 @@ def _across(config: Config, splits: Sequence[Split], tables: dict[str, dict[str,
 
 
 def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
-  """Classes by their pixels, most first; side by side where there are many."""
+  """Returns a table of the classes by their pixels, the largest first; many classes are printed side by side."""
   width = max(map(len, classes))
   rows = [
     f"{name:<{width}} {_percent(entry['share']):>9} {entry['images']:>8,}"
@@ -210,14 +218,14 @@ def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
     if entry["pixels"]
   ]
   head = f"{'class':<{width}} {'pixels':>9} {'images':>8}"
-  columns = 1 if len(rows) <= _NARROW_TABLE else max(1, _COLUMNS // (len(head) + 3))
+  columns = 1 if len(rows) <= _CLASSES_IN_A_COLUMN else max(1, _LINE_WIDTH // (len(head) + 3))
   height = -(-len(rows) // columns)
   lines = ["   ".join(rows[place::height]) for place in range(height)]
   return [f"  {line}" for line in ("   ".join([head] * columns), *lines)]
 
 
 def _percent(share: float) -> str:
-  # Of a rare class, two decimals would say that it is not there.
+  # Two decimals would print a rare class as 0.
   return f"{100 * share:.3f} %"
 
 

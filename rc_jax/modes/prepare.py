@@ -1,6 +1,6 @@
-"""Packs a raw data set into ArrayRecord files that read fast, in any order, from a disk or a bucket.
+"""Packs a raw data set into ArrayRecord files for fast reading in any order, from a disk or a bucket.
 
-The folder that is written takes the raw one's place in ``--config.dataset.root=`` and gives the same batches.
+``--config.dataset.root=`` takes the written folder in place of the raw one, and training gets the same batches.
 """
 
 import os
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from rc_jax import data
 from rc_jax.config import Config
 from rc_jax.console import Progress, duration, say
+from rc_jax.data import FilePairs
 from rc_jax.data.prepared import reader, writer
-from rc_jax.data.reading.source import FilePairs
 from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG
 
@@ -22,10 +22,10 @@ FLAGS = (
   Flag(
     "encoding",
     "tiles",
-    "tiles: lossless tiles, of which a crop decodes only those that it needs; original: the image files as they are.",
+    "tiles: lossless tiles, of which a crop decodes only those that it touches; original: copies of the image files.",
     choices=("tiles", "original"),
   ),
-  Flag("splits", (), "Splits to pack, such as train,val. Default: all that are there."),
+  Flag("splits", (), "Splits to pack, such as train,val. Default: all that exist."),
 )
 
 
@@ -35,50 +35,54 @@ def run(
   encoding: str = "tiles",
   splits: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Writes, resumes, checks or mends a prepared data set: ``--mode=prepare``.
+  """Writes, resumes, checks or repairs a prepared data set: ``--mode=prepare``.
 
-  A folder that was interrupted goes on where it was; one that is whole is checked against its checksums, and shards
-  that are damaged are written again. Where ``config.dataset.root`` is itself a prepared folder, it is checked.
+  An interrupted folder is continued. A complete folder is checked against its checksums, and damaged shards are written
+  again. If ``config.dataset.root`` is a prepared folder, it is checked.
 
   Args:
-    config: a validated config: ``dataset.name`` and ``dataset.root`` say what to pack, ``data.workers`` how many
-      processes do it (0: as many as there are cores).
-    output: the folder to write; None: ``dataset.root`` with ``_prepared`` behind it.
+    config: a validated config: ``dataset.name`` and ``dataset.root`` name the data set, ``data.workers`` is the number
+      of processes (0: as many as there are cores).
+    output: the folder to write; None: ``dataset.root`` with ``_prepared`` appended.
     encoding: one of ``writer.ENCODINGS``.
-    splits: those to pack; empty: all that are there.
+    splits: the splits to pack; empty: all that exist.
 
   Returns:
     The folder.
 
   Raises:
-    ValueError: in one line: a raw file is damaged, a shard is, or the folder holds something else.
-    OSError: in one line: something is missing, or the disk is full.
+    ValueError: in one line: a raw file or a shard is damaged, or the folder holds other files.
+    OSError: in one line: a folder is missing, or the disk is full.
   """
   name, root = config.dataset.name, config.dataset.root
-  if name == "synthetic":
-    raise ValueError("dataset.name is 'synthetic', which is drawn, not read; expected a data set of files")
+  if name in data.DATASETS and not data.DATASETS[name].has_files:
+    raise ValueError(
+      f"dataset.name is {name!r}, which has no files; expected a data set of files: choose another"
+    )
   if reader.is_prepared(root):
     if output:
-      raise ValueError(f"dataset.root is {root}, which is prepared already; expected the raw data set")
+      raise ValueError(
+        f"dataset.root is {root}, which is already prepared; expected the raw data set: change it"
+      )
     return _check(pathlib.Path(root).expanduser())
   folder = pathlib.Path(output or f"{root.rstrip('/')}_prepared").expanduser()
   if folder.exists() and not folder.is_dir():
-    raise ValueError(f"--output={folder}: is a file; expected a folder, or a name that is free")
+    raise ValueError(f"--output={folder}: is a file; expected a folder or a new name: choose another")
   sources = _sources(name, root, splits, (config.dataset.train_split, config.eval.split))
   workers = config.data.workers or len(os.sched_getaffinity(0))
   shards = writer.plan(sources, encoding)
   start = time.monotonic()
-  with writer.alone(folder):
+  with writer.locked(folder):
     if reader.is_prepared(str(folder)):
-      return _mend(shards, folder, workers)
+      return _repair(shards, folder, workers)
     missing = writer.begin(shards, folder)
     count = sum(len(shard.source) for shard in shards)
-    left = sum(len(shard.source) for shard in missing)
+    remaining = sum(len(shard.source) for shard in missing)
     raw = sum(shard.raw_bytes() for shard in shards)
     parts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
     say(f"{name}: {count} images ({parts}), {raw / 1e6:.1f} MB, into {len(shards)} shards in {folder}")
-    if left < count:
-      say(f"{count - left} images are in {len(shards) - len(missing)} finished shards: going on")
+    if remaining < count:
+      say(f"{count - remaining} images are in {len(shards) - len(missing)} finished shards: continuing")
     _write(missing, folder, workers)
     writer.finish(shards, folder)
   size = sum((folder / shard.file).stat().st_size for shard in shards)
@@ -98,11 +102,11 @@ def _write(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> No
 
 
 def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...]) -> dict[str, FilePairs]:
-  """The splits to pack: the chosen, or all whose folders are there."""
+  """Returns the splits to pack: the chosen ones, or all whose folders exist."""
   if chosen:
     return {split: _source(name, root, split) for split in dict.fromkeys(chosen)}
   sources, reasons = {}, []
-  # A folder without any images has no splits: reading the one that is trained on says what is missing.
+  # A folder without images has no splits: opening the training split raises the error that names what is missing.
   for split in data.splits(name, root) or wanted[:1]:
     try:
       sources[split] = _source(name, root, split)
@@ -111,36 +115,37 @@ def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...
   for split, reason in reasons:
     if not sources or split in wanted:
       raise reason
-    say(f"split {split}: left out, its folders are not there")
+    say(f"split {split}: left out, because its folders do not exist")
   return sources
 
 
 def _source(name: str, root: str, split: str) -> FilePairs:
   source = data.load(name, root, split, labels=False)
-  assert isinstance(source, FilePairs), f"{name} lies in files"
+  if not isinstance(source, FilePairs):
+    raise ValueError(f"split {split!r} of {name}: is not stored as pairs of files, so it cannot be packed")
   return source
 
 
 def _check(folder: pathlib.Path) -> pathlib.Path:
-  bad = writer.damaged(folder)
-  if bad:
-    more = f" (and {len(bad) - 1} more shards)" if len(bad) > 1 else ""
+  damaged = writer.damaged(folder)
+  if damaged:
+    more = f" (and {len(damaged) - 1} more shards)" if len(damaged) > 1 else ""
     raise ValueError(
-      f"{folder / bad[0]}{more}: does not have its checksum, expected the file as it was written: copy it again, or "
+      f"{folder / damaged[0]}{more}: differs from its checksum, expected the file as it was written: copy it again, or "
       f"run --mode=prepare with the raw data set and --output={folder}, which writes it again"
     )
-  say(f"{folder}: whole, every shard has its checksum")
+  say(f"{folder}: complete, every shard matches its checksum")
   return folder
 
 
-def _mend(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> pathlib.Path:
-  bad = set(writer.damaged(folder))
-  again = [shard for shard in shards if shard.file in bad]
-  if bad - {shard.file for shard in again}:
+def _repair(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> pathlib.Path:
+  damaged = set(writer.damaged(folder))
+  rewritten = [shard for shard in shards if shard.file in damaged]
+  if damaged - {shard.file for shard in rewritten}:
     raise ValueError(
-      f"{folder}: was prepared from other raw files or splits than these: give another --output, or remove it"
+      f"{folder}: was prepared from other raw files or splits: give another --output, or remove the folder"
     )
-  if again:
-    say(f"{len(again)} shards do not have their checksum: written again")
-    _write(again, folder, workers)
+  if rewritten:
+    say(f"{len(rewritten)} shards differ from their checksums: written again")
+    _write(rewritten, folder, workers)
   return _check(folder)

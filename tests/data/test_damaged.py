@@ -1,4 +1,4 @@
-"""Data sets with one defect each: training and inspection name it in the same line, with what to do about it."""
+"""Data sets with one defect each: training and inspection report it in the same line, with a remedy."""
 
 import errno
 import pathlib
@@ -16,8 +16,8 @@ from rc_jax import data
 from rc_jax.config import defaults
 from rc_jax.data.datasets import camvid
 from rc_jax.modes import inspect
-from tests.support import damaged_sets
-from tests.support.damaged_sets import photo, random_ids, save_label, save_mat
+from tests.support import small_datasets
+from tests.support.small_datasets import photo, random_ids, save_label, save_mat
 
 IMAGE, LABEL = "images/train/1.png", "labels/train/1.png"  # of CamVid and of a folder
 FRAME = "leftImg8bit/train/ulm/ulm_train_1_leftImg8bit.png"
@@ -28,7 +28,7 @@ Damage = Callable[[pathlib.Path], None]
 
 @pytest.fixture(autouse=True)
 def no_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Pictures are looked at in tests/modes/test_inspect.py."""
+  """Contact sheets are tested in tests/modes/test_inspect.py."""
   monkeypatch.setattr(inspect, "_sheets", lambda *_: ())
 
 
@@ -143,6 +143,11 @@ def only_gifs(root: pathlib.Path) -> None:
   (root / "images/train/1.gif").write_bytes(b"GIF89a")
 
 
+def emptied(root: pathlib.Path, folder: str) -> None:
+  shutil.rmtree(root / folder)
+  (root / folder).mkdir()
+
+
 def nested(root: pathlib.Path) -> None:
   (root / "leftImg8bit").rename(root / "x")
   (root / "leftImg8bit").mkdir()
@@ -166,8 +171,8 @@ COCO_LABEL = "annotations/train2017/1.png"
 MAT = "annotations/train_1.mat"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
-# defect -> (data set, what damages it, words of the one line: file, found, expected, remedy). Where the config is what
-# is wrong, "name" and "root" of it stand in a fourth place.
+# Defect -> (data set, function that damages it, words of the error: file, found, expected, remedy). For a defect of the
+# config, ``dataset.root`` relative to the data set and ``dataset.name`` follow.
 DAMAGED: dict[str, tuple] = {
   "a label out of range": ("camvid", label_of(ids(1, 77)), (LABEL, "ids 77", "0-11", "convert")),
   "a 0/255 mask": ("camvid", label_of(ids(0, 255)), (LABEL, "255", "a 0/255 mask", "write the id")),
@@ -197,7 +202,7 @@ DAMAGED: dict[str, tuple] = {
   "labels as JPEG": (
     "camvid",
     jpeg_label,
-    (IMAGE, "no label", LABEL, "1.jpg: JPEG makes other ids", "as PNG"),
+    (IMAGE, "no label", LABEL, "1.jpg: JPEG changes ids", "as PNG"),
   ),
   "a label that is a JPEG inside": ("camvid", jpeg_named_png, (LABEL, "JPEG file", "expected PNG", "export")),
   "a label one pixel smaller": (
@@ -205,7 +210,11 @@ DAMAGED: dict[str, tuple] = {
     label_of(random_ids("x", range(11))[:, 1:]),
     (LABEL, "39x30", IMAGE, "40x30", "export the label again"),
   ),
-  "a turned photo, its label not": ("camvid", turned, (LABEL, "40x30", "30x40", "on its side", "EXIF")),
+  "a turned photo, its label not": (
+    "camvid",
+    turned,
+    (LABEL, "40x30", "30x40", "turned by 90 degrees", "EXIF"),
+  ),
   "no label": ("camvid", gone(LABEL), (IMAGE, "no label", LABEL, "add the label or remove")),
   "no image": ("camvid", gone(IMAGE), (LABEL, "no image", "images/train/1.jpg", "add the image or remove")),
   "a label in other capitals": (
@@ -213,8 +222,12 @@ DAMAGED: dict[str, tuple] = {
     lambda root: (moved(IMAGE, "images/train/Ab.png")(root), moved(LABEL, "labels/train/ab.png")(root)),
     ("images/train/Ab.png", "no label", "labels/train/Ab.png", "labels/train/ab.png: move or rename"),
   ),
-  "a truncated PNG": ("camvid", cut(IMAGE), (IMAGE, "cannot be decoded", "whole image file", "again")),
-  "a truncated JPEG": ("camvid", truncated_jpeg, ("images/train/1.jpg", "truncated", "whole image", "again")),
+  "a truncated PNG": ("camvid", cut(IMAGE), (IMAGE, "cannot be decoded", "complete image file", "again")),
+  "a truncated JPEG": (
+    "camvid",
+    truncated_jpeg,
+    ("images/train/1.jpg", "truncated", "complete image", "again"),
+  ),
   "a truncated label": (
     "camvid",
     bytes_of(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", LABEL),
@@ -257,7 +270,7 @@ DAMAGED: dict[str, tuple] = {
   "no images but others": (
     "camvid",
     only_gifs,
-    ("images/train", "no images but 1 files ending .gif", "check"),
+    ("images/train", "no images, only 1 file ending .gif", "check"),
   ),
   "no folder of labels": (
     "camvid",
@@ -283,7 +296,7 @@ DAMAGED: dict[str, tuple] = {
   "colour files alone": (
     "cityscapes",
     moved(FRAME_LABEL, FRAME_LABEL.replace("labelIds", "color")),
-    (FRAME, "no label", FRAME_LABEL, "found ulm_train_1_gtFine_color.png", "add the label"),
+    (FRAME, "no label", FRAME_LABEL, "found only ulm_train_1_gtFine_color.png", "add the label"),
   ),
   "a label in another city": (
     "cityscapes",
@@ -291,6 +304,11 @@ DAMAGED: dict[str, tuple] = {
     (FRAME, "no label", FRAME_LABEL, "gtFine/train/bonn", "move"),
   ),
   "an id too large": ("cityscapes", label_of(ids(7, 34), FRAME_LABEL), (FRAME_LABEL, "34", "0-33, 255")),
+  "no files at all": (
+    "cityscapes",
+    lambda root: [emptied(root, kind) for kind in ("leftImg8bit/train", "gtFine/train")],  # type: ignore[func-returns-value]
+    ("leftImg8bit/train", "no images, only an empty folder", "check the folder"),
+  ),
   "unpacked into its own name": (
     "cityscapes",
     nested,
@@ -306,7 +324,7 @@ DAMAGED: dict[str, tuple] = {
     label_of(ids(0, 148, 254), ADE_LABEL),
     (ADE_LABEL, "254", "one twice", "as downloaded"),
   ),
-  "no field": ("coco_stuff_10k", two_fields, (MAT, "no such field but LabelMap, names", "field S", "again")),
+  "no field": ("coco_stuff_10k", two_fields, (MAT, "the fields LabelMap, names", "field S", "again")),
   "a damaged MATLAB file": (
     "coco_stuff_10k",
     bytes_of(b"MATLAB 5.0 MAT-file, cut", MAT),
@@ -318,6 +336,16 @@ DAMAGED: dict[str, tuple] = {
     (MAT, "MATLAB 7.3 (HDF5)", "MATLAB 5", "save it with -v7"),
   ),
   "an empty MATLAB file": ("coco_stuff_10k", bytes_of(b"", MAT), (MAT, "empty file", "MATLAB 5", "again")),
+  "a MATLAB field of three dimensions": (
+    "coco_stuff_10k",
+    lambda root: scipy.io.savemat(root / MAT, {"S": np.zeros((2, 2, 2))}),
+    (MAT, "[2, 2, 2]", "MATLAB 5", "field S", "again"),
+  ),
+  "a text in place of a MATLAB file": (
+    "coco_stuff_10k",
+    bytes_of(b"404: Not Found\n", MAT),
+    (MAT, "is text", "MATLAB 5", "again"),
+  ),
   "ids that are fractions": (
     "coco_stuff_10k",
     lambda root: scipy.io.savemat(root / MAT, {"S": np.full((30, 40), 1.5)}),
@@ -364,7 +392,7 @@ DAMAGED: dict[str, tuple] = {
   "an id twice": (
     "folder",
     classes("id,name\n0,a\n0,b\n"),
-    ("classes.csv, line 3", "id 0", "second time", "remove"),
+    ("classes.csv, line 3", "id 0", "listed twice", "remove"),
   ),
   "a colour that is none": (
     "folder",
@@ -408,7 +436,7 @@ DAMAGED: dict[str, tuple] = {
 def test_a_defect_is_one_line_in_training_and_in_inspection(tmp_path: pathlib.Path, defect: str) -> None:
   made, damage, words, *wrong = DAMAGED[defect]
   root = tmp_path / "set"
-  damaged_sets.MAKERS[made](root)
+  small_datasets.MAKERS[made](root)
   damage(root)
   name = wrong[1] if len(wrong) > 1 else made
   root = root / wrong[0] if wrong else root
@@ -419,7 +447,7 @@ def test_a_defect_is_one_line_in_training_and_in_inspection(tmp_path: pathlib.Pa
   try:
     status, report = inspected(name, str(root), tmp_path)
   except (ValueError, OSError) as error:
-    # Of a table of classes or a root that is wrong, there is nothing more to say.
+    # For a wrong table of classes or a wrong root, inspection reports nothing else.
     assert str(error) == in_training
     assert "does not exist" in in_training or "classes.csv" in in_training
     return
@@ -428,7 +456,7 @@ def test_a_defect_is_one_line_in_training_and_in_inspection(tmp_path: pathlib.Pa
 
 
 def first_error(name: str, root: str) -> str:
-  """Trains for one epoch, as far as reading goes."""
+  """Returns the error of reading the training batches of an epoch."""
   with pytest.raises((ValueError, FileNotFoundError)) as error:
     read_all(name, root)
   return str(error.value)
@@ -452,12 +480,14 @@ def inspected(name: str, root: str, tmp_path: pathlib.Path) -> tuple[int, str]:
   return status, (tmp_path / "run/inspect/report.txt").read_text()
 
 
-def test_a_file_without_the_right_to_read(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-  damaged_sets.camvid(tmp_path / "set")
+def test_a_file_without_the_permission_to_read(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  small_datasets.camvid(tmp_path / "set")
   read = pathlib.Path.read_bytes
 
   def refused(path: pathlib.Path) -> bytes:
-    # Not by the file's mode, which stops everybody but root.
+    # Not by the file's mode, which does not stop the user root.
     if path == tmp_path / "set" / LABEL:
       raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return read(path)
@@ -469,9 +499,9 @@ def test_a_file_without_the_right_to_read(tmp_path: pathlib.Path, monkeypatch: p
 
 def test_all_defects_are_listed(tmp_path: pathlib.Path) -> None:
   root = tmp_path / "set"
-  damaged_sets.camvid(root)
+  small_datasets.camvid(root)
   for number in range(2, 9):
-    damaged_sets.save_image(root / f"images/train/{number}.png", str(number))  # seven without labels
+    small_datasets.save_image(root / f"images/train/{number}.png", str(number))  # seven without labels
   label_of(ids(1, 77))(root)
   bytes_of(b"")(root)  # and both halves of a pair
   bytes_of(LFS, "images/val/0.png")(root)
@@ -579,9 +609,9 @@ def _(root: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_is_odd_and_right_is_read(tmp_path: pathlib.Path, name: str) -> None:
+def test_unusual_and_valid_files_are_read(tmp_path: pathlib.Path, name: str) -> None:
   made, change = ODD[name]
-  damaged_sets.MAKERS[made](tmp_path / "set")
+  small_datasets.MAKERS[made](tmp_path / "set")
   change(tmp_path / "set")
   read_all(made, str(tmp_path / "set"))
   status, report = inspected(made, str(tmp_path / "set"), tmp_path)

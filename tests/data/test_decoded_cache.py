@@ -1,4 +1,4 @@
-"""The cache of decoded examples: what it gives back, and that it never takes more than its budget."""
+"""The cache of decoded examples returns the pixels of the split and stays within its budget."""
 
 import multiprocessing
 import pickle
@@ -8,13 +8,13 @@ import threading
 import numpy as np
 import pytest
 
-from rc_jax.data.pipeline.decoded_cache import GIB, Cached, DecodedCache, budget_bytes
+from rc_jax.data.pipeline.decoded_cache import GIB, CachedSource, DecodedCache, budget_bytes
 
 TABLE = 24  # bytes an example
 
 
 class Counted:
-  """Random examples of several sizes; counts how often each is decoded."""
+  """Random examples of several sizes; counts the decodings of each."""
 
   info = None
   labelled = True
@@ -44,7 +44,7 @@ def _assert_example(found, index):
 
 def test_examples_are_decoded_once():
   source = Counted(20)
-  cached = Cached(source, DecodedCache(20, 10**6))
+  cached = CachedSource(source, DecodedCache(20, 10**6))
   for _ in range(3):
     for index in np.random.default_rng(1).permutation(20).tolist():
       _assert_example(cached[index], index)
@@ -55,9 +55,9 @@ def test_examples_are_decoded_once():
 
 
 @pytest.mark.parametrize("budget", [0, 600, 3000, 9000])
-def test_the_budget_is_kept_to_and_filled_by_the_first_that_fit(budget):
+def test_the_first_examples_that_fit_the_budget_are_kept(budget):
   source = Counted(20)
-  cached = Cached(source, DecodedCache(20, budget))
+  cached = CachedSource(source, DecodedCache(20, budget))
   order = np.random.default_rng(budget).permutation(20).tolist()
   used, fit = 21 * TABLE, set()
   for index in order:
@@ -68,18 +68,18 @@ def test_the_budget_is_kept_to_and_filled_by_the_first_that_fit(budget):
   assert cached.cache.kept() == (len(fit), used) and used <= max(budget, 21 * TABLE)
   for index in order[::-1]:
     _assert_example(cached[index], index)
-  # None that is kept leaves, none comes late.
+  # No example is evicted, and none is added later.
   assert source.times == [1 if index in fit else 2 for index in range(20)]
 
 
-def test_a_broken_example_is_not_kept():
+def test_an_unreadable_example_is_not_kept():
   class Broken(Counted):
     def __getitem__(self, index):
       if super().__getitem__(index) and self.times[index] == 1:
         raise ValueError("a.png: cannot be decoded")
       return super().__getitem__(index)
 
-  cached = Cached(Broken(3), DecodedCache(3, 10**6))
+  cached = CachedSource(Broken(3), DecodedCache(3, 10**6))
   with pytest.raises(ValueError, match="cannot be decoded"):
     cached[1]
   assert cached.cache.kept()[0] == 0
@@ -95,10 +95,10 @@ def _fill(cached, first, result):
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do processes share the cache")
 def test_processes_and_threads_share_one_memory():
   budget = 60_000
-  cached = Cached(Counted(60), DecodedCache(60, budget))
+  cached = CachedSource(Counted(60), DecodedCache(60, budget))
   context = multiprocessing.get_context("spawn")
   result = context.Queue()
-  # As Grain sends a data set: pickled, outside of starting a process.
+  # Pickled outside of the start of a process, as Grain sends a data set.
   sent = pickle.loads(pickle.dumps(cached))
   processes = [context.Process(target=_fill, args=(cached, first, result)) for first in (0, 20)]
   threads = [threading.Thread(target=_fill, args=(one, 40, result)) for one in (cached, sent)]
@@ -109,11 +109,11 @@ def test_processes_and_threads_share_one_memory():
     worker.join()
   assert max(used for _, used in kept) <= budget
   source = Counted(60)
-  again = Cached(source, cached.cache)
+  again = CachedSource(source, cached.cache)
   for index in range(60):
     _assert_example(again[index], index)
   count, used = cached.cache.kept()
-  # The other processes' are here too; the budget is full but for what fits nowhere.
+  # Examples from the other processes are kept here too, and the budget has no space for another example.
   assert source.times.count(0) == count > 30 and budget - used < 4 * 30 * 30
 
 

@@ -1,12 +1,11 @@
-"""A user's own images and labels, and the table of their classes."""
+"""Any folder of images and labels, and the table of its classes."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data.datasets import folder
-from rc_jax.data.reading.palette import colormap
+from rc_jax.data.reading import colormap
 
 CLASSES = 'id,name,color\n3, road ,#804080\n0,"sky, clouds"\n7,ignore\n255,ignore\n9,car,\n'
 
@@ -30,7 +29,7 @@ def test_classes_in_the_order_of_the_table(tmp_path):
   assert source[0]["label"].tolist() == [[0, 1, 255, 255, 2]] and source.info.class_names == info.class_names
 
 
-def test_pairs_in_folders_within(tmp_path):
+def test_pairs_in_nested_folders(tmp_path):
   ids = np.full((4, 5), 3, np.uint8)
   _folder(tmp_path, ids, name="b/1")
   root = _folder(tmp_path, ids, name="a/1")
@@ -53,7 +52,7 @@ def test_a_split_without_labels_is_for_prediction(tmp_path):
   assert data.load("folder", root, "street", labels=False)[0].keys() == {"image", "name"}
 
 
-def test_a_value_that_the_table_lacks(tmp_path):
+def test_an_id_that_the_table_lacks(tmp_path):
   root = _folder(tmp_path, np.full((4, 5), 255, np.uint8), classes="id,name\n0,background\n1,road\n")
   with pytest.raises(ValueError, match=r"a\.png.* 255 .*0-1.*classes\.csv"):
     data.load("folder", root, "train")[0]
@@ -64,8 +63,8 @@ def test_a_value_that_the_table_lacks(tmp_path):
   [
     ("", "first line is nothing"),
     ("0,road\n1,sky\n", "first line is 0,road, expected id,name"),
-    ("id,name\n0,road\n0,sky\n", "line 3: the id 0 stands here for the second time"),
-    ("id,name\n0,road\n1,road\n", "line 3: a class 'road' is there already"),
+    ("id,name\n0,road\n0,sky\n", "line 3: the id 0 is listed twice"),
+    ("id,name\n0,road\n1,road\n", "line 3: the name 'road' is listed twice"),
     ("id,name\nx,road\n1,sky\n", "line 2: the id is 'x'"),
     ("id,name\n-1,road\n1,sky\n", "line 2: the id is '-1'"),
     ("id,name\n0,\n1,sky\n", "line 2: the id 0 has no name"),
@@ -79,7 +78,7 @@ def test_a_wrong_table_is_answered_with_its_line(tmp_path, table, words):
   with pytest.raises(ValueError) as error:
     data.load("folder", root, "train")
   message = str(error.value)
-  assert words in message and str(tmp_path / folder.CLASSES_FILE) in message and "\n" not in message
+  assert words in message and str(tmp_path / "classes.csv") in message and "\n" not in message
 
 
 def test_no_table(tmp_path):

@@ -1,4 +1,4 @@
-"""What changes colours alone: against colorsys, SciPy in float64."""
+"""Photometric distortion against colorsys, and blur against SciPy in float64."""
 
 import colorsys
 
@@ -7,7 +7,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageFilter
 
-from rc_jax.data.augment import photometric
+from rc_jax.data.augment import blur, photometric
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_blur_is_gaussian(rng, sigma):
   image = np.asarray(
     Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize((72, 56), Image.Resampling.BICUBIC)
   )
-  out = photometric.gaussian_blur(image, rng, probability=1.0, sigma=(sigma, sigma))
+  out = blur.gaussian_blur(image, rng, probability=1.0, sigma=(sigma, sigma))
   expected = scipy.ndimage.gaussian_filter(image.astype(np.float64), (sigma, sigma, 0), mode="nearest")
   difference = np.abs(out - expected)
   assert out.dtype == np.uint8 and out.shape == image.shape
@@ -87,7 +87,7 @@ def test_blurs_are_drawn_as_documented(rng):
   image = rng.integers(0, 256, (16, 16, 3), np.uint8)
   spread = []
   for _ in range(600):
-    out = photometric.gaussian_blur(image, rng, probability=0.3, sigma=(1.0, 3.0))
+    out = blur.gaussian_blur(image, rng, probability=0.3, sigma=(1.0, 3.0))
     spread.append(out.std() / image.std())
   spread = np.array(spread)
   assert np.mean(spread < 0.99) == pytest.approx(0.3, abs=0.06)
@@ -101,6 +101,6 @@ def test_blurs_are_drawn_as_documented(rng):
   after = []
   for probability in (0.0, 1.0):
     draw = np.random.default_rng(4)
-    photometric.gaussian_blur(image, draw, probability=probability, sigma=(1.0, 3.0))
+    blur.gaussian_blur(image, draw, probability=probability, sigma=(1.0, 3.0))
     after.append(draw.random())
   assert after[0] == after[1]

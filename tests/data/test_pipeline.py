@@ -1,4 +1,4 @@
-"""The input pipeline: what is in a batch, in which order, wherever it is made and whenever it is resumed."""
+"""The input pipeline: the content and the order of batches, in any number of processes, and after a resumption."""
 
 import contextlib
 import inspect
@@ -18,28 +18,27 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from rc_jax import data
 from rc_jax.data import evaluation_examples, train_batches
-from rc_jax.data.datasets import camvid, synthetic
 from tests.support.paths import ROOT
 
-OFF = dict(photometric=False, cat_max_ratio=1.0, rotation=0.0, blur=0.0, blur_sigma=(0.1, 2.0))
-ON = dict(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5, blur_sigma=(0.1, 2.0))
-AUGMENT = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, **OFF | {"photometric": True})
-PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0, **OFF)
+AUGMENT = types.SimpleNamespace(photometric=True)
+PLAIN = types.SimpleNamespace(scale=(1.0, 1.0), flip=0.0)
+EVERYTHING = types.SimpleNamespace(photometric=True, cat_max_ratio=0.75, rotation=10.0, blur=0.5)
 SIZE = (10, 12)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _parsed_flags():
-  # As main.py's are by the time it trains; worker processes need it.
+  # Worker processes need parsed flags, as main.py has them.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 
 class Numbered:
-  """Images whose red and label are their number; remembers which were read. Number ``bad``, or those, cannot be."""
+  """Images whose red channel and label are their number; ``bad`` numbers cannot be read. Records the reads."""
 
-  info = synthetic.INFO
+  info = data.info("synthetic", "")
 
   def __init__(self, count, bad=None):
     self.count = count
@@ -108,7 +107,7 @@ def test_hosts_read_contiguous_rows_of_the_same_batches(reference, hosts, worker
   _assert_equal(joined, reference)
 
 
-def test_a_host_decodes_its_own_rows_only():
+def test_a_host_decodes_only_its_rows():
   source = Numbered(100)
   batches = _batches(source, 5, host_index=1, host_count=2, threads=0, augment=PLAIN)
   assert source.read == _numbers(batches) and len(source.read) == 10
@@ -144,13 +143,13 @@ def test_a_batch_may_be_larger_than_the_data_set():
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 3), (2, 1)])
-def test_resuming_goes_on_with_the_next_batch(reference, workers, threads):
+def test_resuming_continues_with_the_next_batch(reference, workers, threads):
   options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=AUGMENT, workers=workers, threads=threads)
   with train_batches(Numbered(7), **options) as batches:
     assert batches.get_state() == {"next_batch": 0}
     for _ in range(3):
       next(batches)
-    # Time to read ahead: the state counts what was returned.
+    # Time to read ahead: the state counts the returned batches.
     time.sleep(0.3)
     state = json.loads(json.dumps(batches.get_state()))
     next(batches)
@@ -158,7 +157,7 @@ def test_resuming_goes_on_with_the_next_batch(reference, workers, threads):
     batches.set_state(state)
     assert batches.get_state() == state
     _assert_equal([next(batches) for _ in range(5)], reference[3:8])
-    # Back again, on an iterator that runs.
+    # Back again, on a running iterator.
     batches.set_state(state)
     _assert_equal([next(batches)], reference[3:4])
     assert batches.get_state() == {"next_batch": 4}
@@ -186,18 +185,15 @@ def test_a_damaged_file_is_reported_in_one_line(workers, threads):
         next(batches)
         seen += 1
     assert str(error.value) == "image_4.png: cannot be decoded, expected a whole image file: copy it again"
-    # Nothing is skipped over when the caller tries again.
+    # No example is lost when the caller tries again.
     assert batches.get_state() == {"next_batch": seen}
     with pytest.raises(ValueError, match="image_4"):
       next(batches)
 
 
-EVERYTHING = types.SimpleNamespace(scale=(0.5, 2.0), flip=0.5, **ON)
-
-
 @pytest.fixture(scope="module")
 def with_everything():
-  """All augmentations, one thread of one process, no cache; example 4 cannot be read, and 5 stands in for it."""
+  """All augmentations, one thread of one process, no cache; example 4 cannot be read, and 5 replaces it."""
   return _batches(Numbered(7, bad=4), 8, augment=EVERYTHING, threads=1, max_skipped=0.2)
 
 
@@ -216,19 +212,19 @@ def test_batches_are_the_same_everywhere_with_all_features_on(with_everything, h
   _assert_equal(joined, with_everything)
 
 
-def test_the_next_example_stands_in_for_a_broken_one():
+def test_the_next_example_replaces_an_unreadable_one():
   options = dict(batch_size=7, augment=PLAIN, threads=1)
   whole = _numbers(_batches(Numbered(7), 4, **options))
   assert _numbers(_batches(Numbered(7, bad=4), 4, max_skipped=0.2, **options)) == [
     5 if number == 4 else number for number in whole
   ]
-  # The last is followed by the first.
+  # The first example follows the last.
   assert _numbers(_batches(Numbered(7, bad=6), 4, max_skipped=0.2, **options)) == [
     0 if number == 6 else number for number in whole
   ]
 
 
-def test_skipped_examples_are_told_once_with_their_reasons_and_counted_on():
+def test_skipped_examples_are_reported_with_their_reasons_and_counted_after_a_resumption():
   options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=PLAIN, threads=1)
   with train_batches(Numbered(12, bad={4, 5}), max_skipped=0.2, **options) as batches:
     seen = [dict(batches.skipped)]
@@ -239,7 +235,7 @@ def test_skipped_examples_are_told_once_with_their_reasons_and_counted_on():
   assert set(seen[3]) == set(seen[6]) == {4, 5} and seen[0] == {}
   for index, reason in seen[6].items():
     assert reason == f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again"
-  # Another file breaks: with those of the session before there are now too many.
+  # Another unreadable file: with those of the earlier session there are too many.
   with train_batches(Numbered(12, bad={1}), max_skipped=0.2, **options) as batches:
     batches.set_state(state)
     assert batches.skipped == seen[6]
@@ -248,7 +244,7 @@ def test_skipped_examples_are_told_once_with_their_reasons_and_counted_on():
         next(batches)
 
 
-def test_too_many_broken_in_a_row():
+def test_too_many_unreadable_examples_in_a_row():
   with (
     train_batches(
       Numbered(20, bad=set(range(10, 20))),
@@ -289,7 +285,7 @@ def test_resuming_in_the_middle_of_an_epoch_with_all_features_on(with_everything
       4: "image_4.png: cannot be decoded, expected a whole image file: copy it again"
     }
     if not workers:
-      # Back, to examples that the cache has by now.
+      # Back to examples that the cache holds by now.
       batches.set_state(state)
       _assert_equal([next(batches) for _ in range(5)], with_everything[3:8])
 
@@ -324,8 +320,8 @@ def test_evaluation_reads_every_example_once_in_order(hosts, threads):
     assert part == [str(i) for i in range(host, 7, hosts)]
 
 
-def test_evaluation_examples_are_whole():
-  source = synthetic.load("", "val")
+def test_evaluation_examples_are_unchanged():
+  source = data.load("synthetic", "", "val")
   example = next(evaluation_examples(source))
   for key in ("image", "label"):
     np.testing.assert_array_equal(example[key], source[0][key])
@@ -347,12 +343,12 @@ def test_evaluation_reports_damage_and_ends_its_threads():
 
 def test_real_frames(shared_dir):
   batches = _batches(
-    camvid.load(str(shared_dir / "data/camvid"), "train"), 2, crop_size=(240, 240), batch_size=3
+    data.load("camvid", str(shared_dir / "data/camvid"), "train"), 2, crop_size=(240, 240), batch_size=3
   )
   for batch in batches:
     assert batch["image"].shape == (3, 240, 240, 3)
     assert set(np.unique(batch["label"])) <= {*range(11), 255}
-    # Padding and void aside, there is something to learn from.
+    # Enough pixels are neither padding nor void.
     assert (batch["label"] != 255).mean() > 0.3 and batch["image"].std() > 20
 
 
@@ -365,9 +361,7 @@ if __name__ == "__main__":
   _, workers, then, parsed = sys.argv
   if parsed == "parsed":
     flags.FLAGS.mark_as_parsed()
-  augment = types.SimpleNamespace(
-    scale=(0.5, 2.0), flip=0.5, photometric=False, cat_max_ratio=0.75, rotation=5.0, blur=0.5, blur_sigma=(0.1, 2.0)
-  )
+  augment = types.SimpleNamespace(cat_max_ratio=0.75, rotation=5.0, blur=0.5)
   batches = train_batches(
     load("camvid", sys.path[0], "train"), seed=0, batch_size=2, crop_size=(8, 8), augment=augment, workers=int(workers)
   )
@@ -395,7 +389,7 @@ def _start(folder, workers, then, parsed="parsed"):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_interpreter_ends_cleanly_behind_an_open_iterator(tmp_path, workers):
+def test_the_interpreter_ends_cleanly_with_an_open_iterator(tmp_path, workers):
   process = _start(tmp_path, workers, "end")
   out, err = process.communicate(timeout=60)
   assert (process.returncode, out, err) == (0, "running\n", "")
@@ -419,7 +413,7 @@ def test_workers_outlive_a_job_signal_but_not_their_parent(tmp_path):
         command = (status.parent / "cmdline").read_text()
       except OSError:
         continue
-      # Of the session that the script started, alive.
+      # A living process of the session that the script started.
       if int(fields[3]) == process.pid and fields[0] != "Z" and "spawn_main" in command:
         found.append(int(status.parent.name))
     return found
@@ -439,7 +433,7 @@ def test_workers_outlive_a_job_signal_but_not_their_parent(tmp_path):
       assert time.monotonic() < deadline
       time.sleep(0.05)
   finally:
-    # All of its session: a worker that outlived it would hold the pipes open.
+    # All processes of its session: a surviving worker would hold the pipes open.
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

@@ -1,4 +1,4 @@
-"""A prepared data set is the raw one: the same examples, the same batches; and what is damaged is named."""
+"""A prepared data set has the examples and batches of the raw one, and errors name damaged records."""
 
 import json
 import pathlib
@@ -16,19 +16,11 @@ from etils import epath
 from PIL import Image
 
 from rc_jax import data
-from rc_jax.data.datasets import cityscapes
 from rc_jax.data.prepared import reader, tiles, writer
+from tests.data.test_datasets import CASES
 from tests.support.paths import ROOT, SHARED
 
-AUGMENT = types.SimpleNamespace(
-  scale=(0.5, 2.0),
-  flip=0.5,
-  photometric=True,
-  rotation=0.0,
-  cat_max_ratio=1.0,
-  blur=0.0,
-  blur_sigma=(0.1, 2.0),
-)
+AUGMENT = types.SimpleNamespace(photometric=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +30,7 @@ def _parsed_flags():
 
 
 def write_raw(root: pathlib.Path, counts: dict[str, int], unlabelled: str = "test") -> pathlib.Path:
-  """A folder data set: PNG, JPEG, greyscale and BMP images of several sizes; ids that are not train ids."""
+  """Writes a folder data set: PNG, JPEG, greyscale and BMP images of several sizes; ids that are not train ids."""
   rng = np.random.default_rng(3)
   root.mkdir()
   (root / "classes.csv").write_text("id,name,color\n7,road,#804080\n9,sky,\n300,ignore,\n2,car,\n")
@@ -60,15 +52,15 @@ def write_raw(root: pathlib.Path, counts: dict[str, int], unlabelled: str = "tes
 
 
 def pack(name: str, root: pathlib.Path, splits: list[str], output: pathlib.Path, encoding: str) -> None:
-  with writer.alone(output):
-    shards = writer.plan({split: data.DATASETS[name](str(root), split) for split in splits}, encoding)
+  with writer.locked(output):
+    shards = writer.plan({split: data.DATASETS[name].load(str(root), split) for split in splits}, encoding)
     writer.write(writer.begin(shards, output), output, 0, lambda count: None)
     writer.finish(shards, output)
 
 
 @pytest.fixture(scope="module", params=writer.ENCODINGS)
 def both(request, tmp_path_factory):
-  """A raw folder and its prepared twin, in several shards."""
+  """A raw folder and the folder prepared from it, in several shards."""
   folder = tmp_path_factory.mktemp("prepared")
   raw = write_raw(folder / "raw", {"train": 9, "val": 4, "test": 3})
   with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +120,7 @@ def test_batches_are_those_of_the_raw_folder(both, workers, hosts):
       _assert_same(one, other)
 
 
-def test_tfds_reads_it(both):
+def test_tfds_reads_a_prepared_folder(both):
   raw, packed = both
   records = tfds.builder_from_directory(str(packed)).as_data_source("train")
   source = data.load("folder", str(raw), "train")
@@ -138,19 +130,19 @@ def test_tfds_reads_it(both):
       assert record["image"] == source.images[index].read_bytes()
 
 
-def test_an_opened_split_travels_to_other_processes(both):
+def test_an_opened_split_can_be_pickled(both):
   packed = data.load("folder", str(both[1]), "val")
   packed[0]
   _assert_same(pickle.loads(pickle.dumps(packed))[1], packed[1])
 
 
 def test_only_training_leaves_tiles_undecoded(both):
-  lazy = data.load("folder", str(both[1]), "train").lazily()[0]
+  lazy = data.load("folder", str(both[1]), "train").decoded_on_access()[0]
   encoding = json.loads((both[1] / "prepared.json").read_text())["encoding"]
   assert isinstance(lazy["image"], tiles.TiledArray if encoding == "tiles" else np.ndarray)
 
 
-def test_mistakes_are_one_line(both, tmp_path):
+def test_errors_are_one_line(both, tmp_path):
   packed = str(both[1])
   for wanted, name, root, split in (
     ("prepared data set folder, but dataset.name is 'camvid'", "camvid", packed, "train"),
@@ -166,7 +158,7 @@ def test_mistakes_are_one_line(both, tmp_path):
 
 
 def test_a_bucket_without_its_library_is_one_line(monkeypatch):
-  # As without gcsfs, whether it is installed or not.
+  # The error of an environment without gcsfs.
   def missing(self):
     raise ImportError("Please install gcsfs to access Google Storage")
 
@@ -195,7 +187,7 @@ def test_a_damaged_record_is_named_and_the_others_are_read(both, tmp_path):
   _assert_same(source[len(source) - 1], data.load("folder", str(both[0]), "val")[len(source) - 1])
 
 
-def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
+def test_the_cityscapes_of_tfds_is_read_too(tmp_path):
   rng = np.random.default_rng(0)
 
   def png(pixels):
@@ -242,13 +234,13 @@ def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
   source = data.load("cityscapes", str(root), "trainval")
   assert len(source) == 2 and source.labelled and source[1]["name"] == "ulm_000001_000019"
   np.testing.assert_array_equal(source[1]["image"], image)
-  train_ids = np.array([cityscapes.TRAIN_IDS[int(i)] for i in ids.ravel()]).reshape(ids.shape)
+  train_ids = np.array([CASES["cityscapes"].train_ids[int(i)] for i in ids.ravel()]).reshape(ids.shape)
   np.testing.assert_array_equal(source[1]["label"], train_ids)
   with pytest.raises(ValueError, match=r"dataset\.name is 'ade20k'"):
     data.load("ade20k", str(root), "train")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the samples are not here")
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no folder of real images")
 @pytest.mark.parametrize("encoding", writer.ENCODINGS)
 @pytest.mark.parametrize(
   ("name", "folder", "split"),
@@ -259,7 +251,7 @@ def test_cityscapes_as_tfds_has_it_is_read_too(tmp_path):
     ("coco_stuff_164k", "coco_stuff_sample/164k", "train"),
   ],
 )
-def test_real_samples_are_the_same_in_both(tmp_path, name, folder, split, encoding):
+def test_real_samples_are_the_same_raw_and_prepared(tmp_path, name, folder, split, encoding):
   pack(name, SHARED / "data" / folder, [split], tmp_path / "packed", encoding)
   raw, packed = (
     data.load(name, str(root), split) for root in (SHARED / "data" / folder, tmp_path / "packed")
@@ -269,7 +261,7 @@ def test_real_samples_are_the_same_in_both(tmp_path, name, folder, split, encodi
 
 
 def test_nothing_imports_tensorflow(tmp_path):
-  # The test environment has none, so whatever needs it fails; where there is one, it must stay unused.
+  # The test environment has no TensorFlow; in another environment it must stay unused.
   write_raw(tmp_path / "raw", {"train": 2})
   code = f"""
 import sys
@@ -277,8 +269,8 @@ import pathlib
 from rc_jax import data
 from rc_jax.data.prepared import writer
 output = pathlib.Path({str(tmp_path / "packed")!r})
-with writer.alone(output):
-  shards = writer.plan({{"train": data.DATASETS["folder"]({str(tmp_path / "raw")!r}, "train")}}, "tiles")
+with writer.locked(output):
+  shards = writer.plan({{"train": data.DATASETS["folder"].load({str(tmp_path / "raw")!r}, "train")}}, "tiles")
   writer.write(writer.begin(shards, output), output, 0, print)
   writer.finish(shards, output)
 source = data.load("folder", str(output), "train")

@@ -1,4 +1,4 @@
-"""Reading image/label pairs: what is accepted, and what is refused in which words."""
+"""Reading pairs of images and labels: accepted forms, refused forms, and the words of the errors."""
 
 import pickle
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data.reading import decode
-from rc_jax.data.reading.decode import read_image, read_label
-from rc_jax.data.reading.source import DatasetInfo, FilePairs, IncompleteSplit, pair_files
+from rc_jax.data.reading import DatasetInfo, FilePairs, pair_files
+from rc_jax.data.reading.decode import id_ranges, read_image, read_label
+from rc_jax.data.reading.source import IncompleteSplit
 
 INFO = DatasetInfo(
   name="shapes",
@@ -130,7 +130,7 @@ def test_truncated_files_are_refused(tmp_path, rng, suffix):
   path.write_bytes(b"this is no image")
   assert "is text" in _refused(read_image, path)
   path.unlink()
-  assert "vanished" in _refused(read_image, path)
+  assert "was removed" in _refused(read_image, path)
 
 
 def test_corrupt_label_is_refused(tmp_path, rng):
@@ -212,4 +212,4 @@ def test_all_halves_are_kept_with_the_pairs_that_are_whole(tmp_path):
 
 
 def test_ranges_of_ids_read_well():
-  assert decode._ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"
+  assert id_ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"

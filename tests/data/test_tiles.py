@@ -1,9 +1,9 @@
-"""Tiles give the pixels that went in, wherever they are indexed, and decode no more than that takes."""
+"""Tiles are lossless for any index, and only the tiles that it touches are decoded."""
 
 import numpy as np
 import pytest
 
-from rc_jax.data.augment import transforms
+from rc_jax.data.augment import options_of, training_crop
 from rc_jax.data.prepared import tiles
 
 
@@ -37,8 +37,10 @@ def test_a_crop_of_tiles_is_that_of_the_array():
   image, label = rng.integers(0, 256, (300, 500, 3), np.uint8), rng.integers(0, 20, (300, 500), np.uint8)
   tiled = [tiles.TiledArray(tiles.encode(pixels, side=64), "") for pixels in (image, label)]
   for seed in range(30):
-    found = transforms.augment(*tiled, np.random.default_rng(seed), crop_size=(160, 200))
-    expected = transforms.augment(image, label, np.random.default_rng(seed), crop_size=(160, 200))
+    found, expected = (
+      training_crop(*pixels, np.random.default_rng(seed), crop_size=(160, 200), options=options_of())
+      for pixels in (tiled, (image, label))
+    )
     for one, other in zip(found, expected, strict=True):
       np.testing.assert_array_equal(one, other)
 

@@ -1,4 +1,4 @@
-"""What --mode=inspect counts, against loops over the files; its pictures; its exit status."""
+"""``--mode=inspect``: its counts against loops over the files, its contact sheets, its exit status."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rc_jax.config import defaults
 from rc_jax.data.reading import examine
 from rc_jax.drawing import contact_sheet, panels
 from rc_jax.modes import inspect as inspect_mode
-from tests.support import damaged_sets
+from tests.support import small_datasets
 from tests.support.paths import ROOT
 
 
@@ -35,16 +36,16 @@ def inspect(
 
 @pytest.fixture
 def camvid(tmp_path: pathlib.Path) -> pathlib.Path:
-  damaged_sets.camvid(tmp_path / "set")
+  small_datasets.camvid(tmp_path / "set")
   return tmp_path / "set"
 
 
 def test_counts_are_those_of_a_loop_over_pixels(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  damaged_sets.save_image(camvid / "images/train/2.png", "wide")
-  Image.fromarray(damaged_sets.photo("wide", (60, 120))).save(camvid / "images/train/2.png")
-  ids = damaged_sets.random_ids("wide", (3, 4, 11), (60, 120))
+  small_datasets.save_image(camvid / "images/train/2.png", "wide")
+  Image.fromarray(small_datasets.photo("wide", (60, 120))).save(camvid / "images/train/2.png")
+  ids = small_datasets.random_ids("wide", (3, 4, 11), (60, 120))
   ids[7, 9] = 77
-  damaged_sets.save_label(camvid / "labels/train/2.png", ids)
+  small_datasets.save_label(camvid / "labels/train/2.png", ids)
   status, report = inspect("camvid", camvid, tmp_path / "run")
   assert status == inspect_mode.DEFECTIVE
   table = json.loads((tmp_path / "run/inspect/train.json").read_text())
@@ -80,16 +81,18 @@ def test_an_image_of_two_splits_is_noted(camvid: pathlib.Path, tmp_path: pathlib
     shutil.copy(camvid / kind / "train/1.png", camvid / kind / "val/0.png")
     shutil.copy(camvid / kind / "train/1.png", camvid / kind / "train/again.png")
   status, report = inspect("camvid", camvid, tmp_path / "run")
-  # Odd, but nothing that training stops at.
+  # Notes do not stop training.
   assert status == inspect_mode.CLEAN
   assert "note: val: 0.png is the same image as train: again.png, which is trained on" in report
-  assert "note: 1.png and again.png are the same file twice" in report
+  assert "note: 1.png and again.png are the same file" in report
 
 
 def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> None:
-  damaged_sets.folder(tmp_path / "set")
+  small_datasets.folder(tmp_path / "set")
   for split, number, value in (("train", 0, 255), ("train", 1, 1), ("val", 0, 1), ("val", 1, 2)):
-    damaged_sets.save_label(tmp_path / f"set/labels/{split}/{number}.png", np.full((30, 40), value, np.uint8))
+    small_datasets.save_label(
+      tmp_path / f"set/labels/{split}/{number}.png", np.full((30, 40), value, np.uint8)
+    )
   status, report = inspect("folder", tmp_path / "set", tmp_path / "run")
   assert status == inspect_mode.CLEAN
   assert "note: 1 labels hold ignored pixels alone: 0.png" in report
@@ -102,21 +105,23 @@ def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathl
     for kind in ("images", "labels"):
       shutil.copy(camvid / kind / "train/0.png", camvid / kind / f"train/{number:02d}.png")
   _, report = inspect("camvid", camvid, tmp_path / "run", sample=3)
-  assert "train: 21 images, 3 of them looked at" in report
+  assert "train: 21 images, 3 of them checked" in report
   assert "02.png and 20.png are the same" not in report and "0.png and 20.png are the same" in report
   with pytest.raises(ValueError, match="--sample is -1"):
     inspect("camvid", camvid, tmp_path / "run", sample=-1)
 
 
-def test_processes_find_what_one_finds(camvid: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_find_the_same_as_one(
+  camvid: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
   for number in range(2, 20):
     for kind in ("images", "labels"):
       shutil.copy(camvid / kind / f"train/{number % 2}.png", camvid / kind / f"train/{number:02d}.png")
   (camvid / "labels/train/07.png").write_bytes(b"")
   source = data.load("camvid", str(camvid), "train")
   alone = list(examine.examine_all(source, range(20), processes=1))
-  monkeypatch.setattr(examine, "_TRIED", 0.0)
-  monkeypatch.setattr(examine, "_WORTH_PROCESSES", 0.0)
+  monkeypatch.setattr(examine, "_SECONDS_MEASURED", 0.0)
+  monkeypatch.setattr(examine, "_SECONDS_WORTH_PROCESSES", 0.0)
   assert list(examine.examine_all(source, range(20), processes=2)) == alone
   assert [found.index for found in alone] == list(range(20))
   assert [found.index for found in alone if found.defects] == [6]  # 0, 02, 03, ...: in the order of the names
@@ -145,8 +150,8 @@ def test_the_widest_point_is_that_of_a_loop() -> None:
 
 
 def test_sheets_show_images_classes_and_crops(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
-  # A label that is one colour a class leaves that colour, half mixed, on the sheet.
-  damaged_sets.save_label(camvid / "labels/train/1.png", np.full((30, 40), 8, np.uint8))
+  # The sheet mixes the colour of the image and the colour of the class, half and half.
+  small_datasets.save_label(camvid / "labels/train/1.png", np.full((30, 40), 8, np.uint8))
   Image.new("RGB", (40, 30), (100, 200, 50)).save(camvid / "images/train/1.png")
   inspect("camvid", camvid, tmp_path / "run", sheets=True)
   folder = tmp_path / "run/inspect"
@@ -170,24 +175,26 @@ def test_sheets_leave_damaged_examples_out(camvid: pathlib.Path, tmp_path: pathl
 
 
 @pytest.mark.parametrize(
-  ("name", "counts", "words"),
+  ("name", "ids", "words"),
   [
-    ("cityscapes", {0: 5, 13: 2, 18: 1}, "train ids"),
-    ("cityscapes", {7: 5, 21: 2}, ""),
-    ("ade20k", dict.fromkeys(range(1, 150), 1), "reduced by one"),
-    ("ade20k", dict.fromkeys(range(0, 151), 1), ""),
-    ("coco_stuff_164k", dict.fromkeys(range(0, 182), 1), "COCO-Stuff 10k"),
-    ("coco_stuff_10k", dict.fromkeys(range(0, 182), 1), "COCO-Stuff 164k"),
-    ("coco_stuff_10k", dict.fromkeys(range(0, 183), 1), ""),
-    ("camvid", {}, ""),
+    ("cityscapes", (0, 13, 18), "train ids"),
+    ("cityscapes", (7, 21), ""),
+    ("cityscapes", (), ""),
+    ("ade20k", range(1, 150), "reduced by one"),
+    ("ade20k", range(0, 151), ""),
+    ("coco_stuff_164k", range(0, 182), "COCO-Stuff 10k"),
+    ("coco_stuff_164k", (*range(0, 182), 255), ""),
+    ("coco_stuff_10k", range(0, 182), "COCO-Stuff 164k"),
+    ("coco_stuff_10k", range(0, 183), ""),
+    ("camvid", (), ""),
   ],
 )
-def test_ids_that_only_a_whole_split_gives_away(name: str, counts: dict[int, int], words: str) -> None:
-  seems = data.split_ids(name, counts)
-  assert words in seems and bool(words) == bool(seems)
+def test_mistakes_that_no_single_label_shows(name: str, ids: Sequence[int], words: str) -> None:
+  explained = data.info(name, "").mistakes.in_split(set(ids))
+  assert words in explained and bool(words) == bool(explained)
 
 
-def test_a_table_of_many_classes_is_as_wide_as_a_page() -> None:
+def test_a_table_of_many_classes_fits_a_line() -> None:
   classes = {
     name: {"id": label, "pixels": label + 1, "share": 1e-3, "images": 118_287}
     for label, name in enumerate(data.info("ade20k", "").class_names)

@@ -1,4 +1,4 @@
-"""``--mode=prepare``: resumed after any kill it ends with the same bytes; nothing half-done is taken for done."""
+"""``--mode=prepare``: after a kill at any moment it resumes to the same bytes; partial files never count."""
 
 import hashlib
 import os
@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from rc_jax import data
 from rc_jax.config import defaults
 from rc_jax.data.prepared import reader, writer
 from rc_jax.modes import prepare
@@ -40,15 +41,15 @@ def test_processes_change_no_byte(raw, tmp_path, capsys):
   assert digests(tmp_path / "1") == digests(tmp_path / "3")
   assert len(digests(tmp_path / "1")) > 6
   assert "17 images (test 2, train 12, val 3)" in capsys.readouterr().out
-  # Once it is whole, the same command checks it.
+  # The same command checks a complete folder.
   prepare.run(settings(raw), tmp_path / "1", "tiles")
-  assert "every shard has its checksum" in capsys.readouterr().out
+  assert "every shard matches its checksum" in capsys.readouterr().out
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(raw, tmp_path):
+def test_a_killed_and_resumed_run_ends_with_the_same_bytes(raw, tmp_path):
   prepare.run(settings(raw), tmp_path / "whole", "original")
   output = tmp_path / "killed"
-  # Slow enough to be killed in the middle of any shard.
+  # Slow enough to be killed within a shard.
   code = f"""
 import pathlib
 import time
@@ -80,7 +81,7 @@ prepare.run(settings({str(raw)!r}, 1), pathlib.Path({str(output)!r}), "original"
   assert kept == {name: (output / name).stat().st_mtime_ns for name in kept}
 
 
-def test_a_damaged_raw_file_is_named_and_once_it_is_mended_the_rest_is_kept(raw, tmp_path):
+def test_a_damaged_raw_file_is_named_and_its_repair_keeps_finished_shards(raw, tmp_path):
   prepare.run(settings(raw), tmp_path / "whole", "tiles")
   file = raw / "images" / "train" / "08.png"
   content = file.read_bytes()
@@ -95,7 +96,7 @@ def test_a_damaged_raw_file_is_named_and_once_it_is_mended_the_rest_is_kept(raw,
   assert digests(tmp_path / "packed") == digests(tmp_path / "whole")
 
 
-def test_damage_after_the_fact_is_found_and_mended(raw, tmp_path):
+def test_a_damaged_shard_is_found_and_written_again(raw, tmp_path):
   output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
   before = digests(output)
   shard = next(output.glob("folder-val*"))
@@ -108,7 +109,7 @@ def test_damage_after_the_fact_is_found_and_mended(raw, tmp_path):
   assert digests(output) == before
 
 
-def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monkeypatch):
+def test_folders_with_other_files_are_refused_and_unchanged(raw, tmp_path, monkeypatch):
   photos = tmp_path / "photos"
   photos.mkdir()
   (photos / "me.jpg").write_text("not yours")
@@ -118,9 +119,9 @@ def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monke
 
   shards = writer.plan({"val": packing_source(raw, "val")}, "tiles")
   begun = tmp_path / "begun"
-  with writer.alone(begun):
+  with writer.locked(begun):
     writer.begin(shards, begun)
-    with pytest.raises(ValueError, match="another process prepares into it"), writer.alone(begun):
+    with pytest.raises(ValueError, match="another process writes to it"), writer.locked(begun):
       pass
   with pytest.raises(ValueError, match="encoding tiles, here original"):
     prepare.run(settings(raw), begun, "original")
@@ -133,7 +134,7 @@ def test_other_things_in_the_way_are_refused_and_left_alone(raw, tmp_path, monke
     prepare.run(settings(raw), tmp_path / "small", "tiles")
 
 
-def test_what_cannot_be_prepared_is_refused(raw, tmp_path):
+def test_impossible_requests_are_refused(raw, tmp_path):
   config = defaults()
   config.dataset.name = "synthetic"
   with pytest.raises(ValueError, match="synthetic"):
@@ -146,6 +147,4 @@ def test_what_cannot_be_prepared_is_refused(raw, tmp_path):
 
 
 def packing_source(raw: pathlib.Path, split: str):
-  from rc_jax import data
-
-  return data.DATASETS["folder"](str(raw), split)
+  return data.DATASETS["folder"].load(str(raw), split)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data.augment import photometric, transforms
+from rc_jax.data.augment import Sample, photometric, random_crop
 from tests.support import originals
 
 
@@ -22,11 +22,9 @@ def test_windows_are_drawn_again_as_mmsegmentation_does(theirs, monkeypatch, rat
   for case in range(60):
     blobs = np.random.default_rng(case).choice([0] * 12 + [1, 2, 255], (5, 6)).astype(np.uint8)
     label = np.kron(blobs, np.ones((8, 8), np.uint8))
-    view = transforms.random_view(
-      label, np.random.default_rng(case), crop_size=(20, 24), scale=(1.0, 1.0), cat_max_ratio=ratio
-    )
+    sample = Sample(np.dstack([label] * 3), label, size=label.shape, angle=0.0, crop_size=(20, 24))
+    view = random_crop.random_view(sample, np.random.default_rng(case), ratio)
     rng = np.random.default_rng(case)
-    rng.uniform(1.0, 1.0)
     draws = []
 
     def draw(low, high, rng=rng, draws=draws):

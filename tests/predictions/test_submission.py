@@ -1,4 +1,4 @@
-"""Submissions: what the server's own rules find in them, and every kind of wrong zip told in a line."""
+"""Submissions: the official rules find every file, and every kind of wrong zip is reported in one line."""
 
 import dataclasses
 import fnmatch
@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax.data import DatasetInfo
-from rc_jax.data.datasets import cityscapes
+from rc_jax import data
+from rc_jax.data import DatasetInfo, FilePairs
 from rc_jax.predictions import submission
 from rc_jax.predictions.folder import label_image
-from rc_jax.predictions.submission import FORMATS
 
-INFO = cityscapes.INFO
-# The real thing at a 64th of the pixels: 10 MB of random labels would take seconds a test.
-SMALL = dataclasses.replace(FORMATS["cityscapes"], size=(128, 256))
+INFO = data.info("cityscapes", "")
+# With a 64th of the pixels: 10 MB of random labels would take seconds in each test.
+SMALL = dataclasses.replace(submission.find("cityscapes", "cityscapes"), size=(128, 256))
 IMAGES = [f"{city}_00000{i}_000019_leftImg8bit" for city in ("berlin", "bonn") for i in range(2)]
 
 
@@ -33,8 +32,8 @@ def labels_folder(
   return path
 
 
-def expected(layout=SMALL, names=IMAGES, size=(128, 256)):
-  return submission.expected_files(layout, [(name, size) for name in names])
+def expected(form=SMALL, names=IMAGES, size=(128, 256)):
+  return submission.expected_files(form, [(name, size) for name in names])
 
 
 def sizes(wanted):
@@ -79,19 +78,19 @@ def png(array: np.ndarray, **options) -> bytes:
 IDS = INFO.label_ids[np.random.default_rng(1).integers(0, 19, (128, 256))].astype(np.uint8)
 FIRST = "berlin_000000_000019_labelIds.png"
 
-# What is done to the first file, and what the line must say.
+# Change of the first file -> words of the reported line.
 MUTATIONS = {
   "missing": (lambda name, content: [], "1 file missing (berlin_000000_000019_labelIds.png)"),
   "in a folder": (lambda name, content: [(f"results/{name}", content)], "in a folder"),
   "in a folder of Windows": (lambda name, content: [(f"results\\{name}", content)], "in a folder"),
-  "twice": (lambda name, content: [(name, content)] * 2, "has one already"),
+  "twice": (lambda name, content: [(name, content)] * 2, "that has another file"),
   "two endings": (
     lambda name, content: [(name, content), (name.replace("labelIds", "copy"), content)],
-    "has one already",
+    "that has another file",
   ),
   "not of the split": (
     lambda name, content: [(name, content), (name.replace("berlin", "zurich"), content)],
-    "that the split does not have",
+    "that is not in the split",
   ),
   "without a frame": (lambda name, content: [("berlin_000000_labelIds.png", content)], "names other than"),
   "seven digits": (lambda name, content: [("berlin_000000_0000190.png", content)], "names other than"),
@@ -99,9 +98,9 @@ MUTATIONS = {
     lambda name, content: [(name, content), ("readme.txt", b"hello")],
     "without the ending .png (readme.txt)",
   ),
-  "a JPEG": (lambda name, content: [(name, png(IDS, format="JPEG"))], "no PNG inside"),
+  "a JPEG": (lambda name, content: [(name, png(IDS, format="JPEG"))], "with another content than PNG"),
   "cut": (lambda name, content: [(name, content[: len(content) // 2])], "cannot be decoded"),
-  "empty": (lambda name, content: [(name, b"")], "no PNG inside"),
+  "empty": (lambda name, content: [(name, b"")], "with another content than PNG"),
   "train ids": (lambda name, content: [(name, png((IDS % 19).astype(np.uint8)))], "train ids"),
   "the ignored id": (
     lambda name, content: [(name, png(np.where(np.arange(256) < 3, np.uint8(255), IDS)))],
@@ -118,7 +117,9 @@ MUTATIONS = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_wrong_file_is_told_in_a_line(name: str, written: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_wrong_file_is_reported_in_one_line(
+  name: str, written: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
   change, wanted = MUTATIONS[name]
   wrong = tmp_path / "wrong.zip"
   with zipfile.ZipFile(written) as archive, zipfile.ZipFile(wrong, "w") as target:
@@ -128,12 +129,12 @@ def test_a_wrong_file_is_told_in_a_line(name: str, written: pathlib.Path, tmp_pa
       for new_name, new_content in kept:
         target.writestr(zipfile.ZipInfo(new_name), new_content)
   problems = submission.check(wrong, SMALL, sizes(expected()), INFO)
-  # A file that cannot be told for whom it is leaves its image without one.
+  # The image of a file without a key has no file: a second line.
   assert len(problems) == (2 if "frame" in name or "digits" in name else 1), problems
   assert wanted in problems[0] and "\n" not in problems[0]
 
 
-def test_a_palette_is_told(tmp_path: pathlib.Path) -> None:
+def test_a_palette_is_reported(tmp_path: pathlib.Path) -> None:
   wrong = tmp_path / "wrong.zip"
   with zipfile.ZipFile(wrong, "w") as archive:
     for key in expected():
@@ -145,7 +146,7 @@ def test_a_palette_is_told(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "a byte", "text", "nothing"])
-def test_a_damaged_zip_is_told(damage: str, written: pathlib.Path) -> None:
+def test_a_damaged_zip_is_reported(damage: str, written: pathlib.Path) -> None:
   content = bytearray(written.read_bytes())
   if damage == "cut":
     content = content[: len(content) // 2]
@@ -158,12 +159,12 @@ def test_a_damaged_zip_is_told(damage: str, written: pathlib.Path) -> None:
   else:
     written.write_bytes(content)
   (problem,) = submission.check(written, SMALL, sizes(expected()), INFO)
-  assert "is no whole zip file" in problem if damage != "a byte" else "cannot be unpacked" in problem
+  assert "is no complete zip file" in problem if damage != "a byte" else "cannot be unpacked" in problem
 
 
-def test_a_password_is_told(written: pathlib.Path) -> None:
+def test_a_password_is_reported(written: pathlib.Path) -> None:
   content = written.read_bytes()
-  # Bit 0 of the flags, in the local header of the first file and in the directory.
+  # Bit 0 of the flags, in the header of the first file and in the directory.
   at = content.index(b"PK\x01\x02")
   changed = bytearray(content)
   changed[6] |= 1
@@ -177,7 +178,7 @@ def test_a_zip_that_would_be_refused_is_not_written(tmp_path: pathlib.Path) -> N
   folder = labels_folder(tmp_path / "labels", size=(64, 256))
   target = tmp_path / "sub.zip"
   target.write_bytes(b"the one before")
-  with pytest.raises(ValueError, match=r"would be refused: 4 files of another size") as error:
+  with pytest.raises(ValueError, match=r"would refuse it: 4 files of another size") as error:
     submission.write(SMALL, expected(), folder, INFO, target)
   assert "\n" not in str(error.value)
   assert target.read_bytes() == b"the one before" and len(list(tmp_path.iterdir())) == 2
@@ -186,13 +187,13 @@ def test_a_zip_that_would_be_refused_is_not_written(tmp_path: pathlib.Path) -> N
 @pytest.mark.parametrize(
   ("images", "wanted"),
   [
-    ([("photo", (128, 256))], "no such name"),
-    ([("berlin_000000_000019_leftImg8bit", (128, 255))], "255x128 pixels, the benchmark's are 256x128"),
+    ([("photo", (128, 256))], "has another name than"),
+    ([("berlin_000000_000019_leftImg8bit", (128, 255))], "255x128 pixels, expected 256x128"),
     ([("berlin_000000_000019_leftImg8bit", None)], "cannot be read"),
     ([("a/bonn_000000_000019_a", (128, 256)), ("b/bonn_000000_000019_b", (128, 256))], "share one"),
   ],
 )
-def test_images_that_no_server_knows_are_refused_before_the_work(images, wanted: str) -> None:
+def test_wrong_images_are_refused_before_the_prediction(images, wanted: str) -> None:
   with pytest.raises(ValueError, match=wanted) as error:
     submission.expected_files(SMALL, images)
   assert "\n" not in str(error.value)
@@ -202,25 +203,30 @@ def test_a_format_belongs_to_its_data_set() -> None:
   assert submission.find("cityscapes", "cityscapes").size == (1024, 2048)
   with pytest.raises(ValueError, match=r"dataset\.name is camvid; expected cityscapes"):
     submission.find("cityscapes", "camvid")
-  with pytest.raises(ValueError, match="no such format; expected one of cityscapes, ade20k, coco_stuff"):
+  with pytest.raises(ValueError, match="no such format; expected one of ade20k, cityscapes, coco_stuff"):
     submission.find("voc", "cityscapes")
 
 
 @pytest.mark.parametrize(
-  ("name", "ids", "images"),
+  ("name", "dataset", "ids", "images"),
   [
-    ("ade20k", np.arange(1, 151), ["ADE_test_00000001", "ADE_test_00000002"]),
-    ("coco_stuff", np.setdiff1d(np.arange(1, 183), [12, 26, 29]), ["COCO_train2014_000000119938"]),
+    ("ade20k", "ade20k", np.arange(1, 151), ["ADE_test_00000001", "ADE_test_00000002"]),
+    *(
+      ("coco_stuff", f"coco_stuff_{release}", np.setdiff1d(np.arange(183), [12, 26, 29]), ["000000119938"])
+      for release in ("10k", "164k")
+    ),
   ],
 )
-def test_the_others_keep_each_images_name_and_size(name, ids, images, tmp_path: pathlib.Path) -> None:
-  layout = FORMATS[name]
+def test_other_formats_keep_the_name_and_size_of_each_image(
+  name, dataset, ids, images, tmp_path: pathlib.Path
+) -> None:
+  form = submission.find(name, dataset)
   info = DatasetInfo(name, tuple(map(str, ids)), np.zeros((len(ids), 3), np.uint8), ids)
   described = [(image, (20 + i, 30)) for i, image in enumerate(images)]
   for image, size in described:
     labels_folder(tmp_path / "labels", info, [image], size)
-  wanted = submission.expected_files(layout, described)
-  submission.write(layout, wanted, tmp_path / "labels", info, tmp_path / "sub.zip")
+  wanted = submission.expected_files(form, described)
+  submission.write(form, wanted, tmp_path / "labels", info, tmp_path / "sub.zip")
   with zipfile.ZipFile(tmp_path / "sub.zip") as archive:
     assert archive.namelist() == [f"{image}.png" for image in images]
     for image, (height, width) in described:
@@ -235,15 +241,18 @@ def test_the_official_scorer_finds_and_scores_every_file(
   monkeypatch.setitem(os.environ, "CITYSCAPES_RESULTS", str(tmp_path / "results"))
   name = "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling"
   official = pytest.importorskip(name, exc_type=ImportError)
-  source = cityscapes.load(str(shared_dir / "data" / "cityscapes_sample"), "val")
+  source = data.load("cityscapes", str(shared_dir / "data" / "cityscapes_sample"), "val")
+  assert isinstance(source, FilePairs) and source.labels is not None
   name = source.images[0].stem
   truth = source[0]["label"]
   labels = np.where(truth == 255, 0, truth)
   labels[:, 1000:1100] = 13  # cars
   (tmp_path / "labels").mkdir()
   label_image(labels, INFO).save(tmp_path / "labels" / f"{name}.png")
-  wanted = submission.expected_files(FORMATS["cityscapes"], [(name, truth.shape)])
-  submission.write(FORMATS["cityscapes"], wanted, tmp_path / "labels", INFO, tmp_path / "sub.zip")
+  wanted = submission.expected_files(submission.find("cityscapes", "cityscapes"), [(name, truth.shape)])
+  submission.write(
+    submission.find("cityscapes", "cityscapes"), wanted, tmp_path / "labels", INFO, tmp_path / "sub.zip"
+  )
   with zipfile.ZipFile(tmp_path / "sub.zip") as archive:
     archive.extractall(tmp_path / "results")
 

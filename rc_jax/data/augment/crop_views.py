@@ -1,4 +1,4 @@
-"""What a crop shows: windows of resized and turned images and labels, of which only the pixels needed are computed."""
+"""Windows of resized and rotated images and labels, of which only the visible pixels are computed; padding."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from PIL import Image
 
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL
 
-# ImageNet's mean colour: such a pixel is (nearly) zero once the network has normalised it.
+# ImageNet's mean colour in uint8, which the network normalises to nearly zero.
 PADDING_COLOR = np.array([124, 116, 104], np.uint8)
 
 Box = tuple[int, int, int, int]
@@ -16,12 +16,13 @@ Box = tuple[int, int, int, int]
 
 
 class View(NamedTuple):
-  """What a crop shows: the whole is resized to ``size``, turned about its center, and cut along ``window``.
+  """The part of an image that a crop shows: the image is resized, rotated about its center, and cut.
 
   Attributes:
-    size: ``(h,w)`` of the whole resized image.
-    window: within ``size``.
-    angle: degrees, counter-clockwise. The turned image keeps its size: corners leave it, and others come up empty.
+    size: ``(h,w)`` of the resized image.
+    window: the crop within ``size``.
+    angle: degrees, counter-clockwise. The rotated image keeps its size: its corners are cut off, and the corners of the
+      result are padding.
   """
 
   size: tuple[int, int]
@@ -30,24 +31,24 @@ class View(NamedTuple):
 
 
 def image_window(image: np.ndarray, view: View) -> np.ndarray:
-  """Returns what a view shows of an image: bilinear, with ImageNet's mean colour where nothing is.
+  """Computes a view of an image, bilinearly, with ``PADDING_COLOR`` outside of the image.
 
   Args:
     image: uint8 ``[H,W,3]``.
     view: size, window and angle.
 
   Returns:
-    uint8 ``[height,width,3]``, equal to resizing the whole, turning it and cropping, to within rounding.
+    uint8 ``[height,width,3]``, equal to resizing, rotating and cropping the image, to within rounding.
   """
   if not view.angle:
     return resized_window(image, view.size, view.window)
-  box, coefficients = _under_turned(view)
+  box, coefficients = _under_window(view)
   part = Image.fromarray(resized_window(image, view.size, box))
-  return _turn(part, view, coefficients, Image.Resampling.BILINEAR, tuple(PADDING_COLOR.tolist()))
+  return _rotate(part, view, coefficients, Image.Resampling.BILINEAR, tuple(PADDING_COLOR.tolist()))
 
 
 def label_window(label: np.ndarray, view: View) -> np.ndarray:
-  """Returns what a view shows of a label: nearest neighbour, with 255 where nothing is.
+  """Computes a view of a label, by nearest neighbours, with 255 outside of the label.
 
   Args:
     label: uint8 ``[H,W]``.
@@ -58,57 +59,79 @@ def label_window(label: np.ndarray, view: View) -> np.ndarray:
   """
   if not view.angle:
     return nearest_window(label, view.size, view.window)
-  box, coefficients = _under_turned(view)
+  box, coefficients = _under_window(view)
   part = Image.fromarray(nearest_window(label, view.size, box))
-  return _turn(part, view, coefficients, Image.Resampling.NEAREST, IGNORE_LABEL)
+  return _rotate(part, view, coefficients, Image.Resampling.NEAREST, IGNORE_LABEL)
 
 
 def resized_window(image: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-  """A window of the bilinearly resized image, without resizing the rest.
+  """Computes a window of the bilinearly resized image, without resizing the rest.
 
   Args:
     image: uint8 ``[H,W,3]``.
-    size: ``(h,w)`` to which the whole image is to be resized. Pillow widens the filter when shrinking, so small
-      images are smooth, not sampled.
+    size: ``(h,w)`` of the resized image. Pillow widens the filter where it shrinks, so that small images have no
+      aliasing.
     window: ``(top, left, height, width)`` in the resized image.
 
   Returns:
-    uint8 ``[height,width,3]``, equal to resizing the whole and cropping, to within rounding.
+    uint8 ``[height,width,3]``, equal to resizing and cropping the image, to within rounding.
   """
   top, left, height, width = window
   if size == image.shape[:2]:
     return image[top : top + height, left : left + width]
   y = _source_span(image.shape[0], size[0], top, height)
   x = _source_span(image.shape[1], size[1], left, width)
-  # Only the rows and columns under the filter are handed to Pillow, which copies what it is given.
+  # Pillow copies its input: it gets only the rows and columns under the filter.
   part = Image.fromarray(image[y.start : y.stop, x.start : x.stop])
   box = (x.low - x.start, y.low - y.start, x.high - x.start, y.high - y.start)
   return np.asarray(part.resize((width, height), Image.Resampling.BILINEAR, box=box))
 
 
 def nearest_window(label: np.ndarray, size: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-  """A window of the label resized by nearest neighbour: pixel ``i`` reads the source pixel under its center.
+  """Computes a window of the label, by nearest neighbours: each pixel is the source pixel under its center.
 
   Args:
     label: ``[H,W]``.
-    size: ``(h,w)`` to which the whole label is to be resized.
+    size: ``(h,w)`` of the resized label.
     window: ``(top, left, height, width)`` in the resized label.
 
   Returns:
     ``[height,width]`` of the label's dtype.
   """
   top, left, height, width = window
-  # floor((i + 1/2) H / h), in integers: exact.
+  # floor((i + 1/2) H / h), exact in integers.
   rows = (2 * np.arange(top, top + height) + 1) * label.shape[0] // (2 * size[0])
   columns = (2 * np.arange(left, left + width) + 1) * label.shape[1] // (2 * size[1])
-  # A slice first, which is free for an array, and for tiles says which to decode; then one axis after the other: a
-  # third of the time of picking both at once.
+  # A slice first, which costs nothing for an array and selects the tiles to decode. Then one axis after the other, in a
+  # third of the time of both at once.
   part = label[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
   return np.take(np.take(part, rows - rows[0], axis=0), columns - columns[0], axis=1)
 
 
+def pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+  """Pads an image and its label to ``size`` on the right and at the bottom, as mmsegmentation does.
+
+  Args:
+    image: uint8 ``[h,w,3]``; the padding is ``PADDING_COLOR``.
+    label: uint8 ``[h,w]``; the padding is 255, which counts nowhere.
+    size: ``(H,W)``, along both axes at least the image's.
+
+  Returns:
+    Image ``[H,W,3]`` and label ``[H,W]``, contiguous.
+  """
+  height, width = label.shape
+  if (height, width) == size:
+    return np.ascontiguousarray(image), np.ascontiguousarray(label)
+  padded_image = np.empty((*size, 3), np.uint8)
+  padded_image[:] = PADDING_COLOR
+  padded_image[:height, :width] = image
+  padded_label = np.full(size, IGNORE_LABEL, np.uint8)
+  padded_label[:height, :width] = label
+  return padded_image, padded_label
+
+
 class _Span(NamedTuple):
-  """Where a window of the resized axis lies in the source: exact bounds, and whole pixels under the filter."""
+  """The part of the source axis under a window of the resized axis: exact bounds, and pixels under the filter."""
 
   low: float
   high: float
@@ -119,17 +142,17 @@ class _Span(NamedTuple):
 def _source_span(source: int, resized: int, first: int, count: int) -> _Span:
   step = source / resized
   low, high = first * step, (first + count) * step
-  # The triangle filter reaches one source pixel, or one resized pixel where that is larger; one more for rounding.
+  # The triangle filter reaches one source pixel, or one resized pixel if that is larger; one more for rounding.
   reach = max(1.0, step) + 1
   return _Span(low, high, max(0, math.floor(low - reach)), min(source, math.ceil(high + reach)))
 
 
-def _under_turned(view: View) -> tuple[Box, tuple[float, ...]]:
-  """The part of the resized image that a turned window shows, and the affine map from the window into that part."""
+def _under_window(view: View) -> tuple[Box, tuple[float, ...]]:
+  """Returns the part of the resized image that a rotated window shows, and the affine map from window to part."""
   height, width = view.size
   top, left, rows, columns = view.window
   cos, sin = math.cos(math.radians(view.angle)), math.sin(math.radians(view.angle))
-  # Pixel (x, y) of the turned image shows (cos x - sin y + x0, sin x + cos y + y0): about the center of the image.
+  # Pixel (x, y) of the rotated image shows (cos x - sin y + x0, sin x + cos y + y0): a rotation about the center.
   x0 = width / 2 - cos * width / 2 + sin * height / 2
   y0 = height / 2 - sin * width / 2 - cos * height / 2
   corners = [(x, y) for x in (left, left + columns) for y in (top, top + rows)]
@@ -142,13 +165,13 @@ def _under_turned(view: View) -> tuple[Box, tuple[float, ...]]:
   return (first_y, first_x, last_y - first_y, last_x - first_x), coefficients
 
 
-def _clipped(places: list[float], size: int) -> tuple[int, int]:
-  # One pixel more for the filter. A window that shows nothing of the image still needs a pixel to turn.
-  first = min(max(math.floor(min(places)) - 1, 0), size - 1)
-  return first, max(min(math.ceil(max(places)) + 1, size), first + 1)
+def _clipped(positions: list[float], size: int) -> tuple[int, int]:
+  # One pixel more for the filter. A window outside of the image still needs a pixel to rotate.
+  first = min(max(math.floor(min(positions)) - 1, 0), size - 1)
+  return first, max(min(math.ceil(max(positions)) + 1, size), first + 1)
 
 
-def _turn(
+def _rotate(
   part: Image.Image,
   view: View,
   coefficients: tuple[float, ...],
@@ -156,5 +179,5 @@ def _turn(
   fill: int | tuple[int, ...],
 ) -> np.ndarray:
   _, _, rows, columns = view.window
-  turned = part.transform((columns, rows), Image.Transform.AFFINE, coefficients, resample, fillcolor=fill)
-  return np.asarray(turned)
+  rotated = part.transform((columns, rows), Image.Transform.AFFINE, coefficients, resample, fillcolor=fill)
+  return np.asarray(rotated)

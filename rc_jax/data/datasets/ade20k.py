@@ -1,17 +1,19 @@
 """ADE20K as the scene parsing challenge released it: 20,210 + 2,000 images of any size, 150 classes."""
 
+from collections.abc import Set
+
 import numpy as np
 
-from rc_jax.data.reading.source import (
+from rc_jax.data.reading import (
   IGNORE_LABEL,
-  IMAGE_SUFFIXES,
-  LABEL_SUFFIXES,
+  Dataset,
   DatasetInfo,
   FilePairs,
-  by_stem,
+  IdMistakes,
+  SubmissionFormat,
   check_root,
   check_split,
-  pair_files,
+  pair_folders,
 )
 
 # split -> (folder of images, folder of labels)
@@ -21,12 +23,13 @@ SPLITS = {
   "test": ("release_test/testing", None),
 }
 LAYOUT = (
-  "that of ADEChallengeData2016.zip, images/{training,validation}/*.jpg and annotations/{training,validation}/*.png "
-  "(0 for unlabelled, ids 1-150), and for the split test release_test/testing/*.jpg"
+  "the layout of ADEChallengeData2016.zip, images/{training,validation}/*.jpg and "
+  "annotations/{training,validation}/*.png (0 for unlabelled, ids 1-150), and for the split test "
+  "release_test/testing/*.jpg"
 )
 
 # The first name of each object in objectInfo150.txt and its colour in the challenge's color150, in the order of the
-# ids 1-150. Roads and skyscrapers do share one.
+# ids 1-150. There, roads and skyscrapers have one colour.
 # fmt: off
 _CLASSES = (
   ("wall", (120, 120, 120)), ("building", (180, 120, 120)), ("sky", (6, 230, 230)), ("floor", (80, 50, 50)),
@@ -75,12 +78,28 @@ _CLASSES = (
 )
 # fmt: on
 
+
+def _mistake_in_label(ids: Set[int], unknown: Set[int]) -> str:
+  if 254 in unknown:
+    return "ADE20K's ids reduced by one twice (254 was 0): give the annotations as downloaded, 0-150"
+  if 255 in unknown and max(ids - {255}, default=0) < 150:
+    return "ADE20K's ids reduced by one already (255 was 0): give the annotations as downloaded, 0-150"
+  return ""
+
+
+def _mistake_in_split(ids: Set[int]) -> str:
+  if len(ids) > 100 and 0 not in ids and 150 not in ids:
+    return "neither 0 nor 150 occurs, as if the ids were reduced by one already"
+  return ""
+
+
 INFO = DatasetInfo(
   name="ade20k",
   class_names=tuple(name for name, _ in _CLASSES),
   palette=np.array([color for _, color in _CLASSES], np.uint8),
   label_ids=np.arange(1, len(_CLASSES) + 1),
   absent_class="zero",
+  mistakes=IdMistakes(_mistake_in_label, _mistake_in_split),
 )
 TRAIN_IDS = {0: IGNORE_LABEL, **{int(own_id): i for i, own_id in enumerate(INFO.label_ids)}}
 
@@ -96,19 +115,25 @@ def load(root: str, split: str) -> FilePairs:
     The split, in the order of the file names.
 
   Raises:
-    FileNotFoundError: when a folder is missing.
-    ValueError: when the split is unknown or empty, or an image or a label has no counterpart.
+    FileNotFoundError: a folder is missing.
+    ValueError: the split is unknown or empty, or an image or a label has no counterpart.
   """
   check_split(split, INFO.name, tuple(SPLITS))
-  image_folder, label_folder = SPLITS[split]
-  path = check_root(root, INFO.name, LAYOUT, tuple(filter(None, (image_folder, label_folder))))
-  defects: list[str] = []
-  return pair_files(
-    INFO,
-    TRAIN_IDS,
-    by_stem(path / image_folder, IMAGE_SUFFIXES, defects),
-    by_stem(path / label_folder, LABEL_SUFFIXES, defects) if label_folder else None,
-    images_at=str(path / image_folder / "*.jpg"),
-    labels_at=str(path / (label_folder or "") / "*.png"),
-    defects=defects,
-  )
+  images, labels = SPLITS[split]
+  path = check_root(root, INFO.name, LAYOUT, tuple(filter(None, (images, labels))))
+  return pair_folders(INFO, TRAIN_IDS, path / images, path / labels if labels else None)
+
+
+DATASET = Dataset(
+  info=INFO,
+  splits=tuple(SPLITS),
+  load=load,
+  layout=LAYOUT,
+  signs=(
+    ("images/training", "annotations/training"),
+    ("images/validation", "annotations/validation"),
+  ),
+  image_counts={"train": 20_210, "val": 2_000},
+  # Scene Parsing Challenge, "Submission format": ids 1-150, each PNG of the size and name of its image.
+  submission=SubmissionFormat("ade20k"),
+)

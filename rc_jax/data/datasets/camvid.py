@@ -1,23 +1,24 @@
-"""CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360, driven through a town."""
+"""CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360 from a car in a town."""
+
+from collections.abc import Set
 
 import numpy as np
 
-from rc_jax.data.reading.source import (
+from rc_jax.data.reading import (
   IGNORE_LABEL,
-  IMAGE_SUFFIXES,
-  LABEL_SUFFIXES,
+  Dataset,
   DatasetInfo,
   FilePairs,
-  by_stem,
+  IdMistakes,
   check_root,
   check_split,
-  pair_files,
+  pair_folders,
 )
 
 SPLITS = ("train", "val")
 LAYOUT = "images/<split>/*.jpg or *.png, and labels/<split>/*.png with the ids 0-10 and 11 for void"
 
-# (name, colour) in the order of the ids, which are the train ids too.
+# (name, colour) in the order of the ids, which are also the train ids.
 _CLASSES = (
   ("sky", (128, 128, 128)),
   ("building", (128, 0, 0)),
@@ -33,11 +34,21 @@ _CLASSES = (
 )
 _VOID = 11
 
+
+def _mistake_in_label(ids: Set[int], unknown: Set[int]) -> str:
+  if unknown == {255} and not ids <= {0, 255}:
+    return "CamVid with 255 for void: write 11 in place of 255"
+  if unknown and max(unknown) <= 31:
+    return "the 32 classes of the original CamVid: convert them to the 11 of SegNet"
+  return ""
+
+
 INFO = DatasetInfo(
   name="camvid",
   class_names=tuple(name for name, _ in _CLASSES),
   palette=np.array([color for _, color in _CLASSES], np.uint8),
   label_ids=np.arange(len(_CLASSES)),
+  mistakes=IdMistakes(_mistake_in_label),
 )
 TRAIN_IDS = {**{i: i for i in range(len(_CLASSES))}, _VOID: IGNORE_LABEL}
 
@@ -53,18 +64,20 @@ def load(root: str, split: str) -> FilePairs:
     The split, in the order of the file names.
 
   Raises:
-    FileNotFoundError: when a folder is missing.
-    ValueError: when the split is unknown or empty, or an image or a label has no counterpart.
+    FileNotFoundError: a folder is missing.
+    ValueError: the split is unknown or empty, or an image or a label has no counterpart.
   """
   check_split(split, INFO.name, SPLITS)
-  path = check_root(root, INFO.name, LAYOUT, (f"images/{split}", f"labels/{split}"))
-  defects: list[str] = []
-  return pair_files(
-    INFO,
-    TRAIN_IDS,
-    by_stem(path / "images" / split, IMAGE_SUFFIXES, defects),
-    by_stem(path / "labels" / split, LABEL_SUFFIXES, defects),
-    images_at=str(path / "images" / split / "*.jpg"),
-    labels_at=str(path / "labels" / split / "*.png"),
-    defects=defects,
-  )
+  images, labels = f"images/{split}", f"labels/{split}"
+  path = check_root(root, INFO.name, LAYOUT, (images, labels))
+  return pair_folders(INFO, TRAIN_IDS, path / images, path / labels)
+
+
+DATASET = Dataset(
+  info=INFO,
+  splits=SPLITS,
+  load=load,
+  layout=LAYOUT,
+  signs=(("images/train", "labels/train"), ("images/val", "labels/val")),
+  image_counts={"train": 367, "val": 101},
+)

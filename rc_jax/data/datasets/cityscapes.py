@@ -1,16 +1,23 @@
 """Cityscapes: 2975 training and 500 validation frames of 2048x1024 from 50 cities, 19 of 34 label ids evaluated."""
 
 import pathlib
+import re
+from collections.abc import Set
 
 import numpy as np
 
-from rc_jax.data.reading.source import (
+from rc_jax.data.reading import (
   IGNORE_LABEL,
+  Dataset,
   DatasetInfo,
   FilePairs,
-  by_key,
+  IdMistakes,
+  RecordFields,
+  SubmissionFormat,
+  TFDSBuild,
   check_root,
   check_split,
+  files_by_key,
   pair_files,
 )
 
@@ -18,7 +25,7 @@ from rc_jax.data.reading.source import (
 SPLITS = {
   "train": ("leftImg8bit/train", "gtFine/train"),
   "val": ("leftImg8bit/val", "gtFine/val"),
-  # The labels that come with it are empty.
+  # The labels in the archive of this split are empty.
   "test": ("leftImg8bit/test", None),
   "train_coarse": ("leftImg8bit/train", "gtCoarse/train"),
   "train_extra": ("leftImg8bit/train_extra", "gtCoarse/train_extra"),
@@ -29,7 +36,7 @@ LAYOUT = (
 )
 _IMAGE_END = "_leftImg8bit.png"
 
-# (label id, name, train id, colour), as the official cityscapesScripts have it (helpers/labels.py).
+# (label id, name, train id, colour), from the official cityscapesScripts (helpers/labels.py).
 _LABELS = (
   (0, "unlabeled", 255, (0, 0, 0)),
   (1, "ego vehicle", 255, (0, 0, 0)),
@@ -81,12 +88,29 @@ _EVALUATED = sorted(
   (train_id, own_id, name, color) for own_id, name, train_id, color in _LABELS if train_id != 255
 )
 
+
+def _mistake_in_label(ids: Set[int], unknown: Set[int]) -> str:
+  if 255 in ids and max(ids - {255}, default=0) <= 18:
+    # Frames in label ids have 1 and 3 at their border and hardly ever 255; in train ids all of that border is 255.
+    return "train ids (labelTrainIds, 0-18 and 255): give the *_labelIds.png as downloaded"
+  if unknown and max(unknown) >= 1000:
+    return "instance ids (instanceIds): give the *_labelIds.png as downloaded"
+  return ""
+
+
+def _mistake_in_split(ids: Set[int]) -> str:
+  if ids and max(ids) <= 18:
+    return "no id above 18 occurs, as if they were train ids (labelTrainIds) in place of label ids"
+  return ""
+
+
 INFO = DatasetInfo(
   name="cityscapes",
   class_names=tuple(name for _, _, name, _ in _EVALUATED),
   palette=np.array([color for _, _, _, color in _EVALUATED], np.uint8),
   label_ids=np.array([own_id for _, own_id, _, _ in _EVALUATED]),
   categories=tuple(_CATEGORY_OF[name] for _, _, name, _ in _EVALUATED),
+  mistakes=IdMistakes(_mistake_in_label, _mistake_in_split),
 )
 # The id -1 is 255 in an 8-bit file.
 TRAIN_IDS = {
@@ -106,8 +130,8 @@ def load(root: str, split: str) -> FilePairs:
     The split: cities in alphabetical order, frames in order within.
 
   Raises:
-    FileNotFoundError: when a folder is missing.
-    ValueError: when the split is unknown or empty, or an image or a label has no counterpart.
+    FileNotFoundError: a folder is missing.
+    ValueError: the split is unknown or empty, or an image or a label has no counterpart.
   """
   check_split(split, INFO.name, tuple(SPLITS))
   image_folder, label_folder = SPLITS[split]
@@ -117,16 +141,46 @@ def load(root: str, split: str) -> FilePairs:
   return pair_files(
     INFO,
     TRAIN_IDS,
-    _by_frame(path / image_folder, _IMAGE_END, defects),
-    _by_frame(path / label_folder, label_end, defects) if label_folder else None,
+    _files_by_frame(path / image_folder, _IMAGE_END, defects),
+    _files_by_frame(path / label_folder, label_end, defects) if label_folder else None,
     images_at=str(path / image_folder / f"*{_IMAGE_END}"),
     labels_at=str(path / (label_folder or "") / f"*{label_end}"),
     defects=defects,
   )
 
 
-def _by_frame(folder: pathlib.Path, end: str, defects: list[str]) -> dict[str, pathlib.Path]:
-  # <city>/<city>_<sequence>_<frame>: the city's folder belongs to the key, so that a file in a wrong one shows.
+def _files_by_frame(folder: pathlib.Path, end: str, defects: list[str]) -> dict[str, pathlib.Path]:
+  # The city's folder is part of the key <city>/<city>_<sequence>_<frame>: a file in a wrong one is a defect.
   files = (path for path in sorted(folder.glob("*/*")) if path.name.lower().endswith(end.lower()))
   named = ((str(path.relative_to(folder))[: -len(end)], path) for path in files)
-  return by_key(named, (pathlib.Path(end).suffix,), defects)
+  return files_by_key(named, (pathlib.Path(end).suffix,), defects)
+
+
+def _frame_of(stem: str) -> str | None:
+  match = re.match(r"[A-Za-z-]+_\d{6}_\d{6}(?!\d)", stem)
+  return match.group() if match else None
+
+
+DATASET = Dataset(
+  info=INFO,
+  splits=tuple(SPLITS),
+  load=load,
+  layout=LAYOUT,
+  signs=(("leftImg8bit",), ("gtFine",)),
+  aliases={"trainval": "train+val"},
+  image_counts={"train": 2_975, "val": 500, "test": 1_525, "train_coarse": 2_975, "train_extra": 19_998},
+  # cityscapesScripts finds <city>_<sequence>_<frame>*.png (evalPixelLevelSemanticLabeling.getPrediction) and stops
+  # with "Found multiple predictions" at a second one.
+  submission=SubmissionFormat(
+    name="cityscapes",
+    key=_frame_of,
+    file_name="{}_labelIds.png",
+    names="<city>_<6 digits>_<6 digits>*.png",
+    size=(1024, 2048),
+  ),
+  tfds=TFDSBuild(
+    fields=RecordFields("image_left", "segmentation_label", "image_id", TRAIN_IDS, converted=False),
+    splits={"val": "validation"},
+    unlabelled=("test",),
+  ),
+)

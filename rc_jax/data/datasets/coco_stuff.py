@@ -1,27 +1,31 @@
 """COCO-Stuff, the 10k and the 164k release: images of any size, 171 classes of things and stuff."""
 
 import pathlib
+from collections.abc import Set
 
 import numpy as np
 
-from rc_jax.data.reading.palette import colormap
-from rc_jax.data.reading.source import (
+from rc_jax.data.reading import (
   IGNORE_LABEL,
   IMAGE_SUFFIXES,
   LABEL_SUFFIXES,
+  Dataset,
   DatasetInfo,
   FilePairs,
-  by_key,
-  by_stem,
+  IdMistakes,
+  SubmissionFormat,
   check_root,
   check_split,
+  colormap,
+  files_by_key,
+  files_by_stem,
   pair_files,
 )
 
 SPLITS_10K = ("train", "test")
 LAYOUT_10K = (
-  "that of cocostuff-10k-v1.1.zip, images/*.jpg, annotations/*.mat (field S with the ids 0 for unlabelled and 1-182) "
-  "and imageLists/{train,test}.txt"
+  "the layout of cocostuff-10k-v1.1.zip, images/*.jpg, annotations/*.mat (field S with the ids 0 for unlabelled and "
+  "1-182) and imageLists/{train,test}.txt"
 )
 SPLITS_164K = {"train": "train2017", "val": "val2017"}
 LAYOUT_164K = (
@@ -54,34 +58,62 @@ _NAMES = (
   "wall-wood", "water-other", "waterdrops", "window-blind", "window-other", "wood",
 )
 # fmt: on
-# Things that were named and never drawn: 171 classes are left.
+# Things with a name and no annotation: 171 classes remain.
 _EMPTY = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
 _IDS = tuple(own_id for own_id in range(1, len(_NAMES) + 1) if own_id not in _EMPTY)
 
 
-def _info(name: str, first_id: int) -> DatasetInfo:
+def _mistake_in_10k_label(ids: Set[int], unknown: Set[int]) -> str:
+  del ids
+  if unknown == {255}:
+    return "the ids of COCO-Stuff 164k (0-181, 255 for unlabelled): check dataset.name, or convert them"
+  return ""
+
+
+def _mistake_in_164k_label(ids: Set[int], unknown: Set[int]) -> str:
+  del ids
+  if unknown == {182}:
+    return "the ids of COCO-Stuff 10k (0 for unlabelled, 1-182): check dataset.name, or subtract one"
+  return ""
+
+
+def _mistake_in_10k_split(ids: Set[int]) -> str:
+  if len(ids) > 100 and 182 not in ids:
+    return "182 never occurs, as if the ids were those of COCO-Stuff 164k, one lower"
+  return ""
+
+
+def _mistake_in_164k_split(ids: Set[int]) -> str:
+  if len(ids) > 100 and 255 not in ids:
+    return "255 (unlabelled) never occurs, as if the ids were those of COCO-Stuff 10k"
+  return ""
+
+
+def _info(name: str, first_id: int, mistakes: IdMistakes) -> DatasetInfo:
   ids = np.array(_IDS)
   return DatasetInfo(
     name=name,
     class_names=tuple(_NAMES[own_id - 1] for own_id in _IDS),
-    # No colours come with the releases; their viewer shuffles a rainbow anew.
+    # The releases have no colours; their viewer shuffles a rainbow each time.
     palette=colormap(len(_NAMES) + 1)[ids],
     label_ids=ids - 1 + first_id,
     absent_class="not_in_truth",
+    mistakes=mistakes,
   )
 
 
-INFO_10K = _info("coco_stuff_10k", first_id=1)
-INFO_164K = _info("coco_stuff_164k", first_id=0)
-
-
 def _train_ids(info: DatasetInfo, unlabelled: int, first_id: int) -> dict[int, int]:
-  nothing = {unlabelled: IGNORE_LABEL, **{own_id - 1 + first_id: IGNORE_LABEL for own_id in _EMPTY}}
-  return {**nothing, **{int(own_id): i for i, own_id in enumerate(info.label_ids)}}
+  ignored = {unlabelled: IGNORE_LABEL, **{own_id - 1 + first_id: IGNORE_LABEL for own_id in _EMPTY}}
+  return {**ignored, **{int(own_id): i for i, own_id in enumerate(info.label_ids)}}
 
 
+INFO_10K = _info("coco_stuff_10k", 1, IdMistakes(_mistake_in_10k_label, _mistake_in_10k_split))
+INFO_164K = _info("coco_stuff_164k", 0, IdMistakes(_mistake_in_164k_label, _mistake_in_164k_split))
 TRAIN_IDS_10K = _train_ids(INFO_10K, unlabelled=0, first_id=1)
 TRAIN_IDS_164K = _train_ids(INFO_164K, unlabelled=IGNORE_LABEL, first_id=0)
+# There is no test server. The zip is for other scorers: the ids of the release's own label files, 1-182 for 10k and
+# 0-181 for 164k, under the names of the images.
+SUBMISSION = SubmissionFormat("coco_stuff")
 
 
 def load_10k(root: str, split: str) -> FilePairs:
@@ -89,26 +121,28 @@ def load_10k(root: str, split: str) -> FilePairs:
 
   Args:
     root: the folder of ``images/``, ``annotations/`` and ``imageLists/``.
-    split: ``train`` (9,000 images) or ``test`` (1,000, labelled too).
+    split: ``train`` (9,000 images) or ``test`` (1,000 images, also labelled).
 
   Returns:
     The split, in the order of the file names.
 
   Raises:
-    FileNotFoundError: when a folder or the list of the split is missing.
-    ValueError: when the split is unknown or empty, or a listed image or its label is missing.
+    FileNotFoundError: a folder or the list of the split is missing.
+    ValueError: the split is unknown or empty, or a listed image or its label is missing.
   """
   check_split(split, INFO_10K.name, SPLITS_10K)
   path = check_root(root, INFO_10K.name, LAYOUT_10K, ("images", "annotations", "imageLists"))
   list_file = path / "imageLists" / f"{split}.txt"
   if not list_file.is_file():
-    raise FileNotFoundError(f"{list_file}: this list of images does not exist; expected {LAYOUT_10K}")
+    raise FileNotFoundError(
+      f"{list_file}: this list of images does not exist; expected {LAYOUT_10K}: download it again"
+    )
   listed = set(list_file.read_text().split())
   defects: list[str] = []
-  # Of the other split's files nothing is said here.
+  # Files of the other split are no defects of this one.
   files = {folder: sorted((path / folder).iterdir()) for folder in ("images", "annotations")}
   images, labels = (
-    by_key(((file.stem, file) for file in files[folder] if file.stem in listed), suffixes, defects)
+    files_by_key(((file.stem, file) for file in files[folder] if file.stem in listed), suffixes, defects)
     for folder, suffixes in (("images", IMAGE_SUFFIXES), ("annotations", (".mat",)))
   )
   defects += [
@@ -130,30 +164,30 @@ def load_164k(root: str, split: str) -> FilePairs:
   """Lists a split of COCO-Stuff 164k.
 
   Args:
-    root: the folder of ``images/`` and ``annotations/``; where these are absent, the folders of the splits may lie in
-      ``root`` itself (images) and in ``stuffthingmaps/`` (labels).
+    root: the folder of ``images/`` and ``annotations/``. Where these are absent, the folders of the splits are looked
+      for in ``root`` (images) and in ``stuffthingmaps/`` (labels).
     split: ``train`` (118,287 images) or ``val`` (5,000).
 
   Returns:
     The split, in the order of the file names.
 
   Raises:
-    FileNotFoundError: when a folder is missing.
-    ValueError: when the split is unknown or empty, or an image or a label has no counterpart.
+    FileNotFoundError: a folder is missing.
+    ValueError: the split is unknown or empty, or an image or a label has no counterpart.
   """
   check_split(split, INFO_164K.name, tuple(SPLITS_164K))
   part = SPLITS_164K[split]
   path = check_root(root, INFO_164K.name, LAYOUT_164K, ())
-  images_in = _first(path, f"images/{part}", part)
-  labels_in = _first(path, f"annotations/{part}", f"stuffthingmaps/{part}")
+  images_in = _existing(path, f"images/{part}", part)
+  labels_in = _existing(path, f"annotations/{part}", f"stuffthingmaps/{part}")
   check_root(root, INFO_164K.name, LAYOUT_164K, (images_in, labels_in))
   defects: list[str] = []
-  labels = by_stem(path / labels_in, LABEL_SUFFIXES, defects)
+  labels = files_by_stem(path / labels_in, LABEL_SUFFIXES, defects)
   return pair_files(
     INFO_164K,
     TRAIN_IDS_164K,
-    by_stem(path / images_in, IMAGE_SUFFIXES, defects),
-    # mmsegmentation leaves its own beside them.
+    files_by_stem(path / images_in, IMAGE_SUFFIXES, defects),
+    # mmsegmentation's converter writes its label files beside them.
     {stem: file for stem, file in labels.items() if not stem.endswith("_labelTrainIds")},
     images_at=str(path / images_in / "*.jpg"),
     labels_at=str(path / labels_in / "*.png"),
@@ -161,5 +195,25 @@ def load_164k(root: str, split: str) -> FilePairs:
   )
 
 
-def _first(root: pathlib.Path, usual: str, other: str) -> str:
+def _existing(root: pathlib.Path, usual: str, other: str) -> str:
   return other if (root / other).is_dir() and not (root / usual).is_dir() else usual
+
+
+DATASET_10K = Dataset(
+  info=INFO_10K,
+  splits=SPLITS_10K,
+  load=load_10k,
+  layout=LAYOUT_10K,
+  signs=(("imageLists",),),
+  image_counts={"train": 9_000, "test": 1_000},
+  submission=SUBMISSION,
+)
+DATASET_164K = Dataset(
+  info=INFO_164K,
+  splits=tuple(SPLITS_164K),
+  load=load_164k,
+  layout=LAYOUT_164K,
+  signs=(("images/train2017",), ("images/val2017",), ("train2017",), ("val2017",)),
+  image_counts={"train": 118_287, "val": 5_000},
+  submission=SUBMISSION,
+)

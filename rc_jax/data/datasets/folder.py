@@ -1,4 +1,4 @@
-"""A user's own images and label images, paired by name, with the classes in a small table beside them."""
+"""Any folder of images and label images, paired by name, with a table of the classes."""
 
 import csv
 import pathlib
@@ -6,15 +6,17 @@ import re
 
 import numpy as np
 
-from rc_jax.data.reading.palette import colormap
-from rc_jax.data.reading.source import (
+from rc_jax.data.reading import (
   IGNORE_LABEL,
   IMAGE_SUFFIXES,
   LABEL_SUFFIXES,
+  Dataset,
   DatasetInfo,
   FilePairs,
-  by_key,
+  IdMistakes,
   check_root,
+  colormap,
+  files_by_key,
   pair_files,
 )
 
@@ -31,27 +33,27 @@ def load(root: str, split: str) -> FilePairs:
 
   Args:
     root: holds ``classes.csv``, ``images/<split>/`` and ``labels/<split>/``. An image and its label have the same path
-      below these but for the suffix; folders within are followed.
-    split: any name; a split without a folder of labels has none, and can be predicted alone.
+      below these but for the suffix; folders within are searched too.
+    split: any name. A split without a folder of labels has no labels and serves for prediction alone.
 
   Returns:
     The split, in the order of the paths.
 
   Raises:
-    FileNotFoundError: when a folder is missing.
-    ValueError: when the split is empty, an image or a label has no counterpart, or ``classes.csv`` is wrong.
+    FileNotFoundError: a folder is missing.
+    ValueError: the split is empty, an image or a label has no counterpart, or ``classes.csv`` is wrong.
   """
   path = check_root(root, "folder", LAYOUT, ())
   info, train_ids = read_classes(path / CLASSES_FILE)
   images_in, labels_in = path / "images" / split, path / "labels" / split
-  # Only a folder that is not there says that nobody meant to label: an empty one is a mistake.
+  # A missing folder of labels means that the split has none; an empty one is a mistake.
   check_root(root, "folder", LAYOUT, (f"images/{split}",))
   defects: list[str] = []
   return pair_files(
     info,
     train_ids,
-    _by_path(images_in, IMAGE_SUFFIXES, defects),
-    _by_path(labels_in, LABEL_SUFFIXES, defects) if labels_in.is_dir() else None,
+    _files_by_path(images_in, IMAGE_SUFFIXES, defects),
+    _files_by_path(labels_in, LABEL_SUFFIXES, defects) if labels_in.is_dir() else None,
     images_at=str(images_in / "*.jpg"),
     labels_at=str(labels_in / "*.png"),
     defects=defects,
@@ -63,12 +65,19 @@ def info(root: str) -> DatasetInfo:
   return read_classes(check_root(root, "folder", LAYOUT, ()) / CLASSES_FILE)[0]
 
 
+def splits(root: str) -> tuple[str, ...]:
+  """Returns the names of the folders in ``images/``."""
+  images = pathlib.Path(root).expanduser() / "images"
+  folders = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else ()
+  return tuple(name for name in folders if not name.startswith("."))
+
+
 def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
   """Reads the table of classes.
 
-  The first line names the columns, ``id,name`` or ``id,name,color``. Every other line is an id that labels hold
-  (0..65535), the name of its class, and the colour that pictures give it, as ``#rrggbb``. Classes keep the order of the
-  lines. The name ``ignore`` marks ids that count nowhere, on as many lines as need be.
+  The first line names the columns, ``id,name`` or ``id,name,color``. Every other line holds an id of the labels
+  (0..65535), the name of its class, and the colour of the class in pictures, as ``#rrggbb``. Classes keep the order of
+  the lines. The name ``ignore`` marks ids that count nowhere; several lines may have it.
 
   Args:
     path: the file.
@@ -78,7 +87,7 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: one line that names the line of the file that is wrong.
+    ValueError: a line of the file is wrong; the error names it.
   """
   if not path.is_file():
     raise FileNotFoundError(f"{path}: this table of classes does not exist; expected {LAYOUT}")
@@ -97,15 +106,19 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
       where = f"{path}, line {rows.line_num}"
       own_id, name = (row["id"] or "").strip(), (row["name"] or "").strip()
       if None in row:
-        raise ValueError(f"{where}: has more than {len(columns)} columns; a name with a comma needs quotes")
+        raise ValueError(
+          f"{where}: has more than {len(columns)} columns, expected {len(columns)}: quote a name with a comma"
+        )
       if not (own_id.isdecimal() and int(own_id) < 2**16):
         raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
       if int(own_id) in train_ids:
-        raise ValueError(f"{where}: the id {own_id} stands here for the second time: remove one")
+        raise ValueError(f"{where}: the id {own_id} is listed twice, expected each id once: remove one")
       if not name:
-        raise ValueError(f"{where}: the id {own_id} has no name: add it, or {IGNORED}")
+        raise ValueError(f"{where}: the id {own_id} has no name: add one, or {IGNORED}")
       if name in names:
-        raise ValueError(f"{where}: a class {name!r} is there already: choose another name")
+        raise ValueError(
+          f"{where}: the name {name!r} is listed twice, expected each name once: choose another"
+        )
       train_ids[int(own_id)] = IGNORE_LABEL if name == IGNORED else len(names)
       if name != IGNORED:
         names.append(name)
@@ -117,9 +130,16 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
   for index, color in enumerate(colors):
     if color is not None:
       palette[index] = color
-  return DatasetInfo(
-    name="folder", class_names=tuple(names), palette=palette, label_ids=np.array(own_ids)
-  ), train_ids
+  info = DatasetInfo(
+    name="folder",
+    class_names=tuple(names),
+    palette=palette,
+    label_ids=np.array(own_ids),
+    mistakes=IdMistakes(
+      remedy=f"convert the labels, or add a line to {CLASSES_FILE} (name {IGNORED}: not counted)"
+    ),
+  )
+  return info, train_ids
 
 
 def _color(text: str, where: str) -> tuple[int, ...] | None:
@@ -131,6 +151,13 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
   return tuple(bytes.fromhex(text[1:]))
 
 
-def _by_path(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
+def _files_by_path(
+  folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]
+) -> dict[str, pathlib.Path]:
   paths = sorted(folder.rglob("*"))
-  return by_key(((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects)
+  return files_by_key(
+    ((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects
+  )
+
+
+DATASET = Dataset(info=info, splits=splits, load=load, layout=LAYOUT, signs=((CLASSES_FILE,),))

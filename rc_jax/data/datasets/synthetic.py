@@ -1,15 +1,15 @@
-"""Procedural street scenes: a data set without files, on which a network has to learn to do well.
+"""Procedural street scenes: a data set without files.
 
-Colours do not give the classes away (cars, people and houses wear any), objects shrink towards a vanishing point and
-hide each other, and frequencies are uneven: a few classes cover most of the pixels, thin and small ones almost none.
+A network must learn shapes and context to score well: cars, people and houses have any colour, objects shrink towards a
+vanishing point and occlude each other, and a few classes cover most of the pixels.
 """
 
 import numpy as np
 
 from rc_jax.data.datasets.streets import canvas, scene
-from rc_jax.data.reading.source import DatasetInfo, Example, check_split
+from rc_jax.data.reading import Dataset, DatasetInfo, Example, check_split
 
-# Each split has its own stream of random numbers, so no scene is in two of them.
+# split -> (stream of random numbers, scenes). Separate streams: no scene is in two splits.
 SPLITS = {"train": (0, 400), "val": (1, 60)}
 IMAGE_SIZE = (128, 192)
 
@@ -50,17 +50,20 @@ class StreetScenes:
     return SPLITS[self.split][1]
 
   def __getitem__(self, index: int) -> Example:
-    """Returns scene ``index``: image uint8 ``[H,W,3]``, label uint8 ``[H,W]`` with 255 on the car's own bonnet."""
+    """Returns scene ``index``: image uint8 ``[H,W,3]``, label uint8 ``[H,W]`` with 255 on the camera car's bonnet."""
     index = range(len(self))[index]
     if index not in self._drawn:
       rng = np.random.default_rng((self.seed, SPLITS[self.split][0], index))
       image, label = scene.draw(rng, self.size)
-      # Kept scenes are handed out again and again.
+      # Scenes are returned several times.
       image.flags.writeable = label.flags.writeable = False
       self._drawn[index] = image, label
     image, label = self._drawn[index]
     return {"image": image, "label": label, "name": f"{self.split}_{index:04d}"}
 
   def __getstate__(self) -> dict[str, object]:
-    # Worker processes draw for themselves: cheaper than sending what was drawn.
+    # Worker processes draw scenes again, which is cheaper than sending them.
     return {**self.__dict__, "_drawn": {}}
+
+
+DATASET = Dataset(info=INFO, splits=tuple(SPLITS), load=load)

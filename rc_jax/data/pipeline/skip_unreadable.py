@@ -1,4 +1,4 @@
-"""Training goes on when files break: what stands in for an example that cannot be read, and how that is told."""
+"""Replaces training examples that cannot be read by the next ones, and reports them beside the pixels of a batch."""
 
 from typing import Any
 
@@ -7,22 +7,33 @@ import numpy as np
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.source import Example, Source
 
-WHOLE = -1  # in place of the index of a broken example
+# Keys of an example and of a batch, beside the pixels; they are removed before the batch goes to the device.
+SKIPPED, REASON = "skipped", "reason"
+_NOTHING_SKIPPED = -1  # in place of the index of a skipped example
 _REASON_BYTES = 1024
 
-# Fields that an example brings along beside its pixels, and a batch stacks; they are taken off before the device.
-BROKEN, REASON = "broken", "reason"
+
+class ReportedExample(Example):
+  """An example, and the one that it replaces.
+
+  Keys:
+    skipped: int32, the index of the example that could not be read; -1 if this is the example of its position.
+    reason: uint8 ``[1024]``, the error in UTF-8, padded with zeros.
+  """
+
+  skipped: np.int32
+  reason: np.ndarray
 
 
 class NextReadable:
-  """A split in which the next example that can be read stands in for one that cannot.
+  """A split in which the next readable example replaces one that cannot be read.
 
-  What stands in depends on the files alone: not on hosts, workers or when it is asked for. The augmentation is that
-  of the position, and an epoch then shows the stand-in twice.
+  The replacement depends on the files alone, not on hosts, workers or the order of access. The augmentation is that of
+  the position, and an epoch shows the replacement twice.
 
   Args:
     source: the split.
-    limit: how many may be broken in a row; more is an error.
+    limit: the largest number of unreadable examples in a row; more are an error.
   """
 
   def __init__(self, source: Source, limit: int):
@@ -40,45 +51,44 @@ class NextReadable:
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> Example:
-    """Returns an example with ``broken``, int32: ``index`` if it could not be read, else -1; and the ``reason``.
+  def __getitem__(self, index: int) -> ReportedExample:
+    """Returns example ``index`` or its replacement.
 
     Raises:
-      ValueError: in one line, when more than ``limit`` are broken in a row.
+      ValueError: in one line, more than ``limit`` examples in a row cannot be read.
     """
-    first = None
-    for tries in range(self._limit + 1):
+    first_error = None
+    for offset in range(self._limit + 1):
       try:
-        example = self._source[(index + tries) % len(self)]
+        example = self._source[(index + offset) % len(self)]
       except ValueError as error:
-        first = first or error
+        first_error = first_error or error
       else:
-        # Those in between are told when it is their turn.
-        broken = WHOLE if first is None else index
-        return {**example, BROKEN: np.int32(broken), REASON: _as_bytes(str(first or ""))}
-    raise too_many(self._limit + 1, len(self), self._limit, str(first))
+        # The examples in between are reported at their own positions.
+        skipped = _NOTHING_SKIPPED if first_error is None else index
+        return {**example, "skipped": np.int32(skipped), "reason": _encode(str(first_error or ""))}
+    raise too_many_unreadable(self._limit + 1, len(self), self._limit, str(first_error))
 
 
-def taken_off(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[int, str]]:
-  """Splits a batch into its arrays, and its broken examples with the reasons."""
-  broken, reasons = batch[BROKEN], batch[REASON]
-  found = {
+def split_report(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[int, str]]:
+  """Splits a batch of reported examples into its arrays, and the indices and reasons of the skipped examples."""
+  skipped = {
     int(index): bytes(reason).rstrip(b"\0").decode(errors="replace")
-    for index, reason in zip(broken, reasons, strict=True)
-    if index != WHOLE
+    for index, reason in zip(batch[SKIPPED], batch[REASON], strict=True)
+    if index != _NOTHING_SKIPPED
   }
-  return {name: value for name, value in batch.items() if name not in (BROKEN, REASON)}, found
+  return {name: value for name, value in batch.items() if name not in (SKIPPED, REASON)}, skipped
 
 
-def too_many(found: int, examples: int, limit: int, reason: str) -> ValueError:
-  """Returns the error for more broken examples than ``dataset.max_skipped`` allows."""
+def too_many_unreadable(unreadable: int, examples: int, limit: int, reason: str) -> ValueError:
+  """Returns the error for more unreadable examples than ``dataset.max_skipped`` allows."""
   return ValueError(
-    f"{found} of {examples} training images cannot be read, expected at most {limit} (dataset.max_skipped): "
+    f"{unreadable} of {examples} training images cannot be read, expected at most {limit} (dataset.max_skipped): "
     f"repair the files or raise it; the last: {reason}"
   )
 
 
-def _as_bytes(reason: str) -> np.ndarray:
-  # Of one length, because strings do not batch into arrays.
+def _encode(reason: str) -> np.ndarray:
+  # Of a fixed length, because strings cannot be stacked to an array.
   encoded = reason.encode()[:_REASON_BYTES]
   return np.frombuffer(encoded.ljust(_REASON_BYTES, b"\0"), np.uint8)

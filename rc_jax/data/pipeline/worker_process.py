@@ -1,4 +1,4 @@
-"""What processes that work for a run have in common: they end with it, whatever ends it."""
+"""The lifetime of worker processes."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,11 +7,11 @@ import signal
 import threading
 
 
-def tie_to_parent() -> None:
-  """Makes this worker process live exactly as long as the process that started it.
+def exit_with_parent() -> None:
+  """Makes this worker process exit when the process that started it does, however that ends.
 
-  SIGTERM and SIGINT are ignored: a scheduler signals all processes of a job, and the main one, which still finishes
-  what it does, then ends the workers.
+  SIGTERM and SIGINT are ignored: a scheduler sends them to all processes of a job, and the main process, which still
+  finishes its step, then ends the workers.
   """
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, signal.SIG_IGN)
@@ -20,7 +20,7 @@ def tie_to_parent() -> None:
   def wait() -> None:
     if parent is not None:
       multiprocessing.connection.wait([parent.sentinel])
-      # Nobody reads what this process makes any more: without this it would wait for ever.
+      # Nobody reads from this process any more: it would wait for ever.
       os._exit(1)
 
   threading.Thread(target=wait, daemon=True).start()

@@ -1,1 +1,1 @@
-"""Data sets packed into ArrayRecord files by ``--mode=prepare``: the writer, the reader, and tiles."""
+"""Data sets packed into ArrayRecord files by ``--mode=prepare``: the writer, the reader, and compressed tiles."""

@@ -1,51 +1,31 @@
-"""Reads a prepared data set: ArrayRecord files with TFDS's metadata, from a disk or from a bucket.
+"""Reads a prepared data set: ArrayRecord files with the metadata of TensorFlow Datasets (TFDS), on a disk or a bucket.
 
-``--mode=prepare`` writes such a folder (see ``writer``). TFDS's own Cityscapes is read too, where it was built with
-``file_format="array_record"``. Neither needs TensorFlow.
+``--mode=prepare`` writes such a folder (see ``writer``). A data set that TFDS built with ``file_format="array_record"``
+is read too, if its file states ``Dataset.tfds``. Neither needs TensorFlow.
 """
 
-import dataclasses
 import json
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from etils import epath
 
-from rc_jax.data.datasets import cityscapes
 from rc_jax.data.prepared import tiles
+from rc_jax.data.reading.dataset import Dataset, RecordFields
+from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label
-from rc_jax.data.reading.source import DatasetInfo, Example
+from rc_jax.data.reading.source import Example
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
 
-# Written last: a folder without it is no prepared data set.
+# Written last: a folder without it is not a prepared data set.
 INDEX_FILE = "prepared.json"
 FORMAT = 1
 _BUCKET = "gs://"
 _TFDS_FILES = ("features.json", "dataset_info.json")
-_TFDS_CITYSCAPES = ("image_left", "segmentation_label", "image_id")
-_TFDS_SPLITS = {"val": "validation"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """How a record's fields are named.
-
-  Attributes:
-    image: field of the image's bytes.
-    label: field of the label's bytes; empty bytes where a split has none.
-    name: field of the example's name.
-    train_ids: id -> train id of the labels.
-    converted: whether the labels hold train ids already.
-  """
-
-  image: str
-  label: str
-  name: str
-  train_ids: dict[int, int]
-  converted: bool
 
 
 class PreparedSplit:
@@ -56,9 +36,9 @@ class PreparedSplit:
     split: its name in TFDS's metadata.
     info: the classes.
     labelled: whether there are labels.
-    layout: the record's fields.
+    fields: the fields of a record.
     length: the number of examples.
-    lazy: leaves tiles undecoded: ``image`` and ``label`` are then ``TiledArray`` where they were written so.
+    on_access: whether tiles are decoded only where they are indexed: ``image`` and ``label`` are then ``TiledArray``.
   """
 
   def __init__(
@@ -67,16 +47,16 @@ class PreparedSplit:
     split: str,
     info: DatasetInfo,
     labelled: bool,
-    layout: Layout,
+    fields: RecordFields,
     length: int,
-    lazy: bool = False,
+    on_access: bool = False,
   ):
     self.root = root
     self.split = split
     self.info = info
     self.labelled = labelled
-    self.layout = layout
-    self.lazy = lazy
+    self.fields = fields
+    self.on_access = on_access
     self._length = length
     self._records: Any = None
     self._lock = threading.Lock()
@@ -84,10 +64,10 @@ class PreparedSplit:
   def __len__(self) -> int:
     return self._length
 
-  def lazily(self) -> "PreparedSplit":
-    """The same split, with images and labels that are decoded where they are indexed."""
+  def decoded_on_access(self) -> "PreparedSplit":
+    """Returns the same split with images and labels that are decoded only where they are indexed."""
     return PreparedSplit(
-      self.root, self.split, self.info, self.labelled, self.layout, self._length, lazy=True
+      self.root, self.split, self.info, self.labelled, self.fields, self._length, on_access=True
     )
 
   def __getitem__(self, index: int) -> Example:
@@ -95,10 +75,10 @@ class PreparedSplit:
     index = range(len(self))[index]
     where = f"{self.root}, example {index} of {self.split}"
     record = self._record(index, where)
-    image = self._pixels(record[self.layout.image], where, None)
-    example: Example = {"image": image, "name": record[self.layout.name].decode()}
+    image = self._pixels(record[self.fields.image], where, None)
+    example: Example = {"image": image, "name": record[self.fields.name].decode()}
     if self.labelled:
-      label = self._pixels(record[self.layout.label], where, self.layout.train_ids)
+      label = self._pixels(record[self.fields.label], where, self.fields.train_ids)
       check_sizes(image, label, where, where)
       example["label"] = label
     return example
@@ -111,21 +91,20 @@ class PreparedSplit:
             self._records = _open(self.root, self.split)
       record: dict[str, bytes] = self._records[index]
       return record
-    # ArrayRecord checks a sum over each record and raises RuntimeError; what is left of a damaged file brings out
-    # any other.
+    # ArrayRecord raises RuntimeError for a wrong checksum, and errors of other types for a damaged file.
     except Exception as error:
       raise ValueError(
-        f"{where}: cannot be read ({' '.join(str(error).split())[:200]}), expected a whole record: check the folder "
+        f"{where}: cannot be read ({' '.join(str(error).split())[:200]}), expected a complete record: check the folder "
         f"with --mode=prepare --config.dataset.root={self.root}"
       ) from error
 
-  def _pixels(self, content: bytes, where: str, train_ids: dict[int, int] | None) -> Any:
+  def _pixels(self, content: bytes, where: str, train_ids: Mapping[int, int] | None) -> Any:
     if content[: len(tiles.MAGIC)] == tiles.MAGIC:
       tiled = tiles.TiledArray(content, where)
-      return tiled if self.lazy else np.asarray(tiled)
+      return tiled if self.on_access else np.asarray(tiled)
     if train_ids is None:
       return decode_image(content, where)
-    return decode_label(content, where, train_ids, self.info, converted=self.layout.converted)
+    return decode_label(content, where, train_ids, self.info, converted=self.fields.converted)
 
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_records": None, "_lock": None}
@@ -136,7 +115,7 @@ class PreparedSplit:
 
 
 def is_prepared(root: str) -> bool:
-  """Whether ``root`` holds a prepared data set; raises as ``load`` when a bucket cannot be looked into."""
+  """Returns whether ``root`` holds a prepared data set; raises ValueError for a bucket that cannot be read."""
   if not root:
     return False
   path = folder(root)
@@ -152,11 +131,12 @@ def folder(root: str) -> epath.Path:
   return epath.Path(root).expanduser()
 
 
-def load(name: str, root: str, split: str) -> PreparedSplit:
+def load(name: str, dataset: Dataset, root: str, split: str) -> PreparedSplit:
   """Opens a split of a prepared data set.
 
   Args:
-    name: the data set that is expected there, a key of ``DATASETS``.
+    name: the name of the expected data set, a key of ``DATASETS``.
+    dataset: the expected data set.
     root: the folder, local or ``gs://``.
     split: its name, as in the raw data set.
 
@@ -168,7 +148,7 @@ def load(name: str, root: str, split: str) -> PreparedSplit:
   """
   path = folder(root)
   if not _exists(path / INDEX_FILE):
-    return _load_tfds_cityscapes(name, path, split)
+    return _load_tfds_build(name, dataset, path, split)
   index = read_index(path)
   classes = _info_of(index)
   _check_name(name, classes.name, path)
@@ -176,22 +156,23 @@ def load(name: str, root: str, split: str) -> PreparedSplit:
   if split not in splits:
     raise ValueError(f"split {split!r}: {path} holds {', '.join(splits)}: choose one, or prepare it too")
   ids = [*range(classes.num_classes), classes.ignore_label]
-  layout = Layout("image", "label", "name", {i: i for i in ids}, converted=True)
+  fields = RecordFields("image", "label", "name", {i: i for i in ids}, converted=True)
   length = sum(shard["examples"] for shard in splits[split]["shards"])
-  return PreparedSplit(str(path), split, classes, splits[split]["labelled"], layout, length)
+  return PreparedSplit(str(path), split, classes, splits[split]["labelled"], fields, length)
 
 
-def info(name: str, root: str) -> DatasetInfo:
-  """Returns the classes of a prepared data set; raises as ``load``."""
+def info(name: str, dataset: Dataset, root: str) -> DatasetInfo:
+  """Returns the classes of a prepared data set; arguments and errors as for ``load``."""
   path = folder(root)
-  classes = _info_of(read_index(path)) if _exists(path / INDEX_FILE) else cityscapes.INFO
+  if not _exists(path / INDEX_FILE):
+    return dataset.info_at(root)
+  classes = _info_of(read_index(path))
   _check_name(name, classes.name, path)
   return classes
 
 
 def read_index(path: epath.Path) -> dict[str, Any]:
-  """Returns what ``prepared.json`` says of the folder ``path``; raises ValueError when it is damaged or of another
-  format."""
+  """Returns the content of ``prepared.json``; raises ValueError, in one line, if it is damaged or of another format."""
   file = path / INDEX_FILE
   remedy = "run --mode=prepare again, into another folder"
   try:
@@ -199,12 +180,12 @@ def read_index(path: epath.Path) -> dict[str, Any]:
   except (ValueError, OSError) as error:
     raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())}): {remedy}") from None
   if index.get("format") != FORMAT:
-    raise ValueError(f"{file}: is of format {index.get('format')}, expected {FORMAT}: {remedy}")
+    raise ValueError(f"{file}: has the format {index.get('format')}, expected {FORMAT}: {remedy}")
   return index
 
 
 def index_of(classes: DatasetInfo) -> dict[str, Any]:
-  """Returns the part of ``prepared.json`` that tells the classes."""
+  """Returns the part of ``prepared.json`` that describes the classes."""
   return {
     "format": FORMAT,
     "dataset": classes.name,
@@ -219,8 +200,8 @@ def index_of(classes: DatasetInfo) -> dict[str, Any]:
 def features() -> "tfds.features.FeaturesDict":
   """Returns the features of the records that ``--mode=prepare`` writes, for TFDS.
 
-  Bytes, not ``tfds.features.Image``: tiles are no image format, a split may lack labels, and an image file is kept as
-  it is, also where TFDS would not decode it as we do (EXIF rotation, CMYK, 16 bits).
+  They are bytes, not ``tfds.features.Image``: tiles are no image format, a split may lack labels, and TFDS decodes some
+  image files differently (EXIF rotation, CMYK, 16 bits).
   """
   import tensorflow_datasets as tfds
 
@@ -239,38 +220,40 @@ def _info_of(index: dict[str, Any]) -> DatasetInfo:
   )
 
 
-def _load_tfds_cityscapes(name: str, path: epath.Path, split: str) -> PreparedSplit:
+def _load_tfds_build(name: str, dataset: Dataset, path: epath.Path, split: str) -> PreparedSplit:
   import tensorflow_datasets as tfds
 
   builder = tfds.builder_from_directory(str(path))
-  found = set(builder.info.features)
-  image, label, identity = _TFDS_CITYSCAPES
-  if not set(_TFDS_CITYSCAPES) <= found:
-    raise ValueError(
-      f"{path}: is a TFDS data set with the features {', '.join(sorted(found))}, expected {image}, {label} and "
-      f"{identity} (TFDS's cityscapes), or a folder of --mode=prepare: prepare the raw data set"
+  features = set(builder.info.features)
+  build = dataset.tfds
+  if build is None or not {build.fields.image, build.fields.label, build.fields.name} <= features:
+    readable = (
+      f"the features {build.fields.image}, {build.fields.label} and {build.fields.name} of TFDS's {name}, or "
+      if build
+      else ""
     )
-  _check_name(name, cityscapes.INFO.name, path)
+    raise ValueError(
+      f"{path}: is a TFDS data set with the features {', '.join(sorted(features))}, but dataset.name is {name!r}; "
+      f"expected {readable}a folder of --mode=prepare: prepare the raw data set"
+    )
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise ValueError(
-      f"{path}: its files are {builder.info.file_format.value}, expected array_record: build it again with "
+      f"{path}: its files are {builder.info.file_format.value}, expected array_record: build the data set again with "
       "file_format='array_record', or prepare the raw data set"
     )
-  theirs = _TFDS_SPLITS.get(split, split)
-  if theirs not in builder.info.splits:
+  tfds_split = build.splits.get(split, split)
+  if tfds_split not in builder.info.splits:
     raise ValueError(f"split {split!r}: {path} holds {', '.join(builder.info.splits)}: choose one of them")
-  layout = Layout(image, label, identity, cityscapes.TRAIN_IDS, converted=False)
-  # The labels that come with the test split are empty.
-  labelled = cityscapes.SPLITS.get(split, ("", None))[1] is not None
-  count = builder.info.splits[theirs].num_examples
-  return PreparedSplit(str(path), theirs, cityscapes.INFO, labelled, layout, count)
+  labelled = split not in build.unlabelled
+  count = builder.info.splits[tfds_split].num_examples
+  return PreparedSplit(str(path), tfds_split, dataset.info_at(str(path)), labelled, build.fields, count)
 
 
 def _open(root: str, split: str) -> Any:
-  import tensorflow_datasets as tfds  # takes 0.4 s, and raw data need it not
+  import tensorflow_datasets as tfds  # takes 0.4 s, and raw data sets do not need it
 
   builder = tfds.builder_from_directory(root)
-  # Ours decode images as they decode the raw files.
+  # ``decode`` reads images here as it reads raw files.
   images = [name for name, of in builder.info.features.items() if isinstance(of, tfds.features.Image)]
   return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images} or None)
 
@@ -278,18 +261,18 @@ def _open(root: str, split: str) -> Any:
 def _check_name(name: str, found: str, path: epath.Path) -> None:
   if name != found:
     raise ValueError(
-      f"{path}: is the prepared data set {found}, but dataset.name is {name!r}: change either of them"
+      f"{path}: is the prepared data set {found}, but dataset.name is {name!r}: change one of them"
     )
 
 
 def _exists(path: epath.Path) -> bool:
   try:
     return bool(path.exists())
-  # Without the library of a bucket's kind, or without a right to look into it.
+  # The library for this kind of bucket is missing, or the permission to read it.
   except Exception as error:
     if not str(path).startswith(_BUCKET):
       return False
     raise ValueError(
-      f"{path}: cannot be looked up ({type(error).__name__}: {' '.join(str(error).split())[:200]}), expected a "
+      f"{path}: cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]}), expected a "
       "bucket that this machine may read: pip install gcsfs, and gcloud auth application-default login"
     ) from None

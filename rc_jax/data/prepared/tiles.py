@@ -1,15 +1,17 @@
-"""Images and labels in compressed tiles, of which a window decodes only those that it touches.
+"""Images and labels in compressed tiles: a window decodes only the tiles that it touches.
 
-A training crop of 769 out of a 2048x1024 frame, resized by 0.5 to 2, needs a quarter of the frame's pixels on average,
-but a PNG is one stream: all of it must be inflated, which takes most of a data loader's time. Here every square of 256
-pixels is compressed apart, by zstd, which also inflates several times as fast as zlib. Nothing is lost.
+A training crop of 769 from a 2048x1024 frame, resized by 0.5 to 2, needs a quarter of the frame's pixels on average.
+But a PNG is one compressed stream, which must be inflated from its start, and that takes most of a data loader's time.
+Here zstd compresses each square of 256 pixels separately, losslessly, and inflates several times as fast as zlib.
 
-A tile of an image first loses what is easily predicted: green is taken off red and blue, then each row off the row
-below it (modulo 256). Of PNG's filters that is the one whose inverse adds whole rows, so NumPy does it at the speed of
-memory; the smarter ones go pixel by pixel. The size is within 6 % of Cityscapes' own PNGs.
+Before compression, green is subtracted from red and blue of an image, and each row from the row below it (modulo 256).
+Of PNG's filters, this one has an inverse that adds complete rows, which NumPy does at the speed of memory; the others
+work pixel by pixel. The size is within 6 % of Cityscapes' PNGs.
 
-Layout, little-endian: ``RCT1``; height, width, channels, side of a tile as uint32; the compressed sizes of the tiles
+Format, little-endian: ``RCT1``; height, width, channels, side of a tile as uint32; the compressed sizes of the tiles
 as uint32, row by row; the tiles, each one zstd frame of uint8 ``[h,w,channels]``.
+
+pyarrow serves as the zstd codec: TFDS, which opens prepared data sets, installs it in any case.
 """
 
 import math
@@ -17,14 +19,13 @@ import struct
 from typing import Any
 
 import numpy as np
-import pyarrow
 
 MAGIC = b"RCT1"
 _HEADER = struct.Struct("<4s4I")
 _CODEC = "zstd"
-# Smaller tiles fit windows closer, but each costs a call and a table of its own: 128 is slower, 512 no smaller.
+# Smaller tiles fit windows more closely, but each costs a call and a compression table: 128 is slower, 512 no smaller.
 _SIDE = 256
-# Level 9 saves 3 % and takes eight times as long.
+# Level 9 saves 3 % of the size and takes eight times as long.
 _LEVEL = 1
 
 
@@ -33,34 +34,36 @@ def encode(pixels: np.ndarray, side: int = _SIDE) -> bytes:
 
   Args:
     pixels: uint8 ``[H,W,3]`` or ``[H,W]``.
-    side: of a tile, in pixels.
+    side: side of a tile, in pixels.
 
   Returns:
-    What ``TiledArray`` reads: the same bytes for the same pixels and the same release of zstd.
+    Bytes for ``TiledArray``, equal for equal pixels and the same release of zstd.
   """
+  import pyarrow  # takes 0.1 s, and raw data sets do not need it
+
   height, width = pixels.shape[:2]
   codec = pyarrow.Codec(_CODEC, compression_level=_LEVEL)
   tiles = []
   for top in range(0, height, side):
     for left in range(0, width, side):
       tile = pixels[top : top + side, left : left + side]
-      tiles.append(codec.compress(_predicted(tile).tobytes(), asbytes=True))
+      tiles.append(codec.compress(_residuals(tile).tobytes(), asbytes=True))
   channels = 1 if pixels.ndim == 2 else pixels.shape[2]
   header = _HEADER.pack(MAGIC, height, width, channels, side)
   return b"".join((header, np.array([len(tile) for tile in tiles], "<u4").tobytes(), *tiles))
 
 
 class TiledArray:
-  """An image or a label that is decoded where it is indexed: ``tiled[rows, columns]`` gives an array.
+  """An image or a label that is decoded where it is indexed: ``tiled[rows, columns]`` is an array.
 
-  Rows and columns are slices of step 1 or arrays of indices, as for NumPy. ``np.asarray(tiled)`` decodes the whole.
+  Rows and columns are slices of step 1 or arrays of indices, as in NumPy. ``np.asarray(tiled)`` decodes all tiles.
 
   Args:
-    content: what ``encode`` made.
-    where: the record's name, for the errors.
+    content: the bytes from ``encode``.
+    where: the record's name, for error messages.
 
   Raises:
-    ValueError: in one line, when the content is something else.
+    ValueError: in one line, the content is damaged or is not from ``encode``.
   """
 
   dtype = np.dtype(np.uint8)
@@ -68,18 +71,18 @@ class TiledArray:
   def __init__(self, content: bytes, where: str):
     self._where = where
     if content[:4] != MAGIC or len(content) < _HEADER.size:
-      raise ValueError(
-        f"{where}: found {content[:4]!r}, expected tiles of rc_jax ({MAGIC!r}): prepare it again"
-      )
+      raise ValueError(f"{where}: found {content[:4]!r}, expected {MAGIC!r}: prepare the data set again")
     _, height, width, channels, self._side = _HEADER.unpack_from(content)
     self.shape = (height, width) if channels == 1 else (height, width, channels)
     self.ndim = len(self.shape)
     count = math.ceil(height / self._side) * math.ceil(width / self._side)
     sizes = np.frombuffer(content, "<u4", count, _HEADER.size).astype(np.int64)
-    # Where each tile begins, and where the last one ends.
+    # The start of each tile, and the end of the last one.
     self._bounds = _HEADER.size + 4 * count + np.concatenate([[0], np.cumsum(sizes)])
     if self._bounds[-1] != len(content):
-      raise ValueError(f"{where}: found {len(content)} bytes, expected {self._bounds[-1]}: prepare it again")
+      raise ValueError(
+        f"{where}: found {len(content)} bytes, expected {self._bounds[-1]}: prepare the data set again"
+      )
     self._content = memoryview(content)
 
   @property
@@ -92,7 +95,7 @@ class TiledArray:
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     if copy is False:
-      raise ValueError(f"{self._where}: tiles cannot become an array without being decoded")
+      raise ValueError(f"{self._where}: an array of tiles is a copy; expected copy=None or True")
     return np.asarray(self._window(0, self.shape[0], 0, self.shape[1]), dtype)
 
   def __getitem__(self, key: Any) -> np.ndarray:
@@ -117,10 +120,12 @@ class TiledArray:
           : bottom - y, low - x : high - x
         ]
     if self.ndim == 3:
-      _undo_prediction(pixels, side)
+      _undo_residuals(pixels, side)
     return pixels[top - first :]
 
   def _tile(self, index: int) -> np.ndarray:
+    import pyarrow
+
     tall, wide = (
       min(self._side, size - place * self._side)
       for size, place in zip(
@@ -133,26 +138,26 @@ class TiledArray:
       tile = np.frombuffer(pyarrow.decompress(compressed, size, codec=_CODEC), np.uint8)
     except OSError as error:
       raise ValueError(
-        f"{self._where}: tile {index} is damaged ({error}), expected {size} pixels' bytes: prepare it again"
+        f"{self._where}: tile {index} is damaged ({error}), expected {size} bytes: prepare the data set again"
       ) from None
     return tile
 
 
-def _predicted(tile: np.ndarray) -> np.ndarray:
-  # Labels are flat as they are.
+def _residuals(tile: np.ndarray) -> np.ndarray:
+  # Labels compress well without.
   if tile.ndim == 2:
     return tile
-  rest = tile.copy()
-  rest[..., 0] -= tile[..., 1]
-  rest[..., 2] -= tile[..., 1]
-  rest[1:] -= rest[:-1].copy()
-  return rest
+  residuals = tile.copy()
+  residuals[..., 0] -= tile[..., 1]
+  residuals[..., 2] -= tile[..., 1]
+  residuals[1:] -= residuals[:-1].copy()
+  return residuals
 
 
-def _undo_prediction(pixels: np.ndarray, side: int) -> None:
-  """Undoes ``_predicted``, in place, in rows that begin with a tile's first."""
+def _undo_residuals(pixels: np.ndarray, side: int) -> None:
+  """Inverts ``_residuals`` in place, in rows of which the first is the first of a tile."""
   flat = pixels.reshape(len(pixels), math.prod(pixels.shape[1:]))
-  # A loop over rows, each one vector addition: np.add.accumulate takes tens of times as long.
+  # One vector addition for each row: np.add.accumulate takes tens of times as long.
   for row in range(1, len(flat)):
     if row % side:
       np.add(flat[row], flat[row - 1], out=flat[row])
@@ -162,12 +167,12 @@ def _undo_prediction(pixels: np.ndarray, side: int) -> None:
 
 
 def _bounds(index: Any, size: int) -> tuple[int, int, Any]:
-  """The first place that an index touches, one after the last, and the index from there."""
+  """Returns the first position that an index touches, the one after the last, and the index relative to the first."""
   if isinstance(index, slice):
     first, last, step = index.indices(size)
     if step == 1:
       return first, max(first, last), slice(None)
-    # Backwards, say: read whole, then picked.
+    # Other steps, such as -1: all positions are read, then picked.
     return 0, size, index
   places = np.asarray(index)
   if places.size == 0 or not np.issubdtype(places.dtype, np.integer):

@@ -1,14 +1,14 @@
-"""Packs a raw data set into shards of ArrayRecord with TFDS's names and metadata: what ``--mode=prepare`` does.
+"""Packs a raw data set into ArrayRecord shards with the names and metadata of TensorFlow Datasets (TFDS).
 
-TFDS's own writer is one process, shuffles by default, and begins anew when it was killed. So the shards are written
-here, with TFDS's serialisation and ArrayRecord's writer, and TFDS writes its metadata over them: the folder is what
-``tfds.builder_from_directory`` expects.
+TFDS's writer runs in one process, shuffles by default, and starts again from the first example after a kill. Therefore
+this module writes the shards, with TFDS's serialisation and ArrayRecord's writer, and TFDS adds its metadata:
+``tfds.builder_from_directory`` opens the folder.
 
-Which examples go into which shard depends on the number and size of the raw files alone, and a shard's bytes on its raw
-files alone: not on processes, kills or time. A shard is written under another name and renamed once it is whole, so a
-file with a shard's name is a finished one. While the work goes on, ``plan.json`` says of which raw files (names, sizes,
-times of change) each shard is made: a shard of files that have changed meanwhile is written again. ``prepared.json``,
-which makes the folder a prepared data set, comes last, and holds the SHA-256 of every shard.
+The examples of a shard depend only on the number and sizes of the raw files, and its bytes only on its raw files, not
+on processes, kills or time. A shard is renamed to its final name when it is complete. Until the folder is complete,
+``plan.json`` lists the raw files of each shard (names, sizes, modification times), and a shard is written again if its
+raw files have changed. ``prepared.json``, written last, marks the folder as a prepared data set and holds the SHA-256
+of every shard.
 """
 
 import concurrent.futures
@@ -33,18 +33,18 @@ from etils import epath
 from PIL import Image
 
 from rc_jax import files
-from rc_jax.data.pipeline.worker_process import tie_to_parent
+from rc_jax.data.pipeline.worker_process import exit_with_parent
 from rc_jax.data.prepared import reader, tiles
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label, read_file
 from rc_jax.data.reading.source import FilePairs
 
 ENCODINGS = ("tiles", "original")
 PLAN_FILE = "plan.json"
-# Some 64 shards a split keep many processes busy and lose little when killed; but files of less than 8 MiB only cost a
-# bucket round trips, and those of more than 128 are long to write again.
+# About 64 shards for a split keep many processes busy, and a kill loses little. Files below 8 MiB cost a bucket many
+# round trips, and files above 128 MiB take long to write again.
 _SHARDS = 64
 _SHARD_BYTES = (8 * 2**20, 128 * 2**20)
-# Images are compressed already; one record a group is what makes them readable in any order.
+# Images are compressed already, and groups of one record can be read in any order.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _PART = ".part"
 _FILES_KEPT = (b"\xff\xd8\xff", b"\x89PNG")
@@ -57,11 +57,11 @@ class Shard:
   """A file to write.
 
   Attributes:
-    split: whose.
-    file: its name, TFDS's.
-    source: its own raw files, no others.
+    split: name of the split.
+    file: its name in TFDS's scheme.
+    source: the examples of this shard.
     encoding: one of ``ENCODINGS``.
-    made_of: tells its raw files apart from others.
+    made_of: digest of the names, sizes and modification times of its raw files.
   """
 
   split: str
@@ -71,7 +71,7 @@ class Shard:
   made_of: str
 
   def raw_bytes(self) -> int:
-    """The size of its raw files."""
+    """Returns the size of its raw files."""
     return sum(_signature(self.source, index)[1] for index in range(len(self.source)))
 
 
@@ -79,21 +79,21 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
   """Spreads the examples of splits over shards, in order.
 
   Args:
-    sources: split -> its raw files.
-    encoding: ``tiles``: images that were stored without loss become tiles, of which a crop decodes what it needs; or
-      ``original``: image files stay as they are. JPEG files stay as they are in both.
+    sources: split -> its examples.
+    encoding: ``tiles``: losslessly compressed images become tiles, of which a crop decodes only those that it touches;
+      ``original``: image files are copied. JPEG files are copied in both.
 
   Returns:
-    The shards; of a split, all with the same number of examples, give or take one.
+    The shards. The shards of a split differ in size by at most one example.
 
   Raises:
-    ValueError: a split's name is none that TFDS takes.
+    ValueError: TFDS does not accept the name of a split.
   """
   shards = []
   for split, source in sources.items():
     if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
       raise ValueError(
-        f"split {split!r}: expected a name of letters, digits and _, as TFDS does: rename its folders"
+        f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders"
       )
     signatures = [_signature(source, index) for index in range(len(source))]
     total = sum(size for _, size in signatures)
@@ -116,32 +116,32 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
 
 
 @contextlib.contextmanager
-def alone(output: pathlib.Path) -> Iterator[None]:
-  """Makes the folder and holds its lock: two runs of the command must not clear away each other's parts."""
+def locked(output: pathlib.Path) -> Iterator[None]:
+  """Creates the folder and holds its lock: two runs of the command must not remove each other's partial files."""
   output.mkdir(parents=True, exist_ok=True)
   folder = os.open(output, os.O_RDONLY)
   try:
     fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     yield
   except BlockingIOError:
-    raise ValueError(f"{output}: another process prepares into it: wait, or give another --output") from None
+    raise ValueError(f"{output}: another process writes to it: wait, or give another --output") from None
   finally:
     os.close(folder)
 
 
 def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
-  """Clears away what an interrupted run left half-done or made of other raw files, and writes the plan down.
+  """Removes partial and outdated files of an interrupted run, and writes the plan.
 
   Args:
-    shards: of ``plan``.
+    shards: from ``plan``.
     output: the folder: empty, or of an interrupted run.
 
   Returns:
     The shards that are missing.
 
   Raises:
-    ValueError: the folder holds something else, or a plan for another data set, other splits or another encoding.
-    OSError: they do not fit on the disk.
+    ValueError: the folder holds other files, or a plan for another data set, other splits or another encoding.
+    OSError: the shards do not fit on the disk.
   """
   present = {path.name for path in output.iterdir()}
   for name in [name for name in present if name.startswith(".") and _PART in name]:
@@ -152,37 +152,37 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
     "encoding": shards[0].encoding,
     "splits": list(dict.fromkeys(shard.split for shard in shards)),
   }
-  ours = {shard.file: shard.made_of for shard in shards}
+  planned = {shard.file: shard.made_of for shard in shards}
   file = output / PLAN_FILE
   if PLAN_FILE in present:
     try:
-      theirs = json.loads(file.read_text())
+      found = json.loads(file.read_text())
     except ValueError:
       raise ValueError(f"{file}: cannot be read: remove {output} and run the same command again") from None
     different = [
-      f"{key} {theirs[key]}, here {settings[key]}" for key in settings if theirs[key] != settings[key]
+      f"{key} {found[key]}, here {settings[key]}" for key in settings if found[key] != settings[key]
     ]
     if different:
       raise ValueError(
-        f"{output}: an interrupted run prepared something else ({'; '.join(different)}): give another --output, or "
+        f"{output}: holds an interrupted run with other settings ({'; '.join(different)}): give another --output, or "
         "remove this folder"
       )
-    for name, made_of in theirs["shards"].items():
-      if name in present and ours.get(name) != made_of:
+    for name, made_of in found["shards"].items():
+      if name in present and planned.get(name) != made_of:
         (output / name).unlink()
   elif present:
     raise ValueError(
-      f"{output}: holds {min(present)}, expected an empty folder, or one in which this command was interrupted: give "
-      "another --output"
+      f"{output}: holds {min(present)}, expected an empty folder, or the folder of an interrupted run: give another "
+      "--output"
     )
-  files.atomic_write_text(file, json.dumps({**settings, "shards": ours}, indent=1))
+  files.atomic_write_text(file, json.dumps({**settings, "shards": planned}, indent=1))
   missing = [shard for shard in shards if not (output / shard.file).exists()]
   free = shutil.disk_usage(output).free
   needed = int(_GROWTH * sum(shard.raw_bytes() for shard in missing))
   if needed > free:
     raise OSError(
-      f"{output}: {needed / 1e9:.2f} GB are needed, but {free / 1e9:.2f} GB are free on this disk: make room, or give "
-      "another --output"
+      f"{output}: {needed / 1e9:.2f} GB are needed, but {free / 1e9:.2f} GB are free on this disk: free some space, or "
+      "give another --output"
     )
   return missing
 
@@ -195,11 +195,11 @@ def write(
   Args:
     shards: the missing ones.
     output: the folder.
-    workers: processes; below 2: this one.
-    advance: is told the number of examples written since the last call.
+    workers: the number of processes; below 2: this one.
+    advance: called with the number of examples written since the last call.
 
   Raises:
-    ValueError: in one line, a raw file is damaged. Shards that were finished stay.
+    ValueError: in one line, a raw file is damaged. Finished shards stay.
     OSError: in one line, the disk is full or a process died.
   """
   if workers < 2 or len(shards) < 2:
@@ -208,7 +208,7 @@ def write(
     return
   spawn = multiprocessing.get_context("spawn")
   counter, stop = spawn.Value("q", 0), spawn.Event()
-  told = 0
+  reported = 0
   with concurrent.futures.ProcessPoolExecutor(
     min(workers, len(shards)), mp_context=spawn, initializer=_start_worker, initargs=(counter, stop)
   ) as pool:
@@ -217,14 +217,14 @@ def write(
       while waiting:
         finished, waiting = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_EXCEPTION)
         done = counter.value
-        if done > told:
-          advance(done - told)
-        told = done
+        if done > reported:
+          advance(done - reported)
+        reported = done
         for future in finished:
           future.result()
     except concurrent.futures.process.BrokenProcessPool:
       raise OSError(
-        f"{output}: a process that wrote a shard has died, for want of memory perhaps: run the same command again, "
+        f"{output}: a process that wrote a shard died, perhaps because memory ran out: run the same command again, "
         "with a smaller --config.data.workers"
       ) from None
     finally:
@@ -233,8 +233,8 @@ def write(
 
 
 def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
-  """Writes TFDS's metadata over finished shards and then the index, which makes the folder a prepared data set."""
-  import tensorflow_datasets as tfds  # takes 0.4 s: imported where it is used
+  """Writes TFDS's metadata of finished shards, and then the index, which marks the folder as a prepared data set."""
+  import tensorflow_datasets as tfds  # takes 0.4 s, and raw data sets do not need it
 
   splits: dict[str, Any] = {}
   for shard in shards:
@@ -274,7 +274,7 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
 
 
 def damaged(output: pathlib.Path) -> list[str]:
-  """Checks a prepared folder against the checksums in its index; returns the names of the shards that are not whole."""
+  """Returns the names of the shards of a prepared folder that are missing or differ from their checksums."""
   index = reader.read_index(epath.Path(output))
   shards = [shard for split in index["splits"].values() for shard in split["shards"]]
   return [
@@ -285,10 +285,10 @@ def damaged(output: pathlib.Path) -> list[str]:
 
 
 def encode_example(source: FilePairs, index: int, encoding: str) -> dict[str, bytes]:
-  """Makes the record of an example: ``image``, ``label`` (empty where there is none) and ``name``.
+  """Returns the record of an example: ``image``, ``label`` (empty in a split without labels) and ``name``.
 
   Raises:
-    ValueError: in one line, when a raw file is not what it should be.
+    ValueError: in one line, a raw file is damaged or wrong.
   """
   path = source.images[index]
   content = read_file(path)
@@ -299,7 +299,7 @@ def encode_example(source: FilePairs, index: int, encoding: str) -> dict[str, by
     ids = decode_label(read_file(label_path), str(label_path), source.train_ids, source.info)
     check_sizes(image, ids, str(path), str(label_path))
     label = tiles.encode(ids) if encoding == "tiles" else _encode_png(ids)
-  # Decoding the copy gives what decoding the file gives.
+  # A copy of the file decodes to the same pixels.
   kept = _FILES_KEPT[:1] if encoding == "tiles" else _FILES_KEPT
   if not content.startswith(kept):
     content = tiles.encode(image) if encoding == "tiles" else _encode_png(image)
@@ -309,13 +309,13 @@ def encode_example(source: FilePairs, index: int, encoding: str) -> dict[str, by
 def write_shard(
   shard: Shard, output: pathlib.Path, done: Callable[[], None], stopped: Callable[[], bool]
 ) -> None:
-  """Writes one shard whole, or nothing.
+  """Writes one complete shard, or no file.
 
   Args:
-    shard: what to write.
-    output: where.
-    done: is called after each example.
-    stopped: whether to give up, asked before each example.
+    shard: the shard.
+    output: the folder.
+    done: called after each example.
+    stopped: called before each example; True gives up.
   """
   part = output / f".{shard.file}{_PART}{os.getpid()}"
   from tensorflow_datasets.core import example_serializer
@@ -328,7 +328,7 @@ def write_shard(
       if stopped():
         return
       example = features.encode_example(encode_example(shard.source, index, shard.encoding))
-      # The order of a map's entries is otherwise any.
+      # Without this option the order of a map's entries is arbitrary.
       writer.write(serializer.get_tf_example(example).SerializeToString(deterministic=True))
       done()
     writer.close()
@@ -337,8 +337,8 @@ def write_shard(
     os.replace(part, output / shard.file)
   except RuntimeError as error:  # ArrayRecord's
     raise OSError(
-      f"{output / shard.file}: cannot be written ({' '.join(str(error).split())[:200]}): make room on the disk and run "
-      "the same command again"
+      f"{output / shard.file}: cannot be written ({' '.join(str(error).split())[:200]}): free some space on the disk "
+      "and run the same command again"
     ) from None
   finally:
     part.unlink(missing_ok=True)
@@ -351,7 +351,7 @@ def _encode_png(pixels: np.ndarray) -> bytes:
 
 
 def _signature(source: FilePairs, index: int) -> tuple[str, int]:
-  """Of an example's raw files: what tells them from others, and their size."""
+  """Returns the names, sizes and modification times of an example's raw files as a string, and their total size."""
   paths = [source.images[index], *([source.labels[index]] if source.labels is not None else [])]
   stats = [path.stat() for path in paths]
   text = json.dumps(
@@ -360,14 +360,14 @@ def _signature(source: FilePairs, index: int) -> tuple[str, int]:
   return text, sum(stat.st_size for stat in stats)
 
 
-# Of a worker process: the number of examples that all have done, and whether to stop.
+# In a worker process: the number of examples that all processes have written, and the event that stops them.
 _shared: list[Any] = []
 
 
 def _start_worker(counter: Any, stop: Any) -> None:
   _shared[:] = counter, stop
-  # The main process hears of signals, and tells the workers by the event.
-  tie_to_parent()
+  # The main process receives signals, and stops the workers by the event.
+  exit_with_parent()
 
 
 def _work(shard: Shard, output: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """The classes of a data set: names, colours, ids, and the rules of its benchmark."""
 
 import dataclasses
+from collections.abc import Callable, Set
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,31 @@ IGNORE_LABEL = 255
 AbsentClass = Literal["unless_predicted", "not_in_truth", "zero"]
 
 
+def no_mistake(*ids: Set[int]) -> str:
+  """Knows no mistake in any ids: returns ``""``."""
+  del ids
+  return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class IdMistakes:
+  """The wrong ids that labels of a data set often have, so that an error can name the cause and the remedy.
+
+  The functions return a noun phrase with the remedy, such as ``"train ids: give the *_labelIds.png"``, or ``""``. They
+  stand at the top of a module, because a split travels to other processes by pickling.
+
+  Attributes:
+    in_label: ``(ids, unknown)``, the ids of one label and those that the data set lacks. It is called for each label,
+      because some wrong ids are also ids of the data set.
+    in_split: ``(ids,)``, all ids of a split, for mistakes that no single label shows.
+    remedy: the advice for an unknown id where ``in_label`` returns ``""``.
+  """
+
+  in_label: Callable[[Set[int], Set[int]], str] = no_mistake
+  in_split: Callable[[Set[int]], str] = no_mistake
+  remedy: str = "convert the labels, or check dataset.name"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetInfo:
   """The classes of a data set, in the order of their train ids ``0..N-1``.
@@ -17,12 +43,13 @@ class DatasetInfo:
   Attributes:
     name: the data set's name in ``config.dataset.name``.
     class_names: ``N`` names.
-    palette: uint8 ``[N,3]``, the RGB colour that pictures give each class.
-    label_ids: int ``[N]``, train id -> the data set's own id, in which predictions are written.
+    palette: uint8 ``[N,3]``, the RGB colour of each class in pictures.
+    label_ids: int ``[N]``, train id -> the data set's id, in which predictions are written.
     ignore_label: the value of pixels that count nowhere.
     absent_class: what the mean IoU does with a class without true positives in the evaluated images: left out
-      unless it was predicted, left out if the ground truth lacks it, or scored 0. Each benchmark has its own rule.
+      unless it was predicted, left out if the ground truth lacks it, or scored 0. Each benchmark has a rule of these.
     categories: of each class, where the benchmark also scores groups of classes; otherwise empty.
+    mistakes: wrong ids that are common in labels of this data set.
   """
 
   name: str
@@ -32,6 +59,7 @@ class DatasetInfo:
   ignore_label: int = IGNORE_LABEL
   absent_class: AbsentClass = "unless_predicted"
   categories: tuple[str, ...] = ()
+  mistakes: IdMistakes = IdMistakes()
 
   @property
   def num_classes(self) -> int:

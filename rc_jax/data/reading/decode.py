@@ -1,4 +1,4 @@
-"""From the bytes of image and label files to arrays, whatever their form; what cannot be right is refused by name."""
+"""Decodes the bytes of image and label files to arrays; an error names the file, its defect and the remedy."""
 
 import io
 import pathlib
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rc_jax.data.reading import diagnose
 from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
-# Further pictures of other formats are a photo's thumbnails or its second view.
+# In other formats, further pictures are a photo's thumbnails or its second view.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 
 
@@ -27,7 +27,7 @@ def read_label(path: pathlib.Path, train_ids: Mapping[int, int], info: DatasetIn
 
 
 def read_file(path: pathlib.Path) -> bytes:
-  """Returns what a file holds; raises ValueError, in one line, when it cannot be read."""
+  """Returns the content of a file; raises ValueError, in one line, when it cannot be read."""
   try:
     return path.read_bytes()
   except FileNotFoundError:
@@ -35,9 +35,7 @@ def read_file(path: pathlib.Path) -> bytes:
       raise ValueError(
         f"{path}: is a link to {path.readlink()}, which does not exist: restore that file or remove the link"
       ) from None
-    raise ValueError(
-      f"{path}: the file has vanished since the folder was listed: restore it or start again"
-    ) from None
+    raise ValueError(f"{path}: was removed after the folder was listed: restore it or start again") from None
   except OSError as error:
     raise ValueError(
       f"{path}: cannot be read ({error.strerror}): check the disk and the permissions"
@@ -45,28 +43,28 @@ def read_file(path: pathlib.Path) -> bytes:
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
-  """Decodes an image as it is meant to be seen.
+  """Decodes an image, with the rotation of its EXIF data applied.
 
   Args:
     content: a file of any format that Pillow reads; greyscale, palette, CMYK, RGBA and 16-bit greyscale images become
-      RGB, and a rotation in the EXIF data is applied.
-    where: the file's name, for the errors.
+      RGB.
+    where: the file's name, for error messages.
 
   Returns:
     uint8 ``[H,W,3]``, RGB.
 
   Raises:
-    ValueError: when the content is truncated or no image.
+    ValueError: the content is truncated or no image.
   """
   image = _decode(content, where)
   if image.mode == "F":
     raise ValueError(
-      f"{where}: the image holds floating point numbers, expected 8 or 16 bits a channel: convert it"
+      f"{where}: the image holds floating point numbers, expected integers of 8 or 16 bits: convert it"
     )
-  # In place: the function otherwise copies every image, the unrotated too.
+  # In place, because the function otherwise copies images without a rotation too.
   ImageOps.exif_transpose(image, in_place=True)
   if image.mode.startswith("I"):
-    # Pillow's own conversion clips at 255; the high byte is the picture.
+    # Pillow's conversion clips at 255, and the high byte holds the picture.
     grey = np.right_shift(np.asarray(image), 8).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=-1)
   return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
@@ -80,17 +78,17 @@ def decode_label(
   Args:
     content: a single-channel image of ids, a palette PNG whose indices are the ids, or a MATLAB file with the ids in
       its field ``S``.
-    where: the file's name, for the errors.
+    where: the file's name, for error messages.
     train_ids: id -> train id or ``info.ignore_label``.
     info: the data set's classes.
-    converted: the content holds train ids on purpose, so that ids that look like them are right.
+    converted: whether the content holds train ids, so that they are not reported as wrong ids.
 
   Returns:
     uint8 ``[H,W]``: train ids, ``info.ignore_label`` where ignored.
 
   Raises:
-    ValueError: when the content cannot be decoded, has several channels, holds colours in place of ids, or an id that
-      the data set does not have.
+    ValueError: the content cannot be decoded, has several channels, or holds colours in place of ids or an id that
+      the data set lacks.
   """
   ids, counts, palette = label_ids(content, where, train_ids, info)
   check_ids(where, counts, palette, train_ids, info, converted=converted)
@@ -109,26 +107,32 @@ def check_ids(
   *,
   converted: bool = False,
 ) -> None:
-  """Refuses a label whose ids cannot be those of the data set; arguments as ``label_ids`` gives and takes them.
+  """Refuses a label whose ids cannot be those of the data set.
 
-  With ``converted``, as for ``decode_label``, the ids are train ids.
+  Args:
+    where: the file's name, for error messages.
+    counts: pixels of each id, from ``label_ids``.
+    palette: the file's palette, from ``label_ids``.
+    train_ids: id -> train id or ``info.ignore_label``.
+    info: the data set's classes.
+    converted: whether the ids are train ids.
 
   Raises:
-    ValueError: an id that the data set does not have, colours in place of ids, or ids of another kind.
+    ValueError: an id that the data set lacks, colours in place of ids, or ids of another kind.
   """
   present = np.flatnonzero(counts).tolist()
   unknown = [own_id for own_id in present if own_id not in train_ids]
-  looks = "" if converted else diagnose.ids(info.name, present, train_ids)
+  explained = "" if converted else explain_ids(present, train_ids, info.mistakes)
   if unknown:
     shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
     kind = "ids" if palette is None else "palette indices"
-    seems = f" (it looks like {looks})" if looks else ""
+    seems = f" (it looks like {explained})" if explained else ""
     raise ValueError(
       f"{where}: the label holds {kind} {shown} that {info.name} does not have, "
-      f"expected {_ranges(train_ids)}: {_remedy(info)}{seems}"
+      f"expected {id_ranges(train_ids)}: {info.mistakes.remedy}{seems}"
     )
-  if looks:
-    raise ValueError(f"{where}: the label holds the ids {_ranges(present)}, which look like {looks}")
+  if explained:
+    raise ValueError(f"{where}: the label holds the ids {id_ranges(present)}, which look like {explained}")
   if palette is not None:
     _check_palette(where, palette, present, info)
 
@@ -136,20 +140,20 @@ def check_ids(
 def label_ids(
   content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-  """Decodes a label image to the ids that it holds, whatever they are.
+  """Decodes a label image to its ids, without checking them.
 
   Args:
     content: as for ``decode_label``.
-    where: the file's name, for the errors.
-    train_ids: its keys are named where the file holds colours.
-    info: its colours are looked for there.
+    where: the file's name, for error messages.
+    train_ids: its keys are the expected ids, for error messages.
+    info: its colours are compared with those of a file that holds colours in place of ids.
 
   Returns:
-    ids, unsigned ``[H,W]``; how many pixels have each id, int ``[K]``, ``K`` above the largest; and the palette, uint8
-    ``[P,3]``, of a file that has one, else None.
+    The ids, unsigned ``[H,W]``; the pixels of each id, int ``[K]`` with ``K`` above the largest id; and the palette,
+    uint8 ``[P,3]``, of a file that has one, else None.
 
   Raises:
-    ValueError: when the content cannot be decoded, has several channels, or was compressed with loss.
+    ValueError: the content cannot be decoded, has several channels, or was compressed with loss.
   """
   if content[:6] == b"MATLAB" or where.endswith(".mat"):
     ids = _decode_mat(content, where)
@@ -157,34 +161,34 @@ def label_ids(
   image = _decode(content, where)
   if image.format in ("JPEG", "MPO", "JPEG2000"):
     raise ValueError(
-      f"{where}: the label is a {image.format} file whatever its name says, expected PNG: JPEG makes other ids of ids, "
-      "export it anew"
+      f"{where}: the label is a {image.format} file despite its name, expected PNG: JPEG changes ids, export the label "
+      "as PNG"
     )
   pages = getattr(image, "n_frames", 1)
   if pages > 1:
-    raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it anew")
+    raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it again")
   if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
     if image.mode == "F":
       raise ValueError(
         f"{where}: the label holds floating point numbers, expected one channel of ids "
-        f"({_ranges(train_ids)}): convert it"
+        f"({id_ranges(train_ids)}): convert it"
       )
-    looks = "convert it to ids"
+    advice = "convert it to ids"
     if image.mode in ("RGB", "RGBA"):
-      looks = diagnose.colors(np.asarray(image), info.palette, info.label_ids.tolist())
+      advice = explain_colors(np.asarray(image), info.palette, info.label_ids.tolist())
     raise ValueError(
       f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
-      f"({_ranges(train_ids)}): {looks}"
+      f"({id_ranges(train_ids)}): {advice}"
     )
   ids = np.asarray(image)
   if image.mode in ("L", "P"):
     palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3) if image.mode == "P" else None
-    # Pillow counts 8-bit pixels many times faster than NumPy does.
+    # Pillow counts 8-bit pixels many times faster than NumPy.
     return ids, np.array(image.histogram()), palette
   low, high = int(ids.min()), int(ids.max())
   if low < 0 or high >= 2**16:
     raise ValueError(
-      f"{where}: the label holds {low} to {high}, expected ids ({_ranges(train_ids)}): convert it"
+      f"{where}: the label holds {low} to {high}, expected ids ({id_ranges(train_ids)}): convert it"
     )
   ids = ids.astype(np.uint8 if ids.dtype == bool else np.uint16)
   return ids, np.bincount(ids.ravel()), None
@@ -196,7 +200,9 @@ def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: s
     return
   remedy = "export the label again from the image as it is displayed"
   if image.shape[:2] == label.shape[::-1]:
-    remedy = "one of them lies on its side: turn the label as the EXIF data of the image turn the image"
+    remedy = (
+      "one of them is turned by 90 degrees: turn the label as the EXIF data of the image turn the image"
+    )
   raise ValueError(
     f"{label_at}: the label is {_size(label)} pixels, but its image {image_at} is {_size(image)} (after its EXIF "
     f"rotation, if any); expected equal sizes: {remedy}"
@@ -209,74 +215,72 @@ def _decode(content: bytes, where: str) -> Image.Image:
     image.load()
   # Pillow's decoders raise all of these for damaged files.
   except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
-    what, remedy = diagnose.content(content)
-    if what:
-      raise ValueError(f"{where}: is {what}, expected an image file: {remedy}") from None
-    # It names the buffer, whose address says nothing.
+    kind, remedy = identify_file(content)
+    if kind:
+      raise ValueError(f"{where}: is {kind}, expected an image file: {remedy}") from None
+    # Its text names the buffer, whose address helps nobody.
     reason = "is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
     raise ValueError(
-      f"{where}: cannot be decoded ({reason}), found {len(content):,} bytes, expected a whole image file: "
+      f"{where}: cannot be decoded ({reason}), found {len(content):,} bytes, expected a complete image file: "
       "copy or download it again"
     ) from None
   pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
   if pictures > 1:
     raise ValueError(
-      f"{where}: is an animation of {pictures} pictures, expected one: save the one that is meant"
+      f"{where}: is an animation of {pictures} pictures, expected one: save the right one alone"
     )
   return image
 
 
 def _decode_mat(content: bytes, where: str) -> np.ndarray:
-  import scipy.io  # takes 0.2 s, and COCO-Stuff 10k alone needs it
+  import scipy.io  # takes 0.2 s, and only COCO-Stuff 10k needs it
 
   remedy = f"expected a MATLAB 5 file with a field {_MAT_FIELD} of ids [H,W]: download it again"
   try:
     fields = scipy.io.loadmat(io.BytesIO(content), variable_names=[_MAT_FIELD])
-  except Exception as error:  # a damaged file brings out anything
-    what, other = ("", "") if content[:10] == b"MATLAB 5.0" else diagnose.content(content)
-    if what:
-      raise ValueError(f"{where}: is {what}, {remedy.partition(':')[0]}: {other}") from None
+  except Exception as error:  # damaged files raise errors of any type
+    kind, advice = ("", "") if content[:10] == b"MATLAB 5.0" else identify_file(content)
+    if kind:
+      raise ValueError(f"{where}: is {kind}, {remedy.partition(':')[0]}: {advice}") from None
     raise ValueError(f"{where}: cannot be decoded ({' '.join(str(error).split())}), {remedy}") from None
   ids = fields.get(_MAT_FIELD)
   if ids is None or ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.number):
     others = ", ".join(name for name, _, _ in scipy.io.whosmat(io.BytesIO(content)))
-    found = f"no such field but {others or 'none'}" if ids is None else f"{ids.dtype} {list(ids.shape)}"
+    found = f"the fields {others or 'none'}" if ids is None else f"{ids.dtype} {list(ids.shape)}"
     raise ValueError(f"{where}: found {found}, {remedy}")
   with np.errstate(invalid="ignore"):
-    whole = ids.astype(np.uint16)
-  if not np.array_equal(whole, ids):
+    integers = ids.astype(np.uint16)
+  if not np.array_equal(integers, ids):
     raise ValueError(f"{where}: found values that are no ids, {remedy}")
-  return whole
+  return integers
 
 
 def _check_palette(where: str, palette: np.ndarray, present: Sequence[int], info: DatasetInfo) -> None:
-  # A colour mask saved as an indexed PNG has small indices too, in any order. It gives itself away when the
-  # palette paints an index in the colour of other classes of the data set.
+  # A colour mask that was saved as an indexed PNG also has small indices, in any order. It is recognised by an index
+  # whose colour in the palette is that of another class.
   own_ids: dict[tuple[int, ...], list[int]] = {}
   for color, own_id in zip(info.palette.tolist(), info.label_ids.tolist(), strict=True):
     own_ids.setdefault(tuple(color), []).append(own_id)
   for index in present:
     color = tuple(palette[index].tolist()) if index < len(palette) else ()
-    meant = own_ids.get(color, [index])
-    if index not in meant:
+    ids_of_color = own_ids.get(color, [index])
+    if index not in ids_of_color:
       raise ValueError(
-        f"{where}: the label is a colour mask saved with a palette (index {index} has the colour of id {meant[0]}, "
-        f"{color}), expected indices that are the ids: convert the colours to ids"
+        f"{where}: the label is a colour mask saved with a palette (index {index} has the colour of id "
+        f"{ids_of_color[0]}, {color}), expected indices that are the ids: convert the colours to ids"
       )
-
-
-def _remedy(info: DatasetInfo) -> str:
-  if info.name == "folder":
-    return "convert the labels, or add a line to classes.csv (with the name ignore for what counts nowhere)"
-  return "convert the labels, or check dataset.name"
 
 
 def _size(array: np.ndarray) -> str:
   return f"{array.shape[1]}x{array.shape[0]}"
 
 
-def _ranges(ids: Iterable[int]) -> str:
-  """``{0, 1, 2, 3, 255}`` -> ``"0-3, 255"``."""
+def id_ranges(ids: Iterable[int]) -> str:
+  """Writes ids as ranges, without negative ones.
+
+  >>> id_ranges({0, 1, 2, 3, 255})
+  '0-3, 255'
+  """
   runs: list[list[int]] = []
   for own_id in sorted(own_id for own_id in ids if own_id >= 0):
     if runs and own_id == runs[-1][1] + 1:

@@ -1,12 +1,14 @@
-"""What wrong files and wrong labels look like, so that an error says what was found and not only that it is wrong."""
+"""Explains wrong files and wrong labels, so that an error names the cause and the remedy."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-# Beginnings of files that come in place of images, and what to do about each.
-_BEGINNINGS = (
+from rc_jax.data.reading.dataset_info import IdMistakes
+
+# First bytes of files that are found in place of images, their kind, and the remedy.
+_SIGNATURES = (
   (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "run git lfs pull"),
   (b"<!doctype html", "a web page (HTML)", "the download failed or needs a login: download it again"),
   (b"<html", "a web page (HTML)", "the download failed or needs a login: download it again"),
@@ -18,106 +20,73 @@ _BEGINNINGS = (
   (b"\x1f\x8b", "a gzip archive", "unpack it"),
   (b"\x93NUMPY", "a NumPy array", "save it as PNG"),
   (b"%PDF", "a PDF", "export it as PNG"),
-  (b"\x00\x05\x16\x07", "what macOS leaves beside a file (AppleDouble)", "remove it"),
+  (b"\x00\x05\x16\x07", "a metadata file of macOS (AppleDouble)", "remove it"),
 )
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 
 
-def content(data: bytes) -> tuple[str, str]:
-  """Names what a file is that was to be an image.
+def identify_file(content: bytes) -> tuple[str, str]:
+  """Identifies a file that should be an image and cannot be decoded.
 
   Args:
-    data: the file.
+    content: the file.
 
   Returns:
-    What it is and what to do, ``("a web page (HTML)", "download it again")``; both empty when it says nothing.
+    Its kind and the remedy, ``("a web page (HTML)", "download it again")``; both empty where the kind is unknown.
   """
-  if not data:
+  if not content:
     return "an empty file", "copy or download it again"
-  head = data[:512].lstrip().lower()
-  for beginning, what, remedy in _BEGINNINGS:
-    if head.startswith(beginning.lower()):
-      return what, remedy
-  if data[4:12] in _HEIC:
+  head = content[:512].lstrip().lower()
+  for signature, kind, remedy in _SIGNATURES:
+    if head.startswith(signature.lower()):
+      return kind, remedy
+  if content[4:12] in _HEIC:
     return "an HEIC photo", "convert it to JPEG or PNG"
-  if not data.strip(b"\0"):
-    return f"{len(data):,} zero bytes", "the disk was full or the copy broke off: copy or download it again"
-  if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", data[:512]):
-    start = data[:30].decode("ascii").split("\n")[0].strip()
+  if not content.strip(b"\0"):
+    return (
+      f"{len(content):,} zero bytes",
+      "the disk was full or the copy was interrupted: copy or download it again",
+    )
+  if re.fullmatch(rb"[\t\n\r\x20-\x7e]+", content[:512]):
+    start = content[:30].decode("ascii").split("\n")[0].strip()
     return f"text ({start!r} ...)", "another file has its name: copy or download it again"
   return "", ""
 
 
-def ids(name: str, present: Collection[int], known: Collection[int]) -> str:
-  """Says what the ids of a label look like that are not, or cannot be, those of the data set.
+def explain_ids(present: Collection[int], known: Collection[int], mistakes: IdMistakes) -> str:
+  """Explains ids of a label that are not, or cannot be, those of the data set.
 
   Args:
-    name: of the data set.
     present: the ids in the label.
-    known: the ids that the data set has.
+    known: the ids of the data set.
+    mistakes: wrong ids that are common in labels of the data set.
 
   Returns:
-    ``"a 0/255 mask: ..."`` with the remedy, or nothing when they look like nothing known; for known ids alone nothing,
-    but for Cityscapes' train ids, which are label ids too.
+    ``"a 0/255 mask: ..."`` with the remedy, or ``""`` where no explanation fits. For ids that are all known, the answer
+    of ``mistakes.in_label`` alone.
   """
-  found, expected = set(present), set(known)
-  unknown = found - expected
-  if name == "cityscapes" and 255 in found and max(found - {255}, default=0) <= 18:
-    # Frames in label ids have 1 and 3 at their border and hardly ever 255; in train ids all of that border is 255.
-    return "train ids (labelTrainIds, 0-18 and 255): give the *_labelIds.png as downloaded"
-  if not unknown:
-    return ""
-  if max(found) > 255 and all(own_id % 257 == 0 for own_id in found):
-    return "ids that were stretched to 16 bits (multiples of 257): divide them by 257"
-  if max(found) > 255 and all(own_id % 256 == 0 for own_id in found):
-    return "ids shifted to the high byte (multiples of 256): divide them by 256"
-  if name == "cityscapes" and max(unknown) >= 1000:
-    return "instance ids (instanceIds): give the *_labelIds.png as downloaded"
-  if name == "ade20k" and 254 in unknown:
-    return "ADE20K's ids reduced by one twice (254 was 0): give the annotations as downloaded, 0-150"
-  if name == "ade20k" and 255 in unknown and max(found - {255}, default=0) < 150:
-    return "ADE20K's ids reduced by one already (255 was 0): give the annotations as downloaded, 0-150"
-  if name == "coco_stuff_10k" and unknown == {255}:
-    return "the ids of COCO-Stuff 164k (0-181, 255 for unlabelled): check dataset.name, or convert them"
-  if name == "coco_stuff_164k" and unknown == {182}:
-    return "the ids of COCO-Stuff 10k (0 for unlabelled, 1-182): check dataset.name, or subtract one"
-  if found <= {0, 255}:
+  ids, expected = set(present), set(known)
+  unknown = ids - expected
+  if unknown and max(ids) > 255:
+    if all(own_id % 257 == 0 for own_id in ids):
+      return "ids that were stretched to 16 bits (multiples of 257): divide them by 257"
+    if all(own_id % 256 == 0 for own_id in ids):
+      return "ids shifted to the high byte (multiples of 256): divide them by 256"
+  explained = mistakes.in_label(ids, unknown)
+  if explained or not unknown:
+    return explained
+  if ids <= {0, 255}:
     return "a 0/255 mask: write the id of the class in place of 255"
-  if name == "camvid" and unknown == {255}:
-    return "CamVid with 255 for void: write 11 in place of 255"
-  if name == "camvid" and max(unknown) <= 31:
-    return "the 32 classes of the original CamVid: convert them to the 11 of SegNet"
   if unknown == {255}:
-    return "labels that say 255 where nothing is labelled"
+    return "labels with 255 for pixels that are not labelled"
   largest = max((own_id for own_id in expected if own_id != 255), default=0)
-  if unknown == {largest + 1} and 0 not in found:
-    return f"ids that count from 1: subtract one, for {largest + 1} is one above the largest id"
+  if unknown == {largest + 1} and 0 not in ids:
+    return f"ids that count from 1: subtract one, because {largest + 1} is one above the largest id"
   return ""
 
 
-def split_ids(name: str, counts: Mapping[int, int]) -> str:
-  """Says what the ids of a whole split look like, where each label for itself is possible; else nothing.
-
-  Args:
-    name: of the data set.
-    counts: pixels of each id.
-  """
-  present = {own_id for own_id, pixels in counts.items() if pixels}
-  if not present:
-    return ""
-  if name == "cityscapes" and max(present) <= 18:
-    return "no id above 18 occurs, as if they were train ids (labelTrainIds) in place of label ids"
-  if name == "ade20k" and len(present) > 100 and 0 not in present and 150 not in present:
-    return "neither 0 nor 150 occurs, as if the ids were reduced by one already"
-  if name == "coco_stuff_164k" and len(present) > 100 and 255 not in present:
-    return "255 (unlabelled) never occurs, as if the ids were those of COCO-Stuff 10k"
-  if name == "coco_stuff_10k" and len(present) > 100 and 182 not in present:
-    return "182 never occurs, as if the ids were those of COCO-Stuff 164k, one lower"
-  return ""
-
-
-def colors(pixels: np.ndarray, palette: np.ndarray, own_ids: Sequence[int]) -> str:
-  """Says what a colour image is that was to be a label.
+def explain_colors(pixels: np.ndarray, palette: np.ndarray, own_ids: Sequence[int]) -> str:
+  """Explains a colour image that should be a label.
 
   Args:
     pixels: uint8 ``[H,W,3]`` or ``[H,W,4]``.
@@ -125,7 +94,7 @@ def colors(pixels: np.ndarray, palette: np.ndarray, own_ids: Sequence[int]) -> s
     own_ids: ``[N]``, their ids.
 
   Returns:
-    A few words and the remedy.
+    The cause and the remedy.
   """
   flat = pixels.reshape(-1, pixels.shape[-1])[:, :3]
   if (flat == flat[:, :1]).all():

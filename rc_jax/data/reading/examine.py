@@ -1,4 +1,4 @@
-"""Reads the examples of a split one by one, over processes, and says what each holds. A damaged one stops nothing."""
+"""Reads and checks the examples of a split in several processes; a damaged example does not stop the others."""
 
 import concurrent.futures
 import concurrent.futures.process
@@ -16,22 +16,22 @@ import numpy as np
 from rc_jax.data.reading.decode import check_ids, check_sizes, decode_image, label_ids, read_file
 from rc_jax.data.reading.source import FilePairs, Source
 
-_CHUNK = 8  # examples that go to a process at a time
-_TRIED = 2.0  # seconds of work here before processes are thought of
-# Processes start in several seconds: what is left must take longer than that.
-_WORTH_PROCESSES = 10.0
+_CHUNK = 8  # examples in a task of a process
+_SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
+# Processes take several seconds to start: the remaining work must take longer.
+_SECONDS_WORTH_PROCESSES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Examined:
-  """What was found in an example.
+  """The findings in an example.
 
   Attributes:
     index: its place in the split.
-    size: ``(H,W)`` of the image as it is displayed; None when it cannot be decoded.
-    counts: id -> pixels of the label, in the ids that its file holds (train ids where there is no file).
-    digest: of the image's file, equal for equal files; empty where there is no file.
-    defects: one line each, those that training would stop at.
+    size: ``(H,W)`` of the image as it is displayed; None for an image that cannot be decoded.
+    counts: id -> pixels of the label, in the ids of its file (train ids where there is no file).
+    digest: of the image's file, equal for equal files; empty for a file that cannot be read.
+    defects: the errors that would stop training, one line each.
   """
 
   index: int
@@ -42,7 +42,7 @@ class Examined:
 
 
 def examine(source: Source, index: int) -> Examined:
-  """Decodes example ``index`` and checks all that training checks, beyond the first defect."""
+  """Decodes example ``index`` and makes all checks of training, also after a first defect."""
   if not isinstance(source, FilePairs):
     return _examine_array(source, index)
   defects: list[str] = []
@@ -70,7 +70,7 @@ def examine(source: Source, index: int) -> Examined:
       except ValueError as error:
         defects.append(str(error))
   size = None if image is None else (image.shape[0], image.shape[1])
-  return Examined(index, size, _present(counts), digest, tuple(defects))
+  return Examined(index, size, _nonzero(counts), digest, tuple(defects))
 
 
 def examine_all(source: Source, indices: Sequence[int], processes: int | None = None) -> Iterator[Examined]:
@@ -79,43 +79,46 @@ def examine_all(source: Source, indices: Sequence[int], processes: int | None = 
   Args:
     source: a split.
     indices: which examples.
-    processes: how many at most; None: as many as there are cores.
+    processes: the largest number of processes; None: as many as there are cores.
 
   Returns:
-    The findings in the order of ``indices``, each as soon as it is there.
+    The findings in the order of ``indices``, each as soon as it is known.
 
   Raises:
-    OSError: in one line, when a process dies.
+    OSError: in one line, a process died.
   """
-  wanted = processes or cores()
+  processes = processes or cores()
   start, done = time.monotonic(), 0
   for index in indices:
     yield examine(source, index)
     done += 1
     spent = time.monotonic() - start
-    if wanted > 1 and spent > _TRIED and spent / done * (len(indices) - done) > _WORTH_PROCESSES:
+    remaining = spent / done * (len(indices) - done)
+    if processes > 1 and spent > _SECONDS_MEASURED and remaining > _SECONDS_WORTH_PROCESSES:
       break
-  left = indices[done:]
-  if not left:
+  rest = indices[done:]
+  if not rest:
     return
-  chunks = [left[first : first + _CHUNK] for first in range(0, len(left), _CHUNK)]
-  # A server without JAX's threads forks them, once it has imported what they need; forks of this process may hang.
+  chunks = [rest[first : first + _CHUNK] for first in range(0, len(rest), _CHUNK)]
+  # A server process without JAX's threads forks them after its imports; forks of this process may hang.
   methods = multiprocessing.get_all_start_methods()
   context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
   context.set_forkserver_preload([__name__])
-  pool = concurrent.futures.ProcessPoolExecutor(wanted, context, initializer=_keep, initargs=(source,))
+  pool = concurrent.futures.ProcessPoolExecutor(
+    processes, context, initializer=_start_process, initargs=(source,)
+  )
   try:
     yield from itertools.chain.from_iterable(pool.map(_examine_chunk, chunks))
   except concurrent.futures.process.BrokenProcessPool:
     raise OSError(
-      "a process that checked files died, most likely for want of memory: check fewer images with --sample"
+      "a process that checked files died, probably because memory ran out: check fewer images with --sample"
     ) from None
   finally:
     pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:
-  """Returns how many cores this process may use."""
+  """Returns the number of cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -127,21 +130,22 @@ def _examine_array(source: Source, index: int) -> Examined:
   image, label = example["image"], example.get("label")
   counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
   digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-  return Examined(index, (image.shape[0], image.shape[1]), _present(counts), digest, ())
+  return Examined(index, (image.shape[0], image.shape[1]), _nonzero(counts), digest, ())
 
 
-def _present(counts: np.ndarray) -> dict[int, int]:
+def _nonzero(counts: np.ndarray) -> dict[int, int]:
   return {own_id: int(counts[own_id]) for own_id in np.flatnonzero(counts).tolist()}
 
 
-_kept: list[Source] = []
+# The split that a worker process reads.
+_source: list[Source] = []
 
 
-def _keep(source: Source) -> None:
-  # The process that started this one answers for both.
+def _start_process(source: Source) -> None:
+  # Ctrl-C reaches all processes of a terminal; the main one ends the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  _kept.append(source)
+  _source.append(source)
 
 
 def _examine_chunk(indices: Sequence[int]) -> list[Examined]:
-  return [examine(_kept[0], index) for index in indices]
+  return [examine(_source[0], index) for index in indices]

@@ -1,25 +1,26 @@
-"""Where a data set may lie when it is not where the config says: a folder too high or too deep, or another data set."""
+"""Suggests the folder or the name of a data set that is not where the config says."""
 
 import difflib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-# The paths below a root by which each data set is known; one of the alternatives is enough. The most telling come
-# first: CamVid's two folders are in many a data set.
-_SIGNS: dict[str, tuple[tuple[str, ...], ...]] = {
-  "cityscapes": (("leftImg8bit",), ("gtFine",)),
-  "ade20k": (("images/training", "annotations/training"), ("images/validation", "annotations/validation")),
-  "coco_stuff_10k": (("imageLists",),),
-  "coco_stuff_164k": (("images/train2017",), ("images/val2017",), ("train2017",), ("val2017",)),
-  "folder": (("classes.csv",),),
-  "camvid": (("images/train", "labels/train"), ("images/val", "labels/val")),
-}
-_FOLDERS_READ = 200  # of a level: a wrong root may be a whole disk
+from rc_jax.data.reading.dataset import Dataset
+
+_FOLDERS_READ = 200  # of a level: a wrong root may be the top of a disk
 
 
-def hint(name: str, root: str) -> str:
-  """Says where data set ``name`` seems to lie, when ``root`` lacks a folder of it; empty when nothing is found."""
-  if not root or name not in _SIGNS:
+def suggest_root(name: str, root: str, datasets: Mapping[str, Dataset]) -> str:
+  """Suggests where data set ``name`` is, when ``root`` lacks a folder of it.
+
+  Args:
+    name: of the data set.
+    root: ``config.dataset.root``.
+    datasets: all data sets by name. Where a folder has the signs of several, the first of them is suggested.
+
+  Returns:
+    The end of an error message, ``"; did you mean DIR?"``; empty where nothing was found.
+  """
+  if not root or not datasets[name].signs:
     return ""
   path = pathlib.Path(root).expanduser()
   if not path.is_dir():
@@ -29,41 +30,27 @@ def hint(name: str, root: str) -> str:
   for folder in _folders(path):
     for inner in _folders(folder):
       if folder.name == inner.name:
-        return f"; found {inner}, unpacked into a folder of its own name: move what is in it one level up"
-  if _is_root(name, path):
+        return f"; found {inner}, unpacked into a folder of the same name: move its content one level up"
+  if _has_signs(datasets[name], path):
     return ""
   above = tuple(path.resolve().parents)[:2]
-  for near in (*above, *_folders(path), *(inner for folder in _folders(path) for inner in _folders(folder))):
-    if _is_root(name, near):
+  below = list(_folders(path))
+  for near in (*above, *below, *(inner for folder in below for inner in _folders(folder))):
+    if _has_signs(datasets[name], near):
       return f"; found the data set in {near}: give that folder"
-  for other in _SIGNS:
-    if other != name and _is_root(other, path):
+  for other, dataset in datasets.items():
+    if other != name and _has_signs(dataset, path):
       return f"; this looks like {other}: set --config.dataset.name={other}"
   return ""
 
 
-def contents(folder: pathlib.Path) -> str:
-  """Says what a folder holds in place of what was looked for: ``"3 files ending .gif"``, ``"the folders a, b"``."""
-  ends: dict[str, int] = {}
-  folders = []
-  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-    if path.is_dir():
-      folders.append(path.name)
-    elif not path.name.startswith("."):
-      ends[path.suffix.lower()] = ends.get(path.suffix.lower(), 0) + 1
-  files = [f"{count:,} files ending {end}" if end else f"{count:,} files" for end, count in ends.items()]
-  if folders:
-    files.append(f"the folders {', '.join(folders[:4])}" + (", ..." if len(folders) > 4 else ""))
-  return ", ".join(files) or "nothing else"
-
-
-def _is_root(name: str, path: pathlib.Path) -> bool:
-  return any(all((path / sign).exists() for sign in signs) for signs in _SIGNS[name])
+def _has_signs(dataset: Dataset, path: pathlib.Path) -> bool:
+  return any(all((path / sign).exists() for sign in signs) for signs in dataset.signs)
 
 
 def _folders(path: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
-    found = sorted(entry for entry in path.iterdir() if entry.is_dir())
-  except OSError:  # no right to look
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+  except OSError:  # a folder that this user may not list
     return
-  yield from found[:_FOLDERS_READ]
+  yield from folders[:_FOLDERS_READ]

@@ -1,20 +1,23 @@
-"""Colours for classes that come without."""
+"""Colours for classes without colours."""
 
 import numpy as np
 
 
 def colormap(count: int) -> np.ndarray:
-  """Returns the colours that PASCAL VOC gave its ids: far apart for neighbours, each used once.
+  """Returns the colours of PASCAL VOC's ids: neighbours are far apart, and no two are equal.
 
-  The bits of an id, lowest first, go to red, green, blue, red, ... as their highest bits first.
+  The bits of an id, from the lowest, become bits of red, green, blue, red and so on, from the highest.
 
   Args:
-    count: how many, 1..256; id 0 is black.
+    count: the number of colours, 1..256; id 0 is black.
 
   Returns:
     uint8 ``[count,3]``, RGB.
 
   Source: ``VOClabelcolormap`` of the VOC development kit.
+
+  >>> colormap(3).tolist()
+  [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
   """
   ids = np.arange(count)
   colors = np.zeros((count, 3), np.uint8)

@@ -1,27 +1,32 @@
-"""A split of a data set: a random access sequence of checked image/label pairs, and how files are paired."""
+"""A split of a data set: a random access sequence of examples."""
 
-import bisect
 import dataclasses
-import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import NotRequired, Protocol, TypedDict
 
-from rc_jax.data.reading import locate
-from rc_jax.data.reading.dataset_info import IGNORE_LABEL, AbsentClass, DatasetInfo
+import numpy as np
+
+from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label, read_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-# Without loss alone: JPEG makes other ids of ids.
-LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 
-Example = dict[str, Any]
-"""``{"image": uint8 [H,W,3] RGB, "label": uint8 [H,W] train ids (255 = ignored), "name": str}``; splits for a test
-server have no ``label``."""
+class Example(TypedDict):
+  """An image with its label.
+
+  Keys:
+    image: uint8 ``[H,W,3]``, RGB.
+    label: uint8 ``[H,W]``, train ids, 255 where ignored; absent in a split without labels.
+    name: the name of its predictions, without suffix.
+  """
+
+  image: np.ndarray
+  label: NotRequired[np.ndarray]
+  name: NotRequired[str]
 
 
 class Source(Protocol):
-  """A split of a data set: a picklable sequence of examples, each read when asked for."""
+  """A split of a data set: a picklable sequence of examples, each read when it is indexed."""
 
   @property
   def info(self) -> DatasetInfo: ...
@@ -36,14 +41,14 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FilePairs:
-  """The examples of a split that lies in image files and label files.
+  """The examples of a split that is stored as image files and label files.
 
   Attributes:
     info: the data set's classes.
     images: paths of the images.
     labels: paths of the label images, in the same order; None for a split without labels.
-    train_ids: the data set's own id -> train id or ``ignore_label``. Ids that are not a key are errors: labels of
-      another data set, or colours in place of ids, must not train as if nothing were wrong.
+    train_ids: the data set's id -> train id or ``ignore_label``. Other ids are errors: a network must not train
+      silently on labels of another data set, or on colours in place of ids.
   """
 
   info: DatasetInfo
@@ -59,10 +64,10 @@ class FilePairs:
     return len(self.images)
 
   def __getitem__(self, index: int) -> Example:
-    """Reads example ``index``; raises ValueError, in one line, for a file that cannot be what it should be."""
+    """Reads example ``index``; raises ValueError, in one line, for a damaged or wrong file."""
     path = self.images[index]
     image = decode_image(read_file(path), str(path))
-    example = {"image": image, "name": path.stem}
+    example: Example = {"image": image, "name": path.stem}
     if self.labels is not None:
       label_path = self.labels[index]
       label = decode_label(read_file(label_path), str(label_path), self.train_ids, self.info)
@@ -101,12 +106,39 @@ class Joined:
     raise AssertionError("an index in range belongs to a part")
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+  """Some examples of a split.
+
+  Attributes:
+    source: the split.
+    indices: the examples, in order.
+  """
+
+  source: Source
+  indices: tuple[int, ...]
+
+  @property
+  def info(self) -> DatasetInfo:
+    return self.source.info
+
+  @property
+  def labelled(self) -> bool:
+    return self.source.labelled
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  def __getitem__(self, index: int) -> Example:
+    return self.source[self.indices[index]]
+
+
 class IncompleteSplit(ValueError):
-  """A split whose files do not all pair up.
+  """A split in which images or labels lack their counterpart.
 
   Attributes:
     defects: one line each.
-    complete: the pairs that are whole.
+    complete: the complete pairs.
   """
 
   def __init__(self, defects: Sequence[str], complete: FilePairs):
@@ -116,171 +148,13 @@ class IncompleteSplit(ValueError):
     self.complete = complete
 
 
-def lazily(source: Source) -> Source:
-  """Returns the source with images and labels that are decoded only where they are indexed, if it has such.
+def decoded_on_access(source: Source) -> Source:
+  """Returns the split with images and labels that are decoded only where they are indexed, if it has such.
 
-  These stand for arrays ``[H,W,3]`` and ``[H,W]`` in ``transforms``, which takes a window of them; ``np.asarray``
-  decodes the whole. Sources that can, have a method ``lazily`` without arguments.
+  They stand for the arrays ``[H,W,3]`` and ``[H,W]`` in ``rc_jax.data.augment``, which takes a window of them;
+  ``np.asarray`` decodes all of one. A source that has them offers a method ``decoded_on_access`` without arguments.
   """
   if isinstance(source, Joined):
-    return Joined(tuple(map(lazily, source.parts)))
-  own = getattr(source, "lazily", None)
-  return source if own is None else own()
-
-
-def by_stem(folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]) -> dict[str, pathlib.Path]:
-  """Lists the files of a folder by their names without suffix.
-
-  Args:
-    folder: where they lie; names that begin with a dot are left out, and so are folders.
-    suffixes: in lower case; files with others are left out.
-    defects: gets a line for each file that differs from another in its suffix alone.
-  """
-  return by_key(((path.stem, path) for path in sorted(folder.iterdir())), suffixes, defects)
-
-
-def by_key(
-  named: Iterable[tuple[str, pathlib.Path]], suffixes: tuple[str, ...], defects: list[str]
-) -> dict[str, pathlib.Path]:
-  """Collects files by a key; arguments but for ``named``, pairs of key and path, as ``by_stem``."""
-  files: dict[str, pathlib.Path] = {}
-  for key, path in named:
-    if path.suffix.lower() not in suffixes or path.name.startswith("."):
-      continue
-    if key in files:
-      defects.append(
-        f"{path}: has the same name as {files[key].name}, expected one file an image: remove one"
-      )
-    files.setdefault(key, path)
-  return files
-
-
-def pair_files(
-  info: DatasetInfo,
-  train_ids: Mapping[int, int],
-  images: Mapping[str, pathlib.Path],
-  labels: Mapping[str, pathlib.Path] | None,
-  *,
-  images_at: str,
-  labels_at: str,
-  defects: Sequence[str] = (),
-) -> FilePairs:
-  """Pairs images and labels that share a key, in the order of the keys.
-
-  Args:
-    info: the data set's classes.
-    train_ids: its own id -> train id.
-    images: key -> image path.
-    labels: key -> label path; None for a split without labels.
-    images_at: where images were looked for, with ``*`` in place of the key, for the errors.
-    labels_at: where labels were looked for.
-    defects: lines on what was met when the files were listed.
-
-  Returns:
-    The split.
-
-  Raises:
-    IncompleteSplit: when an image or a label has no counterpart, or there were defects before.
-    ValueError: when there is no image.
-  """
-  if not images and not labels and not defects:
-    folder = pathlib.Path(images_at.partition("*")[0])
-    raise ValueError(
-      f"{images_at}: found no images but {locate.contents(folder)}, expected at least one: "
-      "check the folder and --config.dataset.root="
-    )
-  whole = sorted(images if labels is None else images.keys() & labels.keys())
-  pairs = FilePairs(
-    info,
-    tuple(images[key] for key in whole),
-    None if labels is None else tuple(labels[key] for key in whole),
-    train_ids,
-  )
-  found = list(defects)
-  if labels is not None:
-    found += _halves("image", images, "label", labels, labels_at)
-    # Of a label that lies in a wrong place, the line on its image has told.
-    told = {_last(key) for key in images.keys() - labels.keys()}
-    others = {key: path for key, path in labels.items() if key in images or _last(key) not in told}
-    found += _halves("label", others, "image", images, images_at)
-  if found:
-    raise IncompleteSplit(found, pairs)
-  return pairs
-
-
-def _halves(
-  kind: str, halves: Mapping[str, pathlib.Path], missing: str, others: Mapping[str, pathlib.Path], where: str
-) -> list[str]:
-  """One line for each of ``halves`` without a counterpart, with what was found that may be meant to be it."""
-  alone = sorted(halves.keys() - others.keys())
-  # A label in the folder of another city, or one that differs in capitals.
-  elsewhere = {_last(key): others[key] for key in others.keys() - halves.keys()} if alone else {}
-  listed: dict[pathlib.Path, list[str]] = {}
-  lines = []
-  for key in alone:
-    expected = pathlib.Path(where.replace("*", key))
-    if expected.parent not in listed:
-      listed[expected.parent] = sorted(os.listdir(expected.parent)) if expected.parent.is_dir() else []
-    stem = key.rpartition("/")[2]
-    beside = [name for name in _beginning_with(stem, listed[expected.parent]) if name[len(stem)] in "._-"]
-    if _last(key) in elsewhere:
-      remedy = f"found {elsewhere[_last(key)]}: move or rename it"
-    elif any(name.lower().endswith((".jpg", ".jpeg")) for name in beside) and missing == "label":
-      remedy = f"found {beside[0]}: JPEG makes other ids of ids, export the label as PNG"
-    elif beside:
-      remedy = f"found {', '.join(beside[:3])}, which {'are' if beside[1:] else 'is'} none: add the {missing}"
-    else:
-      remedy = f"add the {missing} or remove the {kind}"
-    lines.append(f"{halves[key]}: this {kind} has no {missing}, expected {expected}: {remedy}")
-  return lines
-
-
-def _last(key: str) -> str:
-  return key.rpartition("/")[2].lower()
-
-
-def _beginning_with(start: str, names: Sequence[str]) -> Sequence[str]:
-  """Those of sorted ``names`` that begin with ``start`` and go on."""
-  first = bisect.bisect_right(names, start)
-  return names[first : bisect.bisect_left(names, start + "\U0010ffff", lo=first)]
-
-
-def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pathlib.Path:
-  """Returns ``root`` as a path when it holds ``folders``; raises FileNotFoundError that says what it should hold."""
-  remedy = f"expected {layout}: give the folder with --config.dataset.root="
-  if not root:
-    raise FileNotFoundError(f"dataset.root is empty, but the data set {name} is read from files; {remedy}")
-  path = pathlib.Path(root).expanduser()
-  for folder in (path, *(path / folder for folder in folders)):
-    if not folder.is_dir():
-      found = "is a file" if folder.exists() else "does not exist"
-      raise FileNotFoundError(f"{folder}: this folder of the data set {name} {found}; {remedy}")
-  return path
-
-
-def check_split(split: str, name: str, splits: Sequence[str]) -> None:
-  """Raises ValueError when ``split`` is not one of the data set's ``splits``."""
-  if split not in splits:
-    raise ValueError(
-      f"split {split!r}: the data set {name} has no such split, expected one of {', '.join(splits)}"
-    )
-
-
-__all__ = [
-  "IGNORE_LABEL",
-  "IMAGE_SUFFIXES",
-  "LABEL_SUFFIXES",
-  "AbsentClass",
-  "DatasetInfo",
-  "Example",
-  "FilePairs",
-  "IncompleteSplit",
-  "Joined",
-  "Source",
-  "by_key",
-  "by_stem",
-  "check_root",
-  "check_split",
-  "lazily",
-  "pair_files",
-]
+    return Joined(tuple(map(decoded_on_access, source.parts)))
+  method = getattr(source, "decoded_on_access", None)
+  return source if method is None else method()

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 
 from rc_jax.data.datasets.streets import objects
 from rc_jax.data.datasets.streets.canvas import IDS, SUPERSAMPLING, Canvas, hsv, leaf, noise
-from rc_jax.data.reading.source import IGNORE_LABEL
+from rc_jax.data.reading.dataset_info import IGNORE_LABEL
 
 # How much of the fine texture a surface shows: leaves and grass much, sky little.
 _ROUGHNESS = {

@@ -1,4 +1,4 @@
-"""Small data sets of every kind, whole, for tests to damage."""
+"""Small copies of every data set in its layout: two images in each split."""
 
 import pathlib
 from collections.abc import Callable
@@ -59,13 +59,14 @@ MAKERS: dict[str, Callable[[pathlib.Path], None]] = {
 
 
 def random_ids(seed: str, ids: range | tuple[int, ...], size: tuple[int, int] = SIZE) -> np.ndarray:
+  """Returns uint8 ``[H,W]``, blocks of random ids: large enough for the names of classes in pictures."""
   rng = np.random.default_rng(list(seed.encode()))
-  # Blocks rather than noise: some class has room for its name.
   blocks = rng.choice(np.array(ids), (3, 4))
   return np.kron(blocks, np.ones((size[0] // 3, size[1] // 4), int)).astype(np.uint8)
 
 
 def photo(seed: str, size: tuple[int, int] = SIZE) -> np.ndarray:
+  """Returns uint8 ``[H,W,3]``, random pixels."""
   return np.random.default_rng(list(seed.encode())).integers(0, 256, (*size, 3), np.uint8)
 
 
