@@ -108,7 +108,8 @@ def main() -> None:
     theirs.test_cfg = ConfigDict(mode=mode, crop_size=(window, window), stride=(stride, stride))
     _, counts = evaluator(*variables, None)
     areas = scores_of_original(theirs, source)
-    ours = np.stack([counts.right.sum(0), (counts.right + counts.wrong + counts.missed).sum(0)])
+    union = counts.true_positives + counts.false_positives + counts.false_negatives
+    ours = np.stack([counts.true_positives.sum(0), union.sum(0)])
     apart = np.abs(ours - areas[:2]).sum() / areas[1].sum()
     candidates = {
       "mmsegmentation": lambda: scores_of_original(theirs, source),

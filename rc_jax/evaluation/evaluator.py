@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,31 +11,39 @@ from jax.sharding import PartitionSpec
 
 from rc_jax import data, models, sharding
 from rc_jax.config import Config
-from rc_jax.console import Progress, say
+from rc_jax.console import Progress
 from rc_jax.evaluation import metrics
-from rc_jax.inference import batched
+from rc_jax.inference.batched import BatchedPredictor, ImageBatch
 
 Results = dict[str, Any]
-
-# Whole images of so many sizes, each with a program of its own, are worth a word.
-MANY_PROGRAMS = 8
+"""``eval/<split>.json``: the scores of a split, what was scored, and how."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Counts:
-  """Pixels of a split, as all scores are made of.
+  """Pixels of a split, from which all scores are computed.
 
   Attributes:
     confusion: int64 ``[N,N]``, rows truth, columns prediction.
     names: of the ``I`` images, in the order of the split.
-    right: int32 ``[I,N]``, TP of each image and class; ``wrong``: FP, ``missed``: FN.
+    true_positives: int32 ``[I,N]``, pixels of each image and class.
+    false_positives: int32 ``[I,N]``.
+    false_negatives: int32 ``[I,N]``.
   """
 
   confusion: np.ndarray
   names: list[str]
-  right: np.ndarray
-  wrong: np.ndarray
-  missed: np.ndarray
+  true_positives: np.ndarray
+  false_positives: np.ndarray
+  false_negatives: np.ndarray
+
+
+class Truth(NamedTuple):
+  """The ground truth of an image: its row among this process's images, its name, train ids uint8 ``[H,W]``."""
+
+  row: int
+  name: str
+  label: np.ndarray
 
 
 Evaluator = Callable[[Any, Any, Callable[[], None] | None], tuple[Results, Counts]]
@@ -44,8 +52,8 @@ Evaluator = Callable[[Any, Any, Callable[[], None] | None], tuple[Results, Count
 def make_evaluator(network: models.Network, source: data.Source, config: Config) -> Evaluator:
   """Returns a function that scores weights on a source; compiled programs live as long as it does.
 
-  Images are shared among processes, and within each among its devices. How images of many sizes go through few
-  programs, and when they do not, is described in ``inference.batched``.
+  Images are divided among processes, and within each among its devices. ``inference.batched`` describes how images of
+  many sizes share few programs.
 
   Args:
     network: functions of the network.
@@ -54,19 +62,19 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
 
   Returns:
     ``evaluate(params, batch_stats, poll) -> (results, counts)``. ``params`` and ``batch_stats`` are replicated
-    arrays; ``poll`` (or None) is called between groups of images and may raise to stop. ``results``: what
-    ``metrics.scores`` gives by the data set's rule, with classes by name, ``metrics.category_scores`` where the data
-    set has categories, and what was scored how. ``counts`` cover the whole split on every process.
+    arrays; ``poll`` (or None) is called between batches and may raise to stop. ``results``: what ``metrics.scores``
+    gives by the data set's rule, with classes by name, ``metrics.category_scores`` if the data set has categories, and
+    the settings. ``counts`` cover the full split on every process.
   """
   info = source.info
   mesh = sharding.local_mesh()
-  images = batched.ImageSet(network, config.eval, mesh)
+  predictor = BatchedPredictor(network, config.eval, mesh)
 
-  def count_each(total: jax.Array, labels: jax.Array) -> jax.Array:
-    def of_image(total: jax.Array, labels: jax.Array) -> jax.Array:
-      return metrics.confusion_matrix(total.argmax(axis=-1), labels, info.num_classes)
+  def count_each(predictions: jax.Array, labels: jax.Array) -> jax.Array:
+    def of_image(predictions: jax.Array, labels: jax.Array) -> jax.Array:
+      return metrics.confusion_matrix(predictions, labels, info.num_classes)
 
-    return jax.vmap(of_image)(total, labels)
+    return jax.vmap(of_image)(predictions, labels)  # [rows,Hc,Wc] -> [rows,N,N]
 
   spread = PartitionSpec(sharding.DATA_AXIS)
   count: Any = jax.jit(
@@ -77,68 +85,67 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     params: Any, batch_stats: Any, poll: Callable[[], None] | None = None
   ) -> tuple[Results, Counts]:
     params, batch_stats = sharding.local_copy((params, batch_stats))
-    own = _OwnCounts(len(source), info.num_classes)
+    counts_here = _CountsOfProcess(len(source), info.num_classes)
     progress = Progress("scoring", len(source), unit="images")
-    canvases: set[tuple[int, int]] = set()
-    waiting: list[tuple[batched.Group, jax.Array]] = []
-    for group in images.groups(_numbered(source, config)):
-      total = images.probabilities(params, batch_stats, group)
-      # One group stays in flight, so that decoding and computing overlap.
-      labels = jax.device_put(group.stacked("label", info.ignore_label), sharding.batch_sharding(mesh))
-      waiting.append((group, count(total, labels)))
-      if len(waiting) > 1:
-        own.add(*waiting.pop(0))
-      progress.advance(len(group.examples) * jax.process_count())
-      if images.views.window is None and group.canvas not in canvases:
-        canvases.add(group.canvas)
-        if len(canvases) == MANY_PROGRAMS:
-          say(
-            f"whole images: the network is compiled for each of their sizes, {MANY_PROGRAMS} so far; "
-            f"a sliding window compiles it once, such as --config.eval.crop_size={min(group.canvas)}"
-          )
+    in_flight: tuple[ImageBatch[Truth], jax.Array] | None = None
+    for batch in predictor.batches(_images(source, config)):
+      predictions, _ = predictor.predict(params, batch_stats, batch)
+      labels = batch.stack([truth.label for truth in batch.keys], info.ignore_label)
+      # One batch stays in flight, so that decoding and computing overlap.
+      started = (batch, count(predictions, jax.device_put(labels, sharding.batch_sharding(mesh))))
+      if in_flight is not None:
+        counts_here.add(*in_flight)
+      in_flight = started
+      progress.advance(len(batch.images) * jax.process_count())
       if poll is not None:
         poll()
-    for part in waiting:
-      own.add(*part)
-    counts = own.gathered()
+    if in_flight is not None:
+      counts_here.add(*in_flight)
+    counts = counts_here.gathered()
     progress.close()
 
     if not counts.confusion.any():
       raise ValueError(
         f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels"
       )
-    scores = metrics.scores(counts.confusion, info.absent_class)
-    for name in ("iou", "accuracy"):
-      scores[name] = dict(zip(info.class_names, scores[name], strict=True))
-    if info.categories:
-      scores |= metrics.category_scores(counts.confusion, info.categories)
-    results: Results = {
-      **scores,
-      "dataset": info.name,
-      "absent_class": info.absent_class,
-      "split": config.eval.split,
-      "images": len(source),
-      "scales": list(config.eval.scales),
-      "flip": config.eval.flip,
-      "crop_size": list(images.views.window or ()),
-      "stride": list(images.views.stride) if images.views.window else [],
-    }
-    return results, counts
+    return _results(counts.confusion, source, config, predictor), counts
 
   return evaluate
 
 
-def _numbered(source: data.Source, config: Config) -> Iterator[data.Example]:
-  """This process's share of the examples, each with its ``row`` among them."""
+def _images(source: data.Source, config: Config) -> Iterator[tuple[Truth, np.ndarray]]:
+  """Yields the truth and the image of each of this process's examples."""
   examples = data.evaluation_examples(
     source, host_index=jax.process_index(), host_count=jax.process_count(), threads=config.data.threads
   )
   for row, example in enumerate(examples):
-    yield {**example, "row": row}
+    yield Truth(row, example["name"], example["label"]), example["image"]
 
 
-class _OwnCounts:
-  """Adds up what this process counts: process ``p`` of ``P`` reads the images ``p, p + P, ...``."""
+def _results(
+  confusion: np.ndarray, source: data.Source, config: Config, predictor: BatchedPredictor
+) -> Results:
+  info, views = source.info, predictor.views
+  scores = metrics.scores(confusion, info.absent_class)
+  for name in ("iou", "accuracy"):
+    scores[name] = dict(zip(info.class_names, scores[name], strict=True))
+  if info.categories:
+    scores |= metrics.category_scores(confusion, info.categories)
+  return {
+    **scores,
+    "dataset": info.name,
+    "absent_class": info.absent_class,
+    "split": config.eval.split,
+    "images": len(source),
+    "scales": list(config.eval.scales),
+    "flip": config.eval.flip,
+    "crop_size": list(views.window or ()),
+    "stride": list(views.stride) if views.window else [],
+  }
+
+
+class _CountsOfProcess:
+  """Adds up the counts of this process: process ``p`` of ``P`` reads the images ``p, p + P, ...``."""
 
   def __init__(self, images: int, classes: int):
     self._images = images
@@ -148,13 +155,12 @@ class _OwnCounts:
     self._of_images = np.full((rows, 3, classes), -1, np.int32)
     self._names = [""] * rows
 
-  def add(self, group: batched.Group, confusions: jax.Array) -> None:
-    """Adds the confusion matrices ``[places,N,N]`` of a group, of which the last may belong to no image."""
-    for example, confusion in zip(group.examples, np.asarray(confusions), strict=False):
-      row, right = example["row"], np.diagonal(confusion)
-      assert (self._of_images[row] < 0).all(), f"{example['name']} was counted twice"
-      self._of_images[row] = right, confusion.sum(axis=0) - right, confusion.sum(axis=1) - right
-      self._names[row] = example["name"]
+  def add(self, batch: ImageBatch[Truth], confusions: jax.Array) -> None:
+    """Adds the confusion matrices ``[rows,N,N]`` of a batch, of which the last may belong to no image."""
+    for truth, confusion in zip(batch.keys, np.asarray(confusions), strict=False):
+      assert (self._of_images[truth.row] < 0).all(), f"{truth.name} was counted twice"
+      self._of_images[truth.row] = metrics.positives_and_negatives(confusion)
+      self._names[truth.row] = truth.name
       self._confusion += confusion
 
   def gathered(self) -> Counts:

@@ -1,7 +1,7 @@
-"""Confusion matrices, and the scores that the benchmarks make of them."""
+"""Confusion matrices, and the scores that the benchmarks compute from them."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-ABSENT_CLASS_RULES = ("unless_predicted", "not_in_truth", "zero")
+from rc_jax.data.reading.dataset_info import AbsentClass
 
-# Pixels of one product of one-hot vectors: float32 sums of ones are exact up to 2^24.
+ABSENT_CLASS_RULES: tuple[str, ...] = get_args(AbsentClass)
+
+# Pixels of one product of one-hot vectors; float32 sums of ones are exact up to 2^24.
 TILE = 1 << 18
 
 
@@ -24,32 +26,39 @@ def confusion_matrix(predictions: ArrayLike, labels: ArrayLike, num_classes: int
     num_classes: ``N``.
 
   Returns:
-    ``[N,N]`` int32, rows the truth, columns the prediction. Sum over images in int64: 2^31 pixels are 1024
-    Cityscapes images.
+    ``[N,N]`` int32, rows truth, columns prediction. Sum over images in int64: 2^31 pixels are 1024 Cityscapes images.
+
+  Raises:
+    ValueError: the shapes differ.
+
+  >>> confusion_matrix(np.array([0, 1, 1]), np.array([0, 0, 255]), 2).tolist()
+  [[1, 1], [0, 0]]
   """
   predictions, labels = jnp.asarray(predictions), jnp.asarray(labels)
   if predictions.shape != labels.shape:
     raise ValueError(
-      f"predictions and labels must have one shape, got {predictions.shape} and {labels.shape}"
+      f"predictions and labels: have shapes {predictions.shape} and {labels.shape}; expected the same shape"
     )
   # int32 before comparing or multiplying: in uint8, 18 * 19 wraps around.
   predictions, labels = predictions.astype(jnp.int32).ravel(), labels.astype(jnp.int32).ravel()
   count = lambda form: lambda *arrays: form(*arrays, num_classes)  # noqa: E731
-  # Scattered additions to so few bins wait for each other on an accelerator.
+  # On an accelerator, scattered additions to so few bins wait for each other.
   confusion: Array = jax.lax.platform_dependent(
-    predictions, labels, cpu=count(_count_by_bins), default=count(_count_by_products)
+    predictions, labels, cpu=count(count_by_bins), default=count(count_by_products)
   )
   return confusion
 
 
-def _count_by_bins(predictions: Array, labels: Array, num_classes: int) -> Array:
+def count_by_bins(predictions: Array, labels: Array, num_classes: int) -> Array:
+  """Counts as ``confusion_matrix``, by scattered additions; predictions and labels are int32 ``[P]``."""
   counted = (labels >= 0) & (labels < num_classes)
   pairs = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
   counts = jnp.bincount(pairs, length=num_classes**2 + 1)[:-1]
   return counts.reshape(num_classes, num_classes).astype(jnp.int32)
 
 
-def _count_by_products(predictions: Array, labels: Array, num_classes: int) -> Array:
+def count_by_products(predictions: Array, labels: Array, num_classes: int) -> Array:
+  """Counts as ``confusion_matrix``, by products of one-hot vectors; predictions and labels are int32 ``[P]``."""
   tiles = -(-labels.size // TILE)
   # No one-hot vector is 1 at -1.
   pad = (0, tiles * TILE - labels.size)
@@ -66,83 +75,97 @@ def _count_by_products(predictions: Array, labels: Array, num_classes: int) -> A
 
 
 def scores(confusion: np.ndarray, absent_class: str) -> dict[str, Any]:
-  """Intersection over union and accuracies of a data set.
+  """Computes intersection over union and accuracies of a data set.
 
   With ``TP``, ``FP``, ``FN`` of a class over all pixels, ``iou = TP / (TP + FP + FN)`` and ``miou`` is its
-  mean over the classes. Benchmarks differ in what an absent class does to the mean:
+  mean over the classes. Benchmarks treat an absent class differently:
 
-  - ``unless_predicted``: left out when ``TP + FP + FN == 0``, so predicting it anywhere costs (Cityscapes);
-  - ``not_in_truth``: left out when ``TP + FN == 0``, predicted or not (COCO-Stuff);
+  - ``unless_predicted``: left out of the mean if ``TP + FP + FN == 0``, so predicting it anywhere costs (Cityscapes);
+  - ``not_in_truth``: left out if ``TP + FN == 0``, predicted or not (COCO-Stuff);
   - ``zero``: counts as 0 (ADE20K).
 
-  Pixels that the truth ignores count nowhere, whatever was predicted there; a network predicts nothing but its ``N``
-  classes, so that the official scorers' rules for predicted void (a miss) never apply.
+  Pixels that the truth ignores count nowhere. A network predicts one of its ``N`` classes at every pixel, so the
+  official scorers' rules for predicted void never apply.
 
   Args:
-    confusion: ``[N,N]`` integer, rows the truth, columns the prediction.
+    confusion: ``[N,N]`` integer, rows truth, columns prediction.
     absent_class: the rule.
 
   Returns:
-    ``miou`` float; ``iou`` a list of ``N`` floats, None for classes left out; ``accuracy``, a list of
-    ``TP / (TP + FN)``, None for classes that the truth lacks (0 under ``zero``); ``pixel_accuracy``, the share of
-    pixels that are right; ``mean_accuracy``, the mean of ``accuracy``. Under ``zero`` also ``final_score``,
-    ``(pixel_accuracy + miou) / 2``, by which ADE20K's challenge ranks. A mean of nothing is None.
+    ``miou`` float; ``iou``, a list of ``N`` floats, None for classes left out; ``accuracy``, a list of
+    ``TP / (TP + FN)``, None for classes that the truth lacks (0 under ``zero``); ``pixel_accuracy``, the fraction of
+    correct pixels; ``mean_accuracy``, the mean of ``accuracy``. Under ``zero`` also ``final_score``,
+    ``(pixel_accuracy + miou) / 2``, by which ADE20K's challenge ranks. The mean of no class is None.
 
   Raises:
     ValueError: for an unknown rule or a matrix that is not square.
+
+  >>> scores(np.array([[3, 1], [0, 4]]), "zero")["iou"]
+  [0.75, 0.8]
   """
-  confusion = _square(confusion)
-  right = np.diagonal(confusion)  # TP
-  missed, wrong = confusion.sum(axis=1) - right, confusion.sum(axis=0) - right  # FN, FP
-  ious = class_ious(right, wrong, missed, absent_class)
-  truth = right + missed
-  accurate = np.ones(len(right), bool) if absent_class == "zero" else truth > 0
-  accuracies = np.where(accurate, right / np.maximum(truth, 1), np.nan)
-  found: dict[str, Any] = {
+  confusion = _checked(confusion)
+  true_positives, false_positives, false_negatives = positives_and_negatives(confusion)
+  ious = class_ious(true_positives, false_positives, false_negatives, absent_class)
+  truth = true_positives + false_negatives
+  scored = np.ones(len(truth), bool) if absent_class == "zero" else truth > 0
+  accuracies = np.where(scored, true_positives / np.maximum(truth, 1), np.nan)
+  result: dict[str, Any] = {
     "miou": _mean(ious),
     "iou": _or_none(ious),
     "accuracy": _or_none(accuracies),
-    "pixel_accuracy": float(right.sum() / confusion.sum()) if confusion.any() else None,
+    "pixel_accuracy": float(true_positives.sum() / confusion.sum()) if confusion.any() else None,
     "mean_accuracy": _mean(accuracies),
   }
-  if absent_class == "zero" and found["pixel_accuracy"] is not None:
-    found["final_score"] = (found["pixel_accuracy"] + found["miou"]) / 2
-  return found
+  if absent_class == "zero" and result["pixel_accuracy"] is not None:
+    result["final_score"] = (result["pixel_accuracy"] + result["miou"]) / 2
+  return result
 
 
-def class_ious(right: np.ndarray, wrong: np.ndarray, missed: np.ndarray, absent_class: str) -> np.ndarray:
-  """Intersection over union of counts that may stand for many data sets at once.
+def positives_and_negatives(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns TP, FP and FN, ``[N]`` each, of a confusion matrix ``[N,N]`` with rows truth, columns prediction.
+
+  >>> [counts.tolist() for counts in positives_and_negatives(np.array([[3, 1], [0, 4]]))]
+  [[3, 4], [0, 1], [1, 0]]
+  """
+  true_positives = np.diagonal(confusion)
+  return true_positives, confusion.sum(axis=0) - true_positives, confusion.sum(axis=1) - true_positives
+
+
+def class_ious(
+  true_positives: np.ndarray, false_positives: np.ndarray, false_negatives: np.ndarray, absent_class: str
+) -> np.ndarray:
+  """Computes intersection over union of each class, for one data set or for many at once.
 
   Args:
-    right: ``[...,N]``, TP of each class.
-    wrong: FP.
-    missed: FN.
+    true_positives: ``[...,N]``, pixels.
+    false_positives: likewise.
+    false_negatives: likewise.
     absent_class: the rule, see ``scores``.
 
   Returns:
-    float64 ``[...,N]``; NaN where the rule leaves a class out of the mean.
+    float64 ``[...,N]``; NaN for a class that the rule leaves out of the mean.
 
   Raises:
     ValueError: for an unknown rule.
   """
   if absent_class not in ABSENT_CLASS_RULES:
-    raise ValueError(f"absent_class: unknown {absent_class!r}; choose one of {', '.join(ABSENT_CLASS_RULES)}")
-  truth = right + missed
-  union = truth + wrong
-  iou = right / np.maximum(union, 1)
+    raise ValueError(f"absent_class: is {absent_class!r}; expected one of {', '.join(ABSENT_CLASS_RULES)}")
+  truth = true_positives + false_negatives
+  union = truth + false_positives
+  iou = true_positives / np.maximum(union, 1)
   if absent_class == "zero":
     return iou
   return np.where((union if absent_class == "unless_predicted" else truth) > 0, iou, np.nan)
 
 
 def category_scores(confusion: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
-  """Intersection over union of groups of classes, as Cityscapes' second score has it.
+  """Computes intersection over union of groups of classes, as Cityscapes' category score.
 
   Confusing two classes of a category is no mistake here: ``TP`` are the pixels of the category's classes that were
   predicted as any of them. A category with neither truth nor prediction is left out of the mean.
 
   Args:
-    confusion: ``[N,N]`` integer, rows the truth, columns the prediction.
+    confusion: ``[N,N]`` integer, rows truth, columns prediction.
     categories: the category of each of the ``N`` classes.
 
   Returns:
@@ -150,26 +173,25 @@ def category_scores(confusion: np.ndarray, categories: Sequence[str]) -> dict[st
     ``categories`` first names them.
 
   Raises:
-    ValueError: when there are not ``N`` of them.
+    ValueError: ``categories`` has another length than ``N``.
 
   Source: cityscapesScripts, ``evalPixelLevelSemanticLabeling.getIouScoreForCategory``.
   """
-  confusion = _square(confusion)
+  confusion = _checked(confusion)
   if len(categories) != len(confusion):
-    raise ValueError(f"categories: {len(categories)} names for {len(confusion)} classes; give each class one")
+    raise ValueError(
+      f"categories: has {len(categories)} names for {len(confusion)} classes; expected one for each class"
+    )
   names = list(dict.fromkeys(categories))
-  belongs = np.array([[category == name for category in categories] for name in names], np.int64)
-  grouped = belongs @ confusion @ belongs.T
-  right = np.diagonal(grouped)
-  wrong, missed = grouped.sum(axis=0) - right, grouped.sum(axis=1) - right
-  ious = class_ious(right, wrong, missed, "unless_predicted")
+  belongs = np.array([[category == name for category in categories] for name in names], np.int64)  # [K,N]
+  ious = class_ious(*positives_and_negatives(belongs @ confusion @ belongs.T), "unless_predicted")
   return {"category_miou": _mean(ious), "category_iou": dict(zip(names, _or_none(ious), strict=True))}
 
 
-def _square(confusion: np.ndarray) -> np.ndarray:
+def _checked(confusion: np.ndarray) -> np.ndarray:
   confusion = np.asarray(confusion, np.int64)
   if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-    raise ValueError(f"confusion must be [N,N], got {confusion.shape}")
+    raise ValueError(f"confusion: has shape {confusion.shape}; expected [N,N]")
   return confusion
 
 

@@ -11,6 +11,10 @@ from rc_jax import files
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.evaluator import Counts, Results
 
+# Arrays of ``<split>_images.npz``, and their names in files of earlier versions.
+COUNT_NAMES = ("tp", "fp", "fn")
+EARLIER_COUNT_NAMES = ("right", "wrong", "missed")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
@@ -18,7 +22,7 @@ class Result:
 
   Attributes:
     path: of the JSON.
-    scores: what it holds.
+    scores: the content of the JSON.
     names: of the ``I`` images.
     counts: int64 ``[3,I,N]``: TP, FP, FN of each image and class.
   """
@@ -32,8 +36,11 @@ class Result:
 def read_result(path: pathlib.Path) -> Result:
   """Reads a result and the counts of its images.
 
+  Args:
+    path: an ``eval/<split>.json``, or the folder of a run with the results of one split.
+
   Raises:
-    FileNotFoundError: there is none, or its counts are gone.
+    FileNotFoundError: there is no result, or its counts are missing.
     ValueError: the folder holds results of several splits, or a file is damaged.
   """
   path = _json_of(path)
@@ -44,14 +51,17 @@ def read_result(path: pathlib.Path) -> Result:
     scores = json.loads(path.read_text())
     rule, classes = scores["absent_class"], list(scores["iou"])
     with np.load(counts_path, allow_pickle=False) as arrays:
-      counts = np.stack([arrays[name] for name in ("right", "wrong", "missed")]).astype(np.int64)
+      count_names = COUNT_NAMES if COUNT_NAMES[0] in arrays else EARLIER_COUNT_NAMES
+      counts = np.stack([arrays[name] for name in count_names]).astype(np.int64)
       names = [str(name) for name in arrays["names"]]
   except (ValueError, KeyError, EOFError) as error:
     raise ValueError(f"{path}: cannot be read ({error}); score again with --mode=eval") from error
-  right, wrong, missed = counts.sum(axis=1)
-  total = metrics.class_ious(right, wrong, missed, rule)
-  if len(classes) != counts.shape[2] or not np.isclose(np.nanmean(total), scores["miou"], rtol=0, atol=1e-9):
-    raise ValueError(f"{counts_path}: is not of the evaluation of {path.name}; score again with --mode=eval")
+  tp, fp, fn = counts.sum(axis=1)
+  ious = metrics.class_ious(tp, fp, fn, rule)
+  if len(classes) != counts.shape[2] or not np.isclose(np.nanmean(ious), scores["miou"], rtol=0, atol=1e-9):
+    raise ValueError(
+      f"{counts_path}: belongs to another evaluation than {path.name}; score again with --mode=eval"
+    )
   return Result(path, scores, names, counts)
 
 
@@ -72,10 +82,10 @@ def _json_of(path: pathlib.Path) -> pathlib.Path:
 def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step: int) -> pathlib.Path:
   """Writes ``workdir/eval/<split>.json``, ``<split>_confusion.npy`` and ``<split>_images.npz``.
 
-  The last holds ``names``, and int32 ``right``, ``wrong`` and ``missed`` ``[I,N]``, what ``--mode=compare`` reads.
+  ``--mode=compare`` reads the last: ``names``, and int32 ``tp``, ``fp`` and ``fn`` ``[I,N]``.
 
   Returns:
-    The JSON's path.
+    The path of the JSON.
   """
   folder = workdir / "eval"
   folder.mkdir(parents=True, exist_ok=True)
@@ -84,14 +94,19 @@ def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step:
   with files.atomic_write(folder / f"{split}_confusion.npy") as file:
     np.save(file, counts.confusion)
   with files.atomic_write(folder / f"{split}_images.npz") as file:
-    arrays = {name: getattr(counts, name) for name in ("right", "wrong", "missed")}
-    np.savez_compressed(file, names=np.array(counts.names), **arrays)
+    np.savez_compressed(
+      file,
+      names=np.array(counts.names),
+      tp=counts.true_positives,
+      fp=counts.false_positives,
+      fn=counts.false_negatives,
+    )
   files.atomic_write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
   return path
 
 
 def results_table(results: Results) -> str:
-  """Returns the tables for the screen, values in percent: classes, categories where there are any, means."""
+  """Returns the tables for the screen, values in percent: classes, categories if there are any, means."""
   categories = results.get("category_iou", {})
   means = {
     "mIoU": results["miou"],

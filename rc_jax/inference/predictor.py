@@ -1,6 +1,7 @@
-"""Class probabilities of full images: whole or by sliding window, over scales, mirrored or not.
+"""Class probabilities of full images: at once or by sliding window, averaged over scales and mirror images.
 
-The definition, as one function of images of one size; ``batched`` computes the same for whole data sets.
+This is the definition, for images of one size, to be compiled by the caller. ``batched`` computes it for images of any
+size, and ``--mode=export`` writes it as a program.
 """
 
 import functools
@@ -11,56 +12,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import models
 from rc_jax.config import Config
-from rc_jax.inference import predictor
-from rc_jax.inference.windows import scaled_size, views, window_starts
+from rc_jax.inference.windows import read_views, scaled_size, window_starts
 from rc_jax.models import Network
+from rc_jax.models.segmenter import PIXEL_MEAN
 from rc_jax.ops import resample
 
-# What the padding of a window holds: ImageNet's mean colour, which the network's normalisation turns into 0.
-PADDING_COLOR = np.array([123.675, 116.28, 103.53], np.float32)
+# The network's normalisation turns this colour into exactly 0.
+PADDING_COLOR = np.array(PIXEL_MEAN, np.float32)
 
 Predictor = Callable[[Any, Any, jax.Array], jax.Array]
 
 
 def make_predictor(network: Network, config_eval: Config) -> Predictor:
-  """Returns a function from images to class probabilities, to be compiled by the caller.
+  """Returns a function from images to class probabilities.
 
   Probabilities, not logits, are averaged over windows, scales and mirror images, as the field's toolboxes report
   multi-scale scores.
 
   Args:
     network: functions of the network.
-    config_eval: ``scales``, ``flip``, ``crop_size`` (empty: whole image) and ``stride``.
+    config_eval: ``scales``, ``flip``, ``crop_size`` (empty: the full image) and ``stride``.
 
   Returns:
     ``predict(params, batch_stats, images [B,H,W,3] uint8 RGB) -> [B,H,W,N]`` float32, summing to 1 over classes.
   """
-  what = views(config_eval, network.align_corners)
+  views = read_views(config_eval, network.align_corners)
   upsample = functools.partial(resample.upsample, align_corners=network.align_corners)
 
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-    def whole(pixels: jax.Array) -> jax.Array:
+    def probabilities(pixels: jax.Array) -> jax.Array:
       logits = network.predict(params, batch_stats, pixels).logits
       return jax.nn.softmax(upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
 
-    def one_scale(pixels: jax.Array) -> jax.Array:
-      return whole(pixels) if what.window is None else slide(whole, pixels, what.window, what.stride)
+    def of_view(pixels: jax.Array) -> jax.Array:
+      if views.window is None:
+        return probabilities(pixels)
+      return slide(probabilities, pixels, views.window, views.stride)
 
     size = (images.shape[1], images.shape[2])
     total = jnp.zeros((*images.shape[:3], network.num_classes), jnp.float32)
-    for scale in what.scales:
+    for scale in views.scales:
       pixels = images.astype(jnp.float32)
       if scale != 1:
-        scaled = (images.shape[0], *scaled_size(size, scale), 3)
-        pixels = jax.image.resize(pixels, scaled, "bilinear", antialias=False)
-      seen = [one_scale(pixels)]
-      if what.flip:
-        seen.append(one_scale(pixels[:, :, ::-1])[:, :, ::-1])
-      for view in seen:
+        pixels = resample.upsample(pixels, scaled_size(size, scale), align_corners=False)
+      of_views = [of_view(pixels)]
+      if views.flip:
+        of_views.append(of_view(pixels[:, :, ::-1])[:, :, ::-1])
+      for view in of_views:
         total = total + (view if scale == 1 else upsample(view, size))
-    return total / what.total
+    return total / views.count
 
   return predict
 
@@ -71,11 +72,11 @@ def slide(
   window: tuple[int, int],
   stride: tuple[int, int],
 ) -> jax.Array:
-  """Averages the probabilities of overlapping windows; every pixel is covered.
+  """Averages the probabilities of overlapping windows, which cover every pixel.
 
   Args:
     probabilities: from ``[B,*window,3]`` to ``[B,*window,N]``.
-    images: ``[B,H,W,3]`` float32 in 0..255; padded at the right and the bottom where smaller than the window.
+    images: ``[B,H,W,3]`` float32 in 0..255; padded at the right and the bottom if smaller than the window.
     window: height and width in pixels.
     stride: height and width in pixels, at most the window's.
 
@@ -90,11 +91,10 @@ def slide(
   tops = window_starts(padded[0], window[0], stride[0])
   lefts = window_starts(padded[1], window[1], stride[1])
   corners = jnp.asarray([(top, left) for top in tops for left in lefts], jnp.int32)
-  # How many windows see a pixel is known before anything runs.
-  seen = np.zeros(padded, np.float32)
+  overlapping = np.zeros(padded, np.float32)
   for top in tops:
     for left in lefts:
-      seen[top : top + window[0], left : left + window[1]] += 1
+      overlapping[top : top + window[0], left : left + window[1]] += 1
 
   classes = jax.eval_shape(probabilities, jax.ShapeDtypeStruct((batch, *window, 3), images.dtype)).shape[-1]
 
@@ -104,26 +104,26 @@ def slide(
     before = jax.lax.dynamic_slice(total, start, (batch, *window, classes))
     return jax.lax.dynamic_update_slice(total, before + view, start), None
 
-  # A loop over windows, so that the network is compiled once and one window's activations live at a time.
+  # A loop over windows compiles the network once, and keeps the activations of one window at a time.
   total, _ = jax.lax.scan(add_window, jnp.zeros((batch, *padded, classes), jnp.float32), corners)
-  return (total / seen[:, :, None])[:, :height, :width]
+  return (total / overlapping[:, :, None])[:, :height, :width]
 
 
 def labels_and_probabilities(
-  network: models.Network, config_eval: Config, probabilities: bool
+  network: Network, config_eval: Config, probabilities: bool
 ) -> Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array | None]]:
-  """Returns the function that predictions are: the same for files and for served programs.
+  """Returns the function from images to labels that ``--mode=predict`` computes and ``--mode=export`` writes.
 
   Args:
     network: functions of the network.
-    config_eval: scales, flip, window.
-    probabilities: whether to return them.
+    config_eval: as for ``make_predictor``.
+    probabilities: whether the function also returns the probabilities.
 
   Returns:
     ``(params, batch_stats, images uint8 [B,H,W,3]) -> (train ids uint8 [B,H,W], probabilities float32 [B,H,W,N] or
     None)``.
   """
-  predict = predictor.make_predictor(network, config_eval)
+  predict = make_predictor(network, config_eval)
 
   def compute(params: Any, batch_stats: Any, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     predicted = predict(params, batch_stats, images)

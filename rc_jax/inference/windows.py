@@ -1,8 +1,8 @@
-"""Where the windows of an image lie, at every scale, mirrored or not, as vectors that one program takes for all sizes.
+"""The geometry of sliding windows at every scale, mirrored or not, as arrays that are inputs of a compiled program.
 
-Resizing, mirroring, padding and cutting act on each side of an image alone. So a window is told by a few source pixels
-for each of its rows and for each of its columns, and so is the way back, from its probabilities to the image's own
-pixels. These vectors are inputs of a program, not part of it: it depends on no image's size.
+Resizing, mirroring, padding and cutting act on each side of an image separately. A few source pixels and weights for
+each row and each column therefore describe a window, and so they describe the way back from its probabilities to the
+image's pixels. Because the program takes them as inputs, it does not depend on the size of an image.
 """
 
 import dataclasses
@@ -13,29 +13,31 @@ from typing import NamedTuple
 import numpy as np
 
 from rc_jax.config import Config, height_width
+from rc_jax.ops.resample import sample_positions
 
 
 class Taps(NamedTuple):
-  """One side of a resampling: pixel ``i`` is ``sum over k of weight[i,k] source[at[i,k]]``.
+  """Linear resampling along one side: pixel ``i`` is ``sum over k of weight[i,k] x[source[i,k]]``.
 
   Attributes:
-    at: int32 ``[...,L,k]``, within the source.
-    weight: float32 ``[...,L,k]``; all 0 where there is no source.
+    source: int32 ``[...,L,k]``, pixels of the side that is resampled.
+    weight: float32 ``[...,L,k]``; all 0 for a pixel outside the source.
   """
 
-  at: np.ndarray
+  source: np.ndarray
   weight: np.ndarray
 
 
-class Views(NamedTuple):
-  """What is averaged for an image's probabilities.
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """The views of an image whose probabilities are averaged.
 
   Attributes:
-    scales: of the image, each at least once.
-    flip: whether the mirrored image counts too.
-    window: height and width of the sliding window; None: the whole image at each scale.
-    stride: height and width, at most the window's.
-    align_corners: how probabilities are resampled to the image's own size.
+    scales: factors on the image's size.
+    flip: whether the mirrored image is a view too.
+    window: height and width of the sliding window in pixels; None: the full image at each scale.
+    stride: height and width in pixels of the window's step, at most the window's size.
+    align_corners: how probabilities are resampled to the image's size.
   """
 
   scales: tuple[float, ...]
@@ -45,44 +47,36 @@ class Views(NamedTuple):
   align_corners: bool
 
   @property
-  def total(self) -> int:
+  def count(self) -> int:
+    """The number of views."""
     return len(self.scales) * (2 if self.flip else 1)
 
   @property
   def taps(self) -> int:
-    """How many source pixels a pixel has along a side: one where nothing is resized."""
+    """The number of source pixels of a resampled pixel along a side: 1 if nothing is resized."""
     return 1 if set(self.scales) == {1.0} else 2
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-  """``T`` windows of an image that have one shape ``(h,w)``.
+class Windows(NamedTuple):
+  """All windows of an image, at all scales and both mirrorings; ``T`` of them, ``[h,w]`` pixels each.
 
   Attributes:
-    shape: ``(h,w)``.
-    cut_rows: ``[T,h,k]``, the window's rows, of the canvas that the image lies on.
-    cut_columns: ``[T,w,k]``.
-    first: int32 ``[T,2]``, row and column of the canvas where the region begins that the window adds to.
-    add_rows: ``[T,R,k]``, the region's rows, of the window's; weights hold what overlapping windows share.
-    add_columns: ``[T,S,k]``.
+    cut_rows: ``[T,h,k]``: the window's rows from those of the canvas on which the image lies.
+    cut_columns: ``[T,w,k]``: likewise its columns.
+    corner: int32 ``[T,2]``: row and column of the canvas at which the region starts to which the window adds.
+    add_rows: ``[T,R,k]``: the region's rows from those of the window; weights divide by the number of overlapping
+      windows.
+    add_columns: ``[T,S,k]``: likewise its columns.
   """
 
-  shape: tuple[int, int]
   cut_rows: Taps
   cut_columns: Taps
-  first: np.ndarray
+  corner: np.ndarray
   add_rows: Taps
   add_columns: Taps
 
-  def __len__(self) -> int:
-    return len(self.first)
 
-  def arrays(self) -> tuple[Taps, Taps, np.ndarray, Taps, Taps]:
-    """Returns all arrays but the shape; they share the first axis."""
-    return self.cut_rows, self.cut_columns, self.first, self.add_rows, self.add_columns
-
-
-def views(config_eval: Config, align_corners: bool) -> Views:
+def read_views(config_eval: Config, align_corners: bool) -> Views:
   """Reads ``scales``, ``flip``, ``crop_size`` and ``stride``; the stride is two thirds of the window by default."""
   window = height_width(config_eval.crop_size) if config_eval.crop_size else None
   sides = window or (1, 1)
@@ -92,18 +86,26 @@ def views(config_eval: Config, align_corners: bool) -> Views:
 
 
 def default_stride(window: tuple[int, int]) -> tuple[int, int]:
-  """Returns two thirds of a window, rounded up."""
+  """Returns two thirds of a window, rounded up.
+
+  >>> default_stride((769, 769))
+  (513, 513)
+  """
   return (math.ceil(window[0] * 2 / 3), math.ceil(window[1] * 2 / 3))
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-  """Returns where windows start along one side: every ``stride``, the last one flush with the end."""
+  """Returns the first pixel of each window along a side: every ``stride`` pixels, the last window ends at the border.
+
+  >>> window_starts(2048, 769, 513)
+  [0, 513, 1026, 1279]
+  """
   starts = list(range(0, length - window, stride))
   return [*starts, length - window]
 
 
 def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
-  """Returns an image's size at a scale, at least one pixel a side."""
+  """Returns an image's height and width at a scale, at least one pixel a side."""
   return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
@@ -114,82 +116,72 @@ def canvas_side(length: int) -> int:
 
 
 @functools.lru_cache(maxsize=1024)
-def windows_of(size: tuple[int, int], canvas: tuple[int, int], what: Views) -> tuple[Windows, ...]:
-  """Lists all windows of an image, grouped by their shapes.
+def windows_of(size: tuple[int, int], canvas: tuple[int, int], views: Views) -> Windows:
+  """Lists all windows of an image.
+
+  Added up on the canvas, the probabilities of all windows sum to ``views.count`` at each of the image's pixels.
 
   Args:
     size: the image's height and width.
-    canvas: of the array that holds it in its upper left corner; the rest of the canvas is never read.
-    what: scales, mirroring and windows.
-
-  Returns:
-    With a sliding window one group, of all scales and both mirrorings; for whole images one group for each scale.
-    Added up on the canvas, the probabilities of all windows sum to ``what.total`` at each of the image's pixels.
+    canvas: height and width of the array that holds the image in its upper left corner; its other pixels are never
+      read.
+    views: scales, mirroring, window and stride; ``views.window`` is not None.
   """
-  if what.window is not None:
-    region = (_region(what.window[0], canvas[0], what), _region(what.window[1], canvas[1], what))
-    parts = [_at_scale(size, scale, what.window, what.stride, region, what) for scale in what.scales]
-    return (_joined(what.window, [window for part in parts for window in part]),)
-  groups = []
-  for scale in what.scales:
-    shape = scaled_size(size, scale)
-    groups.append(_joined(shape, _at_scale(size, scale, shape, shape, canvas, what)))
-  return tuple(groups)
+  assert views.window is not None
+  region = (
+    _region_side(views.window[0], canvas[0], views),
+    _region_side(views.window[1], canvas[1], views),
+  )
+  pairs: list[tuple[_Side, _Side]] = []
+  for scale in views.scales:
+    height, width = scaled_size(size, scale)
+    for mirrored in (False, True) if views.flip else (False,):
+      rows = _sides(size[0], height, views.window[0], views.stride[0], region[0], False, views)
+      columns = _sides(size[1], width, views.window[1], views.stride[1], region[1], mirrored, views)
+      pairs += [(row, column) for row in rows for column in columns]
+  return Windows(
+    cut_rows=_stacked([row.cut for row, _ in pairs]),
+    cut_columns=_stacked([column.cut for _, column in pairs]),
+    corner=np.array([(row.start, column.start) for row, column in pairs], np.int32),
+    add_rows=_stacked([row.add for row, _ in pairs]),
+    add_columns=_stacked([column.add for _, column in pairs]),
+  )
 
 
-_Side = tuple[Taps, int, Taps]  # how a window's side is cut, where it adds, and how
+class _Side(NamedTuple):
+  """One side of a window: how it is cut, the pixel at which its region starts, and how it adds to that region."""
 
-
-def _at_scale(
-  size: tuple[int, int],
-  scale: float,
-  window: tuple[int, int],
-  stride: tuple[int, int],
-  region: tuple[int, int],
-  what: Views,
-) -> list[tuple[_Side, _Side]]:
-  height, width = scaled_size(size, scale)
-  found = []
-  for mirrored in (False, True) if what.flip else (False,):
-    rows = _sides(size[0], height, window[0], stride[0], region[0], False, what)
-    columns = _sides(size[1], width, window[1], stride[1], region[1], mirrored, what)
-    found += [(row, column) for row in rows for column in columns]
-  return found
+  cut: Taps
+  start: int
+  add: Taps
 
 
 def _sides(
-  source: int, scaled: int, window: int, stride: int, region: int, mirrored: bool, what: Views
+  source: int, scaled: int, window: int, stride: int, region: int, mirrored: bool, views: Views
 ) -> list[_Side]:
-  """One side of every window along it. ``m`` counts pixels of the scaled and perhaps mirrored side."""
+  """Returns one side of every window along it. ``pixel`` counts along the scaled and perhaps mirrored side."""
   starts = window_starts(max(scaled, window), window, stride)
-  seen = np.zeros(max(scaled, window))
+  overlapping = np.zeros(max(scaled, window))
   for start in starts:
-    seen[start : start + window] += 1
+    overlapping[start : start + window] += 1
 
-  # There: half a pixel's offset, as images are resized. In float64: float32 positions would be wrong in the fourth
-  # decimal at 2048 pixels.
-  m = np.arange(max(scaled, window))
-  of_scaled = np.where(m < scaled, scaled - 1 - m if mirrored else m, 0)
-  there = np.clip((of_scaled + 0.5) * (source / scaled) - 0.5, 0, source - 1)
-  cut_index, cut_weight = _neighbours(there, source)
-  cut_weight *= (m < scaled)[:, None]
+  # From the image to the scaled side, without aligned corners, as images are resized.
+  pixel = np.arange(max(scaled, window))
+  unmirrored = np.where(pixel < scaled, scaled - 1 - pixel if mirrored else pixel, 0)
+  cut_index, cut_weight = _neighbours(
+    sample_positions(source, scaled, align_corners=False)[unmirrored], source
+  )
+  cut_weight *= (pixel < scaled)[:, None]
 
-  # And back, for each of the image's pixels.
-  pixel = np.arange(source)
-  if what.align_corners:
-    back = pixel * ((scaled - 1) / max(source - 1, 1))
-  else:
-    back = np.clip((pixel + 0.5) * (scaled / source) - 0.5, 0, scaled - 1)
-  add_index, add_weight = _neighbours(back, scaled)
+  # From the scaled side back to each of the image's pixels, as logits are upsampled.
+  add_index, add_weight = _neighbours(sample_positions(scaled, source, views.align_corners), scaled)
   add_index = scaled - 1 - add_index if mirrored else add_index
-  add_weight = add_weight / seen[add_index]
+  add_weight = add_weight / overlapping[add_index]
 
-  k = what.taps
+  k = views.taps
   sides = []
   for start in starts:
-    cut = Taps(
-      _int32(cut_index[start : start + window, :k]), _float32(cut_weight[start : start + window, :k])
-    )
+    cut = _taps(cut_index[start : start + window, :k], cut_weight[start : start + window, :k])
     inside = (add_index >= start) & (add_index < start + window)
     weight = np.where(inside, add_weight, 0)
     index = np.clip(add_index - start, 0, window - 1)
@@ -197,52 +189,33 @@ def _sides(
     first = min(int(touched[0]), max(source - region, 0)) if touched.size else 0
     assert not touched.size or touched[-1] < first + region, "a window reaches beyond its region"
     # Beyond the image, the region adds nothing.
-    missing = max(0, first + region - source)
+    missing = ((0, max(0, first + region - source)), (0, 0))
     rows = slice(first, first + region)
-    add = Taps(
-      _int32(np.pad(index[rows, :k], ((0, missing), (0, 0)))),
-      _float32(np.pad(weight[rows, :k], ((0, missing), (0, 0)))),
+    sides.append(
+      _Side(cut, first, _taps(np.pad(index[rows, :k], missing), np.pad(weight[rows, :k], missing)))
     )
-    sides.append((cut, first, add))
   return sides
 
 
 def _neighbours(position: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-  """The two grid points around each position ``[L]``, and their weights: ``[L,2]`` each."""
+  """Returns the two pixels around each position ``[L]`` along a side, and their weights: ``[L,2]`` each."""
   low = np.floor(position).astype(np.int64)
   fraction = position - low
   return np.stack([low, np.minimum(low + 1, length - 1)], -1), np.stack([1 - fraction, fraction], -1)
 
 
-def _region(window: int, canvas: int, what: Views) -> int:
-  """How many of the image's pixels a window of any scale can touch along a side; one number for all image sizes."""
-  smallest = min(what.scales)
-  if what.taps == 1:
+def _region_side(window: int, canvas: int, views: Views) -> int:
+  """Returns how many of the image's pixels a window of any scale can touch along a side, for images of any size."""
+  if views.taps == 1:
     return min(window, canvas)
-  # A scaled side is rounded to whole pixels, by which it may be 1.5 pixels short of one that the window still fits.
-  longest = (window + 1) / smallest * window / max(window - 1.5, 0.5)
+  # A scaled side is rounded to full pixels, by which it may be 1.5 pixels short of one that the window still fits.
+  longest = (window + 1) / min(views.scales) * window / max(window - 1.5, 0.5)
   return min(math.ceil(longest) + 2, canvas)
 
 
-def _joined(shape: tuple[int, int], pairs: list[tuple[_Side, _Side]]) -> Windows:
-  def stacked(taps: list[Taps]) -> Taps:
-    return Taps(np.stack([one.at for one in taps]), np.stack([one.weight for one in taps]))
-
-  rows, columns = zip(*pairs, strict=True)
-  first = np.array([(row[1], column[1]) for row, column in pairs], np.int32)
-  return Windows(
-    shape,
-    stacked([row[0] for row in rows]),
-    stacked([column[0] for column in columns]),
-    first,
-    stacked([row[2] for row in rows]),
-    stacked([column[2] for column in columns]),
-  )
+def _taps(index: np.ndarray, weight: np.ndarray) -> Taps:
+  return Taps(index.astype(np.int32), weight.astype(np.float32))
 
 
-def _int32(array: np.ndarray) -> np.ndarray:
-  return array.astype(np.int32)
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-  return array.astype(np.float32)
+def _stacked(taps: list[Taps]) -> Taps:
+  return Taps(np.stack([each.source for each in taps]), np.stack([each.weight for each in taps]))

@@ -1,13 +1,14 @@
-"""Pictures of a run: panels, curves, per-class IoU, confusion, and one self-contained page that shows them."""
+"""``--mode=report`` draws a run: panels, curves, per-class IoU and confusion, and one page that shows them all."""
 
 import base64
+import collections
 import html
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -15,40 +16,39 @@ from rc_jax import data, distributed, models, sharding
 from rc_jax.config import Config
 from rc_jax.console import say
 from rc_jax.drawing.panels import MANY_CLASSES, colorize, grid, legend, shrunk
-from rc_jax.inference import predictor
+from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.training.run_log import read_metrics
 from rc_jax.weights import restore
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
 
-
 PANELS = 6  # images shown
 PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
 
 
-def panels(
-  config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PANELS
-) -> Image.Image:
-  """Draws rows of image, ground truth and prediction, from images spread evenly over ``eval.split``, and a legend."""
-  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
-  predict = predictor.make_predictor(network, config.eval)
-  params, batch_stats = sharding.local_copy((params, batch_stats))
-  label = jax.jit(lambda *inputs: jnp.argmax(predict(*inputs), axis=-1).astype(jnp.uint8))
-  rows, shown = [], set()
-  for index in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)):
-    example = source[int(index)]
-    predicted = np.asarray(label(params, batch_stats, example["image"][None])[0])
-    palette = source.info.palette
-    truth = example["label"]
-    # Where the truth says nothing, the prediction is shown all the same: a user's eye judges it there.
-    shown |= set(np.unique(truth)) | set(np.unique(predicted))
-    rows.append([example["image"], colorize(truth, palette), colorize(predicted, palette)])
-  drawn = grid([[Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row] for row in rows])
-  classes = list(range(source.info.num_classes))
-  if len(classes) > MANY_CLASSES:
-    classes = sorted(shown & set(classes))
-  return grid([[drawn], [legend(source.info, classes, drawn.width)]])
+def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None) -> pathlib.Path:
+  """Draws the report of a run from a checkpoint.
+
+  Args:
+    config: a validated config.
+    workdir: the run's folder, with ``metrics.jsonl`` and ``eval/``.
+    checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
+
+  Returns:
+    The path of the page, ``workdir/report/index.html``.
+
+  Raises:
+    FileNotFoundError: no checkpoint, or no data.
+    ValueError: the checkpoint holds another network.
+  """
+  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
+  if jax.process_index() > 0:
+    return workdir / "report" / "index.html"
+  page = write(config, workdir, network, restored.params, restored.batch_stats)
+  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
+  return page
 
 
 def write(
@@ -70,45 +70,80 @@ def write(
 
   folder = workdir / "report"
   folder.mkdir(parents=True, exist_ok=True)
-  pictures = {"panels.png": "Image, ground truth, prediction"}
+  captions = {"panels.png": "Image, ground truth, prediction"}
   panels(config, network, params, batch_stats).save(folder / "panels.png")
   lines = read_metrics(workdir)
   if any("loss" in line for line in lines):
     plots.save(plots.curves(lines), folder / "curves.png")
-    pictures["curves.png"] = (
-      "Losses, fill of the memory banks (learning rate, where there are none) and mIoU over steps"
+    captions["curves.png"] = (
+      "Losses, fill of the memory banks (learning rate without banks) and mIoU over steps"
     )
   scores_path = workdir / "eval" / f"{config.eval.split}.json"
   scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
   if scores is not None:
     plots.save(plots.iou_bars(scores), folder / "iou.png")
-    pictures["iou.png"] = f"IoU of each class on {config.eval.split}, step {scores['step']}"
+    captions["iou.png"] = f"IoU of each class on {config.eval.split}, step {scores['step']}"
     confusion = np.load(workdir / "eval" / f"{config.eval.split}_confusion.npy")
     plots.save(plots.confusion_matrix(confusion, list(scores["iou"])), folder / "confusion.png")
-    pictures["confusion.png"] = (
-      "Where the pixels of each class go (rows sum to 1)"
+    captions["confusion.png"] = (
+      "Predictions for the pixels of each class (rows sum to 1)"
       if len(scores["iou"]) <= MANY_CLASSES
-      else "What is taken for what, the most frequent first"
+      else "Confused classes, the most frequent pairs first"
     )
-  page = folder / "index.html"
-  page.write_text(_page(config, folder, pictures, scores))
-  return page
+  path = folder / "index.html"
+  path.write_text(page(config, folder, captions, scores))
+  return path
 
 
-def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None) -> pathlib.Path:
-  """Draws the report of a run from a checkpoint, see ``write``: ``--mode=report``."""
-  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
-  restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
-  if jax.process_index() > 0:
-    return workdir / "report" / "index.html"
-  page = write(config, workdir, network, restored.params, restored.batch_stats)
-  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
-  return page
+def panels(
+  config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PANELS
+) -> Image.Image:
+  """Draws rows of image, ground truth and prediction, and a legend.
+
+  Args:
+    config: reads ``dataset`` and ``eval``.
+    network: functions of the network.
+    params: replicated arrays.
+    batch_stats: likewise.
+    count: of the rows, for images spread evenly over ``eval.split``.
+  """
+  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  examples = [source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))]
+  sizes = [example["image"].shape[:2] for example in examples]
+  predictor = BatchedPredictor(
+    network, config.eval, sharding.local_mesh(), count_of_size=collections.Counter(sizes)
+  )
+  by_size = sorted(range(len(examples)), key=lambda row: sizes[row])
+  params, batch_stats = sharding.local_copy((params, batch_stats))
+  images = ((row, examples[row]["image"]) for row in by_size)
+  predictions = predictor.labels(params, batch_stats, images)
+  labels = {predicted.key: predicted.labels for predicted in predictions}
+
+  info, rows, shown = source.info, [], set()
+  for row, example in enumerate(examples):
+    # Ignored pixels show the prediction too.
+    shown |= set(np.unique(example["label"])) | set(np.unique(labels[row]))
+    rows.append(
+      [example["image"], colorize(example["label"], info.palette), colorize(labels[row], info.palette)]
+    )
+  drawn = grid([[Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row] for row in rows])
+  classes = list(range(info.num_classes))
+  if len(classes) > MANY_CLASSES:
+    classes = sorted(shown & set(classes))
+  return grid([[drawn], [legend(info, classes, drawn.width)]])
 
 
-def _page(
-  config: Config, folder: pathlib.Path, pictures: dict[str, str], scores: dict[str, Any] | None
+def page(
+  config: Config, folder: pathlib.Path, captions: Mapping[str, str], scores: Mapping[str, Any] | None
 ) -> str:
+  """Returns a page of HTML that needs no other file.
+
+  Args:
+    config: shown at the end, and in the title.
+    folder: of the pictures.
+    captions: of each picture, by the name of its file.
+    scores: of ``eval/<split>.json``; None: not scored yet.
+  """
   title = html.escape(f"{config.dataset.name}: {config.model.name}, {config.model.backbone}")
   parts = [
     "<!doctype html><html lang='en'><meta charset='utf-8'>",
@@ -124,7 +159,7 @@ def _page(
       f"mean accuracy {100 * scores['mean_accuracy']:.2f} on {html.escape(scores['split'])} "
       f"at step {scores['step']}.</p>"
     )
-  for name, caption in pictures.items():
+  for name, caption in captions.items():
     encoded = base64.b64encode((folder / name).read_bytes()).decode()
     caption = html.escape(caption)
     parts.append(f"<h2>{caption}</h2><img alt='{caption}' src='data:image/png;base64,{encoded}'>")

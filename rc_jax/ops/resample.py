@@ -52,12 +52,31 @@ def apply_separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
 
 def interpolation(source: int, target: int, align_corners: bool = True) -> np.ndarray:
   """Returns the matrix ``[target,source]`` float32 of linear interpolation along one side; rows sum to 1."""
-  # In float64: at 2048 pixels float32 positions would be wrong in the fourth decimal.
-  if align_corners:
-    position = np.arange(target) * ((source - 1) / max(target - 1, 1))
-  else:
-    position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
+  position = sample_positions(source, target, align_corners)
   return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(source))).astype(np.float32)
+
+
+def sample_positions(source: int, target: int, align_corners: bool = True) -> np.ndarray:
+  """Returns the positions along one side of the source at which each pixel of the target is sampled.
+
+  Target pixel ``i`` is sampled at ``i (source-1)/(target-1)`` with aligned corners, and at
+  ``(i + 1/2) source/target - 1/2``, clamped to the source, without.
+
+  Args:
+    source: length of the side before resampling, in pixels.
+    target: length after resampling.
+    align_corners: as in `upsample`.
+
+  Returns:
+    float64 ``[target]`` in ``0..source-1``.
+
+  >>> sample_positions(3, 5).tolist()
+  [0.0, 0.5, 1.0, 1.5, 2.0]
+  """
+  # float64, because float32 positions at 2048 pixels are wrong in the fourth decimal.
+  if align_corners:
+    return np.arange(target) * ((source - 1) / max(target - 1, 1))
+  return np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, source - 1)
 
 
 def downsample_labels(labels: ArrayLike, size: tuple[int, int], align_corners: bool = True) -> Array:

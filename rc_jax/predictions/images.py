@@ -1,4 +1,4 @@
-"""The images that a user wants labelled: a file, a folder of any, or a split; found, named, sized and read ahead."""
+"""The images that ``--mode=predict`` labels: a file, a folder or a split; listed, named, measured and read ahead."""
 
 import collections
 import dataclasses
@@ -12,39 +12,39 @@ from PIL import ExifTags, Image
 
 from rc_jax import data
 from rc_jax.data import IMAGE_SUFFIXES, read_image
-from rc_jax.predictions.folder import Stamp
+from rc_jax.predictions.folder import Fingerprint
 
-# Orientations of EXIF that turn an image by a quarter.
-TURNED = (5, 6, 7, 8)
+# EXIF orientations that rotate an image by 90 or 270 degrees.
+ROTATED = (5, 6, 7, 8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class InputImage:
   """An image to label.
 
   Attributes:
-    name: what its outputs are called, without suffix; may hold folders.
-    size: ``(H,W)`` as displayed; None where the head of the file cannot be read.
-    stamp: what tells it from another image of that name.
+    name: of its outputs, without suffix; may hold folders.
+    size: ``(H,W)`` as displayed; None if the header of the file cannot be read.
+    fingerprint: tells it from another image of that name.
     read: returns uint8 ``[H,W,3]``, or raises ValueError in one line.
   """
 
   name: str
   size: tuple[int, int] | None
-  stamp: Stamp
+  fingerprint: Fingerprint
   read: Callable[[], np.ndarray]
 
 
-def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> list[Picture]:
+def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> list[InputImage]:
   """Lists an image, or the images of a folder in the order of their names.
 
   Args:
     path: a file or a folder.
-    recursive: also follow the folders in it; names then hold them.
-    outputs: a folder that is left out: predictions are no images to label.
+    recursive: also list the images of the folders in it, whose names then hold those folders.
+    outputs: a folder that is left out, because predictions are no images to label.
 
   Raises:
-    FileNotFoundError: nothing is there, or no image.
+    FileNotFoundError: the path does not exist, or holds no image.
     ValueError: two images differ in their suffix alone, so that their labels would share a file.
   """
   if path.is_file():
@@ -53,7 +53,7 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
     raise FileNotFoundError(f"--images={path}: no such file or folder")
 
   def images_in(files: Iterator[pathlib.Path]) -> list[pathlib.Path]:
-    # Names that begin with a dot are what other systems leave beside a photo, not photos.
+    # Other systems leave files whose names begin with a dot beside photos.
     return sorted(
       file
       for file in files
@@ -74,89 +74,89 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
   for file in files:
     name = file.relative_to(path).with_suffix("").as_posix()
     if name in named:
-      raise ValueError(f"--images: {named[name]} and {file} would both become {name}.png; rename one")
+      raise ValueError(f"--images: {named[name]} and {file} would both become {name}.png; rename one of them")
     named[name] = file
   return _described(list(named.items()))
 
 
-def from_source(source: data.Source, split: str) -> list[Picture]:
-  """Lists the images of a split, by the stems of their files where these differ.
+def from_source(source: data.Source, split: str) -> list[InputImage]:
+  """Lists the images of a split, named by the stems of their files if these differ.
 
-  Labels are not read where the split lies in files.
+  Labels are not read if the split lies in files.
   """
   files = _files(source)
   if files is None:
-    # Drawn, or packed: an example is read to learn its name.
-    pictures = []
+    # Synthetic or prepared data: only the example itself knows its name.
+    images = []
     for index in range(len(source)):
       example = source[index]
-      read = functools.partial(_image_of, source, index)
-      stamp = Stamp(source=f"{source.info.name}/{split}/{index}")
-      pictures.append(Picture(example["name"], example["image"].shape[:2], stamp, read))
-    return pictures
+      read = functools.partial(_read_example, source, index)
+      fingerprint = Fingerprint(source=f"{source.info.name}/{split}/{index}")
+      images.append(InputImage(example["name"], example["image"].shape[:2], fingerprint, read))
+    return images
   names = [file.stem for file in files]
   if len(set(names)) < len(names):
-    top = pathlib.Path(*_common(files))
+    top = pathlib.Path(*_shared_folders(files))
     names = [file.relative_to(top).with_suffix("").as_posix() for file in files]
   return _described(list(zip(names, files, strict=True)))
 
 
-def by_size(pictures: Sequence[Picture]) -> list[Picture]:
-  """Orders pictures so that those of one size follow each other; sizes and pictures keep their order otherwise."""
+def ordered_by_size(images: Sequence[InputImage]) -> list[InputImage]:
+  """Orders images so that those of one size follow each other; sizes and images keep their order otherwise."""
   first: dict[tuple[int, int] | None, int] = {}
-  for picture in pictures:
-    first.setdefault(picture.size, len(first))
-  return sorted(pictures, key=lambda picture: first[picture.size])
+  for image in images:
+    first.setdefault(image.size, len(first))
+  return sorted(images, key=lambda image: first[image.size])
 
 
 def read_ahead(
-  pictures: Sequence[Picture], threads: int
-) -> Iterator[tuple[Picture, np.ndarray | ValueError]]:
-  """Reads images in order with threads; a damaged one gives its error, and the others follow."""
+  images: Sequence[InputImage], threads: int
+) -> Iterator[tuple[InputImage, np.ndarray | ValueError]]:
+  """Reads images in order with threads; yields pixels uint8 ``[H,W,3]``, or the error of a damaged image."""
 
-  def read(picture: Picture) -> np.ndarray | ValueError:
+  def read(image: InputImage) -> np.ndarray | ValueError:
     try:
-      return picture.read()
+      return image.read()
     except ValueError as error:
       return error
 
   with ThreadPoolExecutor(threads) as pool:
-    waiting: collections.deque = collections.deque()
-    for picture in pictures:
-      waiting.append((picture, pool.submit(read, picture)))
-      if len(waiting) > 2 * threads:
-        ahead, reading = waiting.popleft()
-        yield ahead, reading.result()
-    for ahead, reading in waiting:
-      yield ahead, reading.result()
+    reading: collections.deque = collections.deque()
+    for image in images:
+      reading.append((image, pool.submit(read, image)))
+      if len(reading) > 2 * threads:
+        oldest, pixels = reading.popleft()
+        yield oldest, pixels.result()
+    for oldest, pixels in reading:
+      yield oldest, pixels.result()
 
 
 def displayed_size(path: pathlib.Path) -> tuple[int, int] | None:
-  """Reads ``(H,W)`` from the head of an image file, after its EXIF rotation; None where that fails."""
+  """Reads ``(H,W)`` from the header of an image file, after its EXIF rotation; None if that fails."""
   try:
     with Image.open(path) as image:
       width, height = image.size
-      # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly anybody puts it.
+      # Pillow decodes a PNG completely to look for EXIF data behind its pixels, where they hardly ever are.
       has_exif = image.format != "PNG" or "exif" in image.info
-      turned = has_exif and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+      rotated = has_exif and image.getexif().get(ExifTags.Base.Orientation) in ROTATED
   except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError):
     return None
-  return (width, height) if turned else (height, width)
+  return (width, height) if rotated else (height, width)
 
 
-def _described(named: list[tuple[str, pathlib.Path]]) -> list[Picture]:
-  def describe(item: tuple[str, pathlib.Path]) -> Picture:
+def _described(named: list[tuple[str, pathlib.Path]]) -> list[InputImage]:
+  def describe(item: tuple[str, pathlib.Path]) -> InputImage:
     name, file = item
     status = file.stat()
-    stamp = Stamp(str(file), status.st_size, status.st_mtime_ns)
-    return Picture(name, displayed_size(file), stamp, functools.partial(read_image, file))
+    fingerprint = Fingerprint(str(file), status.st_size, status.st_mtime_ns)
+    return InputImage(name, displayed_size(file), fingerprint, functools.partial(read_image, file))
 
   with ThreadPoolExecutor() as pool:
     return list(pool.map(describe, named))
 
 
 def _files(source: data.Source) -> tuple[pathlib.Path, ...] | None:
-  """The image files of a split, those of its parts one after the other; None where it does not lie in files."""
+  """Returns the image files of a split, those of its parts one after the other; None if it does not lie in files."""
   parts = getattr(source, "parts", None)
   if parts is not None:
     files = [_files(part) for part in parts]
@@ -164,8 +164,8 @@ def _files(source: data.Source) -> tuple[pathlib.Path, ...] | None:
   return getattr(source, "images", None)
 
 
-def _common(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
-  """The folders that all files share, from the top."""
+def _shared_folders(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
+  """Returns the folders that all files share, from the top."""
   shared = []
   for parts in zip(*(file.parent.parts for file in files), strict=False):
     if len(set(parts)) > 1:
@@ -174,6 +174,6 @@ def _common(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
   return tuple(shared)
 
 
-def _image_of(source: data.Source, index: int) -> np.ndarray:
+def _read_example(source: data.Source, index: int) -> np.ndarray:
   image: np.ndarray = source[index]["image"]
   return image

@@ -1,4 +1,4 @@
-"""Confusion matrices against a count in a loop, scores against definitions by hand."""
+"""Confusion matrices against a plain loop, scores against their definitions computed by hand."""
 
 import json
 
@@ -28,14 +28,14 @@ def count(predictions, labels, num_classes):
   predictions=hnp.arrays(np.int32, (2, 4, 6), elements=st.integers(0, N - 1)),
   labels=hnp.arrays(np.int32, (2, 4, 6), elements=st.sampled_from([-3, 0, 1, 2, 3, 4, 5, 255, 2**31 - 1])),
 )
-def test_counts_what_is_in_range(predictions, labels):
+def test_labels_in_range_are_counted(predictions, labels):
   found = confusion_matrix(predictions, labels, N)
   assert found.dtype == np.int32
   np.testing.assert_array_equal(found, count(predictions, labels, N))
 
 
 @pytest.mark.parametrize("num_classes", [19, 171])
-def test_bytes_do_not_wrap_around(num_classes):
+def test_labels_of_one_byte_do_not_overflow(num_classes):
   rng = np.random.default_rng(0)
   predictions = rng.integers(0, num_classes, size=(64, 48)).astype(np.uint8)
   labels = rng.integers(0, 256, size=(64, 48)).astype(np.uint8)
@@ -43,8 +43,8 @@ def test_bytes_do_not_wrap_around(num_classes):
   np.testing.assert_array_equal(found, count(predictions, labels, num_classes))
 
 
-# Class 0: right 6 of 8. Class 1: right 3 of 4, and 2 of class 0 called it. Class 2: not in the truth, but one pixel
-# of class 1 was called it. Class 3: nowhere.
+# Class 0: TP 6, FN 2. Class 1: TP 3, FN 1, FP 2. Class 2: not in the truth, FP 1. Class 3: neither in the truth nor
+# predicted.
 CONFUSION = np.array([[6, 2, 0, 0], [0, 3, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]], np.int64)
 
 
@@ -82,7 +82,7 @@ def test_scores_of_random_confusion_by_definition():
 
 
 @pytest.mark.parametrize("rule", ["unless_predicted", "not_in_truth", "zero"])
-def test_nothing_seen_is_null_not_nan(rule):
+def test_scores_of_no_pixel_are_none_instead_of_nan(rule):
   found = metrics.scores(np.zeros((3, 3), np.int64), rule)
   assert found["pixel_accuracy"] is None
   assert found["miou"] == (0.0 if rule == "zero" else None)
@@ -90,8 +90,10 @@ def test_nothing_seen_is_null_not_nan(rule):
   json.dumps(found, allow_nan=False)
 
 
-def test_mistakes_are_named():
-  with pytest.raises(ValueError, match=r"'skip'.*unless_predicted, not_in_truth, zero"):
+def test_invalid_arguments_are_named():
+  with pytest.raises(
+    ValueError, match=r"absent_class: is 'skip'; expected.*unless_predicted, not_in_truth, zero"
+  ):
     metrics.scores(CONFUSION, "skip")
   with pytest.raises(ValueError, match=r"\(4, 3\)"):
     metrics.scores(CONFUSION[:, :3], "zero")
@@ -99,7 +101,7 @@ def test_mistakes_are_named():
     metrics.confusion_matrix(np.zeros((2, 3), int), np.zeros((3, 2), int), N)
 
 
-def test_ade20k_ranks_by_the_mean_of_two_scores():
+def test_final_score_of_ade20k_is_the_mean_of_two_scores():
   found = metrics.scores(CONFUSION, "zero")
   assert found["final_score"] == pytest.approx((9 / 12 + 1.25 / 4) / 2)
   assert found["accuracy"] == pytest.approx([6 / 8, 3 / 4, 0.0, 0.0])
@@ -107,33 +109,33 @@ def test_ade20k_ranks_by_the_mean_of_two_scores():
 
 
 @pytest.mark.parametrize("num_classes", [3, 171])
-def test_products_count_what_bins_count(num_classes, monkeypatch):
-  """The form of accelerators, over several tiles of which the last is not full."""
+def test_counting_by_products_equals_a_plain_loop(num_classes, monkeypatch):
+  """Accelerators count by products, here over several tiles of which the last is not full."""
   monkeypatch.setattr(metrics, "TILE", 100)
   rng = np.random.default_rng(2)
   predictions = rng.integers(0, num_classes, (23, 31)).astype(np.int32)
   labels = rng.choice([*range(num_classes), -1, 255, 2**31 - 1], (23, 31)).astype(np.int32)
-  found = metrics._count_by_products(predictions.ravel(), labels.ravel(), num_classes)
+  found = metrics.count_by_products(predictions.ravel(), labels.ravel(), num_classes)
   assert found.dtype == np.int32
   np.testing.assert_array_equal(found, count(predictions, labels, num_classes))
 
 
-def test_categories_forgive_confusion_within():
+def test_confusion_within_a_category_costs_nothing():
   rng = np.random.default_rng(3)
   confusion = rng.integers(0, 100, (5, 5))
   confusion[4], confusion[:, 4] = 0, 0
   found = metrics.category_scores(confusion, ("flat", "human", "flat", "human", "sky"))
   for name, members in (("flat", (0, 2)), ("human", (1, 3))):
-    right = wrong = missed = 0
+    tp = fp = fn = 0
     for truth in range(5):
       for predicted in range(5):
         pixels = int(confusion[truth, predicted])
-        right += pixels * (truth in members and predicted in members)
-        wrong += pixels * (truth not in members and predicted in members)
-        missed += pixels * (truth in members and predicted not in members)
-    assert found["category_iou"][name] == pytest.approx(right / (right + wrong + missed))
+        tp += pixels * (truth in members and predicted in members)
+        fp += pixels * (truth not in members and predicted in members)
+        fn += pixels * (truth in members and predicted not in members)
+    assert found["category_iou"][name] == pytest.approx(tp / (tp + fp + fn))
   assert found["category_iou"]["sky"] is None
-  both = found["category_iou"]["flat"] + found["category_iou"]["human"]
-  assert found["category_miou"] == pytest.approx(both / 2)
+  total = found["category_iou"]["flat"] + found["category_iou"]["human"]
+  assert found["category_miou"] == pytest.approx(total / 2)
   with pytest.raises(ValueError, match="4 names for 5 classes"):
     metrics.category_scores(confusion, ("flat",) * 4)

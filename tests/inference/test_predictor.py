@@ -9,7 +9,7 @@ import pytest
 
 from rc_jax.config import defaults
 from rc_jax.inference.predictor import make_predictor
-from rc_jax.inference.windows import window_starts as windows_along
+from rc_jax.inference.windows import window_starts
 from rc_jax.models import Network, Outputs
 
 CLASSES = 5
@@ -18,7 +18,7 @@ WEIGHTS = np.random.default_rng(0).normal(0, 0.02, (3, CLASSES)).astype(np.float
 
 
 def stand_in() -> Network:
-  """Logits that mix each grid pixel's colour with its place in the window, so that a wrong offset shows."""
+  """Returns logits that mix each grid pixel's colour with its place in the window, so that a wrong offset shows."""
 
   def predict(params, batch_stats, images):
     grid = images.astype(jnp.float32)[:, ::STRIDE, ::STRIDE]
@@ -27,7 +27,7 @@ def stand_in() -> Network:
     return Outputs(logits, logits, None)
 
   def unused(*args, **kwargs):
-    raise AssertionError("scoring needs prediction alone")
+    raise AssertionError("inference needs prediction alone")
 
   return Network(unused, unused, predict, CLASSES, CLASSES, STRIDE)
 
@@ -54,7 +54,8 @@ def bilinear(logits: np.ndarray, size: tuple[int, int], align_corners: bool = Tr
   return (1 - dy) * upper + dy * lower
 
 
-def whole(image: np.ndarray) -> np.ndarray:
+def full_image(image: np.ndarray) -> np.ndarray:
+  """Computes the probabilities of an image at once, in float64."""
   grid = image[::STRIDE, ::STRIDE].astype(np.float64)
   place = np.arange(grid.shape[0])[:, None] * 0.05 + np.arange(grid.shape[1])[None, :] * 0.03
   logits = bilinear(grid @ WEIGHTS + np.sin(place)[..., None] * np.arange(CLASSES), image.shape[:2])
@@ -62,8 +63,8 @@ def whole(image: np.ndarray) -> np.ndarray:
   return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def windows(image: np.ndarray, window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-  """Every window in turn, the last one of a row or column pulled back to the border."""
+def sliding_windows(image: np.ndarray, window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
+  """Computes one window after the other, the last one of a row or column moved back to the border."""
   height, width = image.shape[:2]
   tall, wide = max(height, window[0]), max(width, window[1])
   canvas = np.tile(np.float64([123.675, 116.28, 103.53]), (tall, wide, 1))
@@ -74,7 +75,7 @@ def windows(image: np.ndarray, window: tuple[int, int], stride: tuple[int, int])
       top = min(row * stride[0], tall - window[0])
       left = min(column * stride[1], wide - window[1])
       piece = np.s_[top : top + window[0], left : left + window[1]]
-      total[piece] += whole(canvas[piece].astype(np.float32))
+      total[piece] += full_image(canvas[piece].astype(np.float32))
       seen[piece] += 1
   assert seen.min() >= 1
   return (total / seen)[:height, :width]
@@ -97,9 +98,9 @@ def predict(pixels: np.ndarray, **fields) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(21, 33), (16, 24), (21, 1)])
-def test_whole_image(size: tuple[int, int]) -> None:
+def test_full_image_equals_a_plain_loop(size: tuple[int, int]) -> None:
   pixels = image(*size)
-  np.testing.assert_allclose(predict(pixels), whole(pixels.astype(np.float32)), atol=1e-5)
+  np.testing.assert_allclose(predict(pixels), full_image(pixels.astype(np.float32)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -113,29 +114,31 @@ def test_whole_image(size: tuple[int, int]) -> None:
     ((33, 1), (17, 21), (12, 14)),  # a single column
   ],
 )
-def test_sliding_window(size, window, stride) -> None:
+def test_sliding_window_equals_a_plain_loop(size, window, stride) -> None:
   pixels = image(*size)
   got = predict(pixels, crop_size=window, stride=stride)
-  np.testing.assert_allclose(got, windows(pixels, window, stride), atol=1e-5)
+  np.testing.assert_allclose(got, sliding_windows(pixels, window, stride), atol=1e-5)
 
 
-def test_stride_defaults_to_two_thirds() -> None:
+def test_stride_is_two_thirds_of_the_window_by_default() -> None:
   pixels = image(40, 50)
   np.testing.assert_allclose(
-    predict(pixels, crop_size=(21, 17)), windows(pixels, (21, 17), (14, 12)), atol=1e-5
+    predict(pixels, crop_size=(21, 17)), sliding_windows(pixels, (21, 17), (14, 12)), atol=1e-5
   )
 
 
-def test_flip_averages_both_views() -> None:
+def test_flip_averages_the_image_and_its_mirror_image() -> None:
   pixels = image(21, 33)
-  expected = (whole(pixels.astype(np.float32)) + whole(pixels[:, ::-1].astype(np.float32))[:, ::-1]) / 2
+  expected = (
+    full_image(pixels.astype(np.float32)) + full_image(pixels[:, ::-1].astype(np.float32))[:, ::-1]
+  ) / 2
   np.testing.assert_allclose(predict(pixels, flip=True), expected, atol=1e-5)
 
 
-def test_scales_average_in_the_images_own_size() -> None:
+def test_scales_are_averaged_at_the_size_of_the_image() -> None:
   pixels = image(24, 36)
   half = np.asarray(jax.image.resize(pixels.astype(np.float32), (12, 18, 3), "bilinear", antialias=False))
-  expected = (whole(pixels.astype(np.float32)) + bilinear(whole(half), (24, 36))) / 2
+  expected = (full_image(pixels.astype(np.float32)) + bilinear(full_image(half), (24, 36))) / 2
   np.testing.assert_allclose(predict(pixels, scales=(0.5, 1.0)), expected, atol=1e-5)
 
 
@@ -148,6 +151,6 @@ def test_probabilities_sum_to_one() -> None:
 def test_windows_cover_every_pixel(length: int) -> None:
   window, stride = 17, 12
   length = max(length, window)
-  starts = windows_along(length, window, stride)
+  starts = window_starts(length, window, stride)
   covered = {pixel for start in starts for pixel in range(start, start + window)}
   assert covered == set(range(length)) and len(starts) == len(set(starts))

@@ -1,4 +1,4 @@
-"""Two results on the same images: the bootstrap against a loop that draws images, and what is refused."""
+"""Two results on the same images: the bootstrap against a loop that draws images, and refused inputs."""
 
 import json
 import pathlib
@@ -16,14 +16,14 @@ CLASSES = ("road", "car", "sky", "train")
 def write(
   folder: pathlib.Path, confusions: np.ndarray, rule: str = "unless_predicted", **fields
 ) -> pathlib.Path:
-  """Leaves what an evaluation of images with these confusion matrices ``[I,N,N]`` leaves."""
-  right = np.einsum("inn->in", confusions)
+  """Writes the files of an evaluation of images with these confusion matrices ``[I,N,N]``."""
+  tp = np.einsum("inn->in", confusions)
   counts = evaluator.Counts(
-    confusions.sum(0),
-    [f"image{number}" for number in range(len(confusions))],
-    right,
-    confusions.sum(1) - right,
-    confusions.sum(2) - right,
+    confusion=confusions.sum(0),
+    names=[f"image{number}" for number in range(len(confusions))],
+    true_positives=tp,
+    false_positives=confusions.sum(1) - tp,
+    false_negatives=confusions.sum(2) - tp,
   )
   scores = metrics.scores(counts.confusion, rule)
   scores["iou"] = dict(zip(CLASSES, scores["iou"], strict=True))
@@ -32,7 +32,7 @@ def write(
 
 
 def confusions(seed: int, images: int, skill: float) -> np.ndarray:
-  """Matrices whose images differ much in difficulty, the same way for every ``skill``; train is nearly nowhere."""
+  """Returns matrices of images that differ much in difficulty, equally for every ``skill``; class train is rare."""
   rng = np.random.default_rng(0)
   hard = rng.random(images) * 0.6
   frequency = rng.multinomial(1000, [0.6, 0.3, 0.0995, 0.0005], images)
@@ -40,14 +40,14 @@ def confusions(seed: int, images: int, skill: float) -> np.ndarray:
   found = np.zeros((images, 4, 4), np.int64)
   for number in range(images):
     for truth in range(4):
-      share = np.full(4, (hard[number] + 0.2 - skill) / 3)
-      share[truth] = 1 - share.sum() + share[truth]
-      found[number, truth] = noise.multinomial(frequency[number, truth], share)
+      probabilities = np.full(4, (hard[number] + 0.2 - skill) / 3)
+      probabilities[truth] = 1 - probabilities.sum() + probabilities[truth]
+      found[number, truth] = noise.multinomial(frequency[number, truth], probabilities)
   return found
 
 
 @pytest.mark.parametrize("rule", ["unless_predicted", "not_in_truth", "zero"])
-def test_the_bootstrap_is_that_of_a_plain_loop(rule: str, tmp_path: pathlib.Path) -> None:
+def test_bootstrap_agrees_with_a_plain_loop(rule: str, tmp_path: pathlib.Path) -> None:
   one, other = confusions(1, 12, 0.0), confusions(2, 12, 0.03)
   first = read_result(write(tmp_path / "a", one, rule))
   second = read_result(write(tmp_path / "b", other, rule))
@@ -69,7 +69,7 @@ def test_the_bootstrap_is_that_of_a_plain_loop(rule: str, tmp_path: pathlib.Path
   assert found.low < found.miou < found.high
 
 
-def test_pairs_make_the_interval_narrow(tmp_path: pathlib.Path) -> None:
+def test_paired_images_make_the_interval_narrow(tmp_path: pathlib.Path) -> None:
   first = read_result(write(tmp_path / "a", confusions(1, 40, 0.0)))
   second = read_result(write(tmp_path / "b", confusions(1, 40, 0.02)))
   found = bootstrap.difference(first, second, resamples=1000)
@@ -79,7 +79,9 @@ def test_pairs_make_the_interval_narrow(tmp_path: pathlib.Path) -> None:
   assert all(change in (0.0, None) for change in same.classes.values())
 
 
-def test_the_mode_prints_both_and_the_interval(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture) -> None:
+def test_mode_prints_both_results_and_the_interval(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
   write(tmp_path / "a", confusions(1, 5, 0.0))
   path = write(tmp_path / "b", confusions(2, 5, 0.0))
   found = compare.run(f"{tmp_path / 'a'},{path}")
@@ -87,7 +89,20 @@ def test_the_mode_prints_both_and_the_interval(tmp_path: pathlib.Path, capsys: p
   assert "road" in printed and "95 % interval" in printed and f"{100 * found.miou:+.2f}" in printed
 
 
-def test_mistakes_are_named(tmp_path: pathlib.Path) -> None:
+def test_counts_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
+  path = write(tmp_path, confusions(1, 5, 0.0))
+  counts_path = path.with_name("val_images.npz")
+  with np.load(counts_path) as arrays:
+    assert set(arrays) == {"names", "tp", "fp", "fn"}
+    old = {"names": arrays["names"], "right": arrays["tp"], "wrong": arrays["fp"], "missed": arrays["fn"]}
+  expected = read_result(path)
+  np.savez_compressed(counts_path, **old)
+  found = read_result(path)
+  assert found.names == expected.names
+  np.testing.assert_array_equal(found.counts, expected.counts)
+
+
+def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> None:
   a = write(tmp_path / "a", confusions(1, 5, 0.0))
   with pytest.raises(ValueError, match="names 1 results; expected two"):
     compare.run(str(a))
@@ -105,7 +120,7 @@ def test_mistakes_are_named(tmp_path: pathlib.Path) -> None:
     compare.run(f"{a},{tmp_path / 'e'}")
   stale = write(tmp_path / "f", confusions(1, 5, 0.0))
   stale.write_text(json.dumps(json.loads(stale.read_text()) | {"miou": 0.5}))
-  with pytest.raises(ValueError, match="is not of the evaluation of"):
+  with pytest.raises(ValueError, match="belongs to another evaluation than"):
     compare.run(f"{a},{stale}")
   stale.with_name("val_images.npz").unlink()
   with pytest.raises(FileNotFoundError, match="score again"):

@@ -1,4 +1,4 @@
-"""Scores against plain counts, whatever the image sizes, batches, devices and processes."""
+"""Scores against plain counts, for many image sizes, batches, devices and processes."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from rc_jax.evaluation.evaluator import make_evaluator
 from rc_jax.evaluation.results import results_table, write_results
 from rc_jax.inference import predictor
 from rc_jax.models import Network, Outputs
-from rc_jax.modes import eval, predict
+from rc_jax.modes import predict
 from rc_jax.weights import key_names, restore
 from tests.support import processes, run_tiny
 
@@ -67,7 +67,7 @@ def brightest_channel() -> Network:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_counts_every_pixel_once(batch_size: int) -> None:
+def test_every_labelled_pixel_is_counted_once(batch_size: int) -> None:
   source = Photos([(8, 9)] * 4 + [(5, 12)] * 2 + [(8, 9)])
   config = defaults()
   config.eval.batch_size = batch_size
@@ -87,7 +87,7 @@ def test_counts_every_pixel_once(batch_size: int) -> None:
   assert results["images"] == 7
 
 
-def test_writes_what_the_design_promises(tmp_path: pathlib.Path) -> None:
+def test_json_holds_the_fields_of_the_design(tmp_path: pathlib.Path) -> None:
   source = Photos([(6, 7)])
   results, counts = make_evaluator(brightest_channel(), source, defaults())(
     {"gain": jnp.float32(1)}, {}, None
@@ -106,7 +106,7 @@ def test_a_split_without_labelled_pixels_is_refused() -> None:
     make_evaluator(brightest_channel(), source, defaults())({"gain": jnp.float32(1)}, {}, None)
 
 
-def test_poll_may_stop_the_scoring() -> None:
+def test_poll_can_stop_the_scoring() -> None:
   def stop() -> None:
     raise KeyboardInterrupt
 
@@ -115,7 +115,7 @@ def test_poll_may_stop_the_scoring() -> None:
 
 
 def plain_counts(source: Photos) -> np.ndarray:
-  """TP, FP and FN ``[3,I,4]`` of predicting the brightest colour, pixel by pixel."""
+  """Counts TP, FP and FN ``[3,I,4]`` of predicting the brightest colour, pixel by pixel."""
   counts = np.zeros((3, len(source), 4), np.int64)
   for number, example in enumerate(source.examples):
     for truth, pixel in zip(example["label"].ravel(), example["image"].reshape(-1, 3), strict=True):
@@ -150,13 +150,15 @@ def scored(rule: str) -> dict:
   source = photos(rule)
   params = {"gain": jnp.float32(1)}
   results, counts = make_evaluator(brightest_channel(), source, settings())(params, {}, None)
-  of_images = [getattr(counts, name).tolist() for name in ("right", "wrong", "missed")]
+  of_images = [
+    array.tolist() for array in (counts.true_positives, counts.false_positives, counts.false_negatives)
+  ]
   return {"results": results, "names": counts.names, "counts": of_images}
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices() -> dict:
-  """The same scores from a process that has eight devices."""
+  """Returns the same scores from a process with eight devices."""
   code = (
     "import json, jax; from tests.modes.test_eval import RULES, scored; assert jax.device_count() == 8; "
     "print(json.dumps({rule: scored(rule) for rule in RULES.values()}))"
@@ -175,17 +177,17 @@ def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_dev
   np.testing.assert_array_equal(found["counts"], expected)
 
   ious, accuracies = [], []
-  for right, wrong, missed in expected.sum(axis=1).T.tolist():
-    union, truth = right + wrong + missed, right + missed
+  for tp, fp, fn in expected.sum(axis=1).T.tolist():
+    union, truth = tp + fp + fn, tp + fn
     if data_set == "ade20k":  # a mean over all classes
-      ious.append(right / union if union else 0.0)
-      accuracies.append(right / truth if truth else 0.0)
+      ious.append(tp / union if union else 0.0)
+      accuracies.append(tp / truth if truth else 0.0)
     elif data_set == "coco_stuff":  # over those in the truth
-      ious += [right / union] if truth else []
-      accuracies += [right / truth] if truth else []
+      ious += [tp / union] if truth else []
+      accuracies += [tp / truth] if truth else []
     else:  # over those in the truth or predicted
-      ious += [right / union] if union else []
-      accuracies += [right / truth] if truth else []
+      ious += [tp / union] if union else []
+      accuracies += [tp / truth] if truth else []
   assert len(ious) == {"ade20k": 4, "coco_stuff": 2, "cityscapes": 3}[data_set]
   results = found["results"]
   assert results["miou"] == pytest.approx(np.mean(ious))
@@ -199,18 +201,9 @@ def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_dev
   assert "green" in text and "category mIoU" in text and ("final score" in text) == (data_set == "ade20k")
 
 
-def test_whole_images_of_many_sizes_are_worth_a_word(
-  capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-  monkeypatch.setattr(eval, "MANY_PROGRAMS", 2)
-  source = Photos([(8, 9), (9, 9), (10, 9), (8, 9)])
-  make_evaluator(brightest_channel(), source, defaults())({"gain": jnp.float32(1)}, {}, None)
-  assert capsys.readouterr().out.count("compiled for each of their sizes") == 1
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, models.Variables]:
-  """A file of weights, in PyTorch's axes, of an untrained network of the tiny recipe; and its variables."""
+  """Returns a file of weights, in PyTorch's axes, of an untrained network of the tiny recipe; and its variables."""
   network = models.build(run_tiny.get_config().model, data.info("synthetic", "").num_classes)
   variables = network.init(jax.random.key(3))
   trees = {"params": variables.params, "batch_stats": variables.batch_stats}
@@ -222,13 +215,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, mod
     arrays[name] = np.asarray(leaf)
     if where[-1] == "kernel":
       arrays[name] = arrays[name].transpose(3, 2, 0, 1)
-  path = tmp_path_factory.mktemp("weights") / "whole.npz"
+  path = tmp_path_factory.mktemp("weights") / "network.npz"
   np.savez(path, **arrays)
   return path, variables
 
 
 def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -> None:
-  """Weights of a file, by sliding windows, from ``launch/local.sh``: what one process counts."""
+  """With weights of a file, by sliding windows, started by ``launch/local.sh``; one process counts the same."""
   path, variables = weights
   config = run_tiny.get_config()
   config.eval.update({"scales": (0.5,), "crop_size": (65, 65), "batch_size": 4})
@@ -250,15 +243,16 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   results, counts = make_evaluator(network, source, config)(*variables, None)
   with np.load(tmp_path / "eval" / "val_images.npz") as arrays:
     assert arrays["names"].tolist() == counts.names == [source[i]["name"] for i in range(60)]
-    for name in ("right", "wrong", "missed"):
-      np.testing.assert_array_equal(arrays[name], getattr(counts, name))
+    np.testing.assert_array_equal(arrays["tp"], counts.true_positives)
+    np.testing.assert_array_equal(arrays["fp"], counts.false_positives)
+    np.testing.assert_array_equal(arrays["fn"], counts.false_negatives)
   np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
   assert json.loads((tmp_path / "eval" / "val.json").read_text()) == {"step": 0} | results
   labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(60))
   assert counts.confusion.sum() == labelled
 
 
-def test_a_file_of_weights_labels_images(weights, tmp_path: pathlib.Path) -> None:
+def test_predict_takes_a_file_of_weights(weights, tmp_path: pathlib.Path) -> None:
   path, variables = weights
   image = np.random.default_rng(5).integers(0, 256, (41, 57, 3), np.uint8)
   Image.fromarray(image).save(tmp_path / "a.png")
@@ -266,15 +260,15 @@ def test_a_file_of_weights_labels_images(weights, tmp_path: pathlib.Path) -> Non
   config.eval.batch_size = 1
   assert predict.run(config, tmp_path / "run", path, tmp_path / "a.png") == 0
   network = models.build(config.model, data.info("synthetic", "").num_classes)
-  expected = predictor.make_predictor(network, config.eval)(*variables, image[None])[0].argmax(-1)
+  expected = jax.jit(predictor.make_predictor(network, config.eval))(*variables, image[None])[0].argmax(-1)
   with Image.open(tmp_path / "run" / "predictions" / "labels" / "a.png") as labels:
     ids = np.asarray(labels)
-  assert (ids == data.info("synthetic", "").label_ids[expected]).mean() > 0.999  # but for ties
+  np.testing.assert_array_equal(ids, data.info("synthetic", "").label_ids[expected])
   settings = json.loads((tmp_path / "run" / "predictions" / "predictions.json").read_text())
   assert settings["checkpoint"] == str(path)
 
 
-def test_a_file_of_another_network_is_refused(weights) -> None:
+def test_weights_of_another_network_are_refused(weights) -> None:
   path, _ = weights
   config = run_tiny.get_config()
   config.model.channels = 24

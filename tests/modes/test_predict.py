@@ -1,4 +1,4 @@
-"""Folders of photos as people have them: odd modes, rotated, damaged; and a kill in the middle."""
+"""``--mode=predict`` on folders of photos: unusual colour modes, rotated and damaged files, and a kill."""
 
 import dataclasses
 import os
@@ -22,17 +22,17 @@ SIZE = (41, 57)
 
 
 def scene(seed: int = 0) -> np.ndarray:
-  """A smooth image: random weights see more than one class in it."""
+  """Returns a smooth image, in which random weights predict several classes."""
   coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
   return np.asarray(Image.fromarray(coarse).resize(SIZE[::-1], Image.Resampling.BICUBIC))
 
 
 def expected_labels(image: np.ndarray, window: int = 0) -> np.ndarray:
-  """What the network says, without any of the code that reads and writes files."""
+  """Computes the labels of the network without the code that reads and writes files."""
   config = tiny_predictions.tiny_config()
   config.eval.crop_size = (window, window) if window else ()
-  predict = predictor.make_predictor(tiny_predictions.colours(), config.eval)
-  return np.asarray(predict(*tiny_predictions.colour_variables(), image[None])[0]).argmax(-1)
+  predict = predictor.make_predictor(tiny_predictions.color_network(), config.eval)
+  return np.asarray(predict(*tiny_predictions.color_variables(), image[None])[0]).argmax(-1)
 
 
 def read_labels(output: pathlib.Path, name: str) -> np.ndarray:
@@ -51,7 +51,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """One scene in every mode, some of it displayed as it lies in the file only after a rotation."""
+  """Returns a folder with one scene in every colour mode, and once rotated by EXIF."""
   folder = tmp_path_factory.mktemp("photos")
   image = Image.fromarray(scene())
   image.save(folder / "plain.png")
@@ -74,25 +74,25 @@ def labelled(photos: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> 
   return output
 
 
-def test_labels_are_the_networks_whatever_the_mode(labelled: pathlib.Path) -> None:
-  own_ids = INFO.label_ids
-  colour = own_ids[expected_labels(scene())]
+def test_labels_are_those_of_the_network_for_every_colour_mode(labelled: pathlib.Path) -> None:
+  ids = INFO.label_ids
+  colour = ids[expected_labels(scene())]
   assert len(np.unique(colour)) > 1
   for name in ("plain", "rgba", "rotated", "cmyk"):
     np.testing.assert_array_equal(read_labels(labelled, name), colour, err_msg=name)
   grey = np.asarray(Image.fromarray(scene()).convert("L").convert("RGB"))
   for name in ("grey", "grey_alpha", "sixteen"):
-    np.testing.assert_array_equal(read_labels(labelled, name), own_ids[expected_labels(grey)], err_msg=name)
+    np.testing.assert_array_equal(read_labels(labelled, name), ids[expected_labels(grey)], err_msg=name)
   assert read_labels(labelled, "palette").shape == SIZE
 
 
-def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
+def test_probabilities_and_overlays_are_written(labelled: pathlib.Path) -> None:
   with np.load(labelled / "probabilities" / "plain.npz") as stored:
     probabilities = stored["probabilities"]
     assert stored["class_names"].tolist() == list(INFO.class_names)
     np.testing.assert_array_equal(stored["label_ids"], INFO.label_ids)
   assert probabilities.dtype == np.uint8 and probabilities.shape == (INFO.num_classes, *SIZE)
-  # Every class is rounded by half a 255th at most.
+  # Rounding changes the value of a class by at most half a unit.
   assert np.abs(probabilities.sum(axis=0, dtype=int) - 255).max() <= INFO.num_classes / 2
   ids = read_labels(labelled, "plain")
   likeliest = np.take_along_axis(probabilities, ids[None].astype(int), axis=0)[0]
@@ -101,7 +101,7 @@ def test_probabilities_and_overlays_lie_beside(labelled: pathlib.Path) -> None:
     assert overlay.width > overlay.height
 
 
-def test_windows_compile_one_network_for_images_of_all_sizes(
+def test_sliding_windows_compile_one_network_for_images_of_all_sizes(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   images, output = tmp_path / "images", tmp_path / "out"
@@ -110,21 +110,21 @@ def test_windows_compile_one_network_for_images_of_all_sizes(
   for number, image in enumerate(seen):
     image.save(images / f"{number}.png")
   traced = []
-  network = tiny_predictions.colours()
+  network = tiny_predictions.color_network()
 
   def predict(params, batch_stats, pixels):
     traced.append(pixels.shape)
     return network.predict(params, batch_stats, pixels)
 
   counting = dataclasses.replace(network, predict=predict)
-  monkeypatch.setattr(tiny_predictions, "colours", lambda classes: counting)
+  monkeypatch.setattr(tiny_predictions, "color_network", lambda classes: counting)
   assert tiny_predictions.label(images, output, window=33, probabilities=True) == 0
   assert traced == [(1, 33, 33, 3)]
   monkeypatch.undo()
   for number, image in enumerate(seen):
     expected = INFO.label_ids[expected_labels(np.asarray(image), window=33)]
     np.testing.assert_array_equal(read_labels(output, str(number)), expected)
-  # What a killed run had not done comes out the same, whatever is left to share its programs with.
+  # A resumed run gives the same labels, although fewer images share its batches.
   before = contents(output)
   for name in ("1", "4"):
     (output / "labels" / f"{name}.png").unlink()
@@ -132,7 +132,7 @@ def test_windows_compile_one_network_for_images_of_all_sizes(
   assert contents(output) == before
 
 
-def test_what_is_done_is_not_done_again(
+def test_labelled_images_are_not_labelled_again(
   photos: pathlib.Path, labelled: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
   before = contents(labelled)
@@ -142,9 +142,7 @@ def test_what_is_done_is_not_done_again(
   assert contents(labelled) == before
 
 
-def test_other_weights_are_refused_unless_all_is_done_again(
-  photos: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
+def test_other_weights_are_refused_without_overwrite(photos: pathlib.Path, tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"
   images.mkdir()
   (images / "a.png").write_bytes((photos / "plain.png").read_bytes())
@@ -158,7 +156,7 @@ def test_other_weights_are_refused_unless_all_is_done_again(
   assert contents(output) != before and contents(output).keys() == before.keys()
 
 
-def test_damaged_images_are_named_and_all_others_labelled(
+def test_damaged_images_are_named_and_all_others_are_labelled(
   photos: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
   for name in ("a", "c"):
@@ -174,14 +172,14 @@ def test_damaged_images_are_named_and_all_others_labelled(
   ]
   assert errors[2] == "2 of 4 images could not be read"
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "c"]
-  # Repaired, the rest is done.
+  # Once the image is repaired, the same command labels it.
   (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes())
   (tmp_path / "d.jpg").unlink()
   assert tiny_predictions.label(tmp_path, output) == 0
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
 
 
-def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
+def test_a_killed_and_resumed_run_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"
   (images / "night").mkdir(parents=True)
   for number in range(60):
@@ -190,7 +188,7 @@ def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> N
   assert tiny_predictions.label(images, undisturbed, probabilities=True) == 0
 
   process = subprocess.Popen(
-    [sys.executable, "-m", "tests.tiny_predictions", str(images), str(killed)],
+    [sys.executable, "-m", "tests.support.tiny_predictions", str(images), str(killed)],
     cwd=ROOT,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.DEVNULL,
@@ -204,10 +202,10 @@ def test_a_killed_run_resumed_leaves_the_same_files(tmp_path: pathlib.Path) -> N
   process.send_signal(signal.SIGKILL)
   process.wait()
   before = contents(killed)
-  assert 0 < len(list(killed.glob("labels/[0-9]*.png"))) < 60, "the kill came too late to show anything"
+  assert 0 < len(list(killed.glob("labels/[0-9]*.png"))) < 60, "the kill came too late"
   assert tiny_predictions.label(images, killed, probabilities=True) == 0
-  after, whole = contents(killed), contents(undisturbed)
-  assert after == whole
+  after = contents(killed)
+  assert after == contents(undisturbed)
   assert all(
     content == after[name] for name, content in before.items() if not name.split("/")[-1].startswith(".")
   )
@@ -218,24 +216,24 @@ def test_two_processes_label_every_image_and_write_one_submission(tmp_path: path
   images.mkdir()
   for number in range(9):
     Image.fromarray(scene(number)).resize((57, 41 + number % 2)).save(images / f"{number}.png")
-  whole = (images / "5.png").read_bytes()
+  content = (images / "5.png").read_bytes()
   alone, together = tmp_path / "alone", tmp_path / "together"
   options = {"dataset": "ade20k", "format": "ade20k"}
   assert tiny_predictions.label(images, alone, probabilities=True, **options) == 0
-  command = ["-m", "tests.tiny_predictions", str(images), str(together)]
+  command = ["-m", "tests.support.tiny_predictions", str(images), str(together)]
   command += [f"{name}={value}" for name, value in options.items()]
 
-  # The second process finds a file damaged: the first writes no submission, and both say so by their status.
-  (images / "5.png").write_bytes(whole[: len(whole) // 2])
+  # The second process reads a damaged file, so the first writes no submission, and both exit with status 1.
+  (images / "5.png").write_bytes(content[: len(content) // 2])
   started = processes.start(command, processes=2)
   first, second = (process.communicate(timeout=200)[0] for process in started)
   assert [process.returncode for process in started] == [1, 1], first + second
   assert "not labelled: " not in first and "5.png" in second
   for printed in (first, second):
-    assert "ValueError: --format=ade20k: no submission was written, as 1 of 9 images" in printed
+    assert "ValueError: --format=ade20k: no submission was written, because 1 of 9 images" in printed
   assert not list(together.glob("*.zip")) and len(list((together / "labels").iterdir())) == 8
 
-  (images / "5.png").write_bytes(whole)
+  (images / "5.png").write_bytes(content)
   (printed, _) = processes.run(*command, processes=2)
   assert "8 of 9 images are labelled already" in printed and "9 label images" in printed
   assert contents(together) == contents(alone)

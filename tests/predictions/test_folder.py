@@ -1,4 +1,4 @@
-"""A folder of predictions: what counts as done, after a kill, under other settings, for another image."""
+"""A folder of predictions: which images count as done, after a kill, under other settings, for another image."""
 
 import json
 import pathlib
@@ -10,9 +10,9 @@ from PIL import Image
 from rc_jax.config import as_dict, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.data.datasets import cityscapes
-from rc_jax.predictions.folder import SETTINGS, PredictionFolder, Stamp, label_image, settings_of
+from rc_jax.predictions.folder import SETTINGS, Fingerprint, PredictionFolder, label_image, settings_of
 
-STAMP = Stamp("a.jpg", 100, 7)
+FINGERPRINT = Fingerprint("a.jpg", 100, 7)
 WANTED = {"labels": ".png"}
 
 
@@ -28,56 +28,60 @@ def open_folder(
   )
 
 
-def label(folder: PredictionFolder, name: str, stamp: Stamp = STAMP, content: bytes = b"x") -> None:
+def label(
+  folder: PredictionFolder, name: str, fingerprint: Fingerprint = FINGERPRINT, content: bytes = b"x"
+) -> None:
   with folder.writing("labels", name, ".png") as file:
     file.write(content)
-  folder.mark_done(name, stamp)
+  folder.mark_done(name, fingerprint)
 
 
-def test_what_is_done_is_remembered(tmp_path: pathlib.Path) -> None:
+def test_done_images_are_remembered(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path), "day/a")
   folder = open_folder(tmp_path)
-  assert folder.is_done("day/a", STAMP, WANTED)
-  assert not folder.is_done("day/b", STAMP, WANTED)
-  assert not folder.is_done("day/a", STAMP, {**WANTED, "overlays": ".jpg"}), "an output is missing"
+  assert folder.is_done("day/a", FINGERPRINT, WANTED)
+  assert not folder.is_done("day/b", FINGERPRINT, WANTED)
+  assert not folder.is_done("day/a", FINGERPRINT, {**WANTED, "overlays": ".jpg"}), "an output is missing"
   folder.file("labels", "day/a", ".png").unlink()
-  assert not folder.is_done("day/a", STAMP, WANTED), "the file was deleted"
+  assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file was deleted"
 
 
 @pytest.mark.parametrize(
-  ("stamp", "same"),
+  ("fingerprint", "same"),
   [
-    (Stamp("a.jpg", 100, 8), False),
-    (Stamp("a.jpg", 101, 7), False),
-    (Stamp("moved/a.jpg", 100, 7), True),
+    (Fingerprint("a.jpg", 100, 8), False),
+    (Fingerprint("a.jpg", 101, 7), False),
+    (Fingerprint("moved/a.jpg", 100, 7), True),
   ],
 )
-def test_another_image_of_that_name_is_not_done(stamp: Stamp, same: bool, tmp_path: pathlib.Path) -> None:
+def test_another_image_of_that_name_is_not_done(
+  fingerprint: Fingerprint, same: bool, tmp_path: pathlib.Path
+) -> None:
   label(open_folder(tmp_path), "a")
-  assert open_folder(tmp_path).is_done("a", stamp, WANTED) == same
+  assert open_folder(tmp_path).is_done("a", fingerprint, WANTED) == same
 
 
-def test_images_without_files_are_told_apart_by_their_split(tmp_path: pathlib.Path) -> None:
-  label(open_folder(tmp_path), "0", Stamp("synthetic/val/0"))
+def test_images_without_files_differ_by_their_split(tmp_path: pathlib.Path) -> None:
+  label(open_folder(tmp_path), "0", Fingerprint("synthetic/val/0"))
   folder = open_folder(tmp_path)
-  assert folder.is_done("0", Stamp("synthetic/val/0"), WANTED)
-  assert not folder.is_done("0", Stamp("synthetic/train/0"), WANTED)
+  assert folder.is_done("0", Fingerprint("synthetic/val/0"), WANTED)
+  assert not folder.is_done("0", Fingerprint("synthetic/train/0"), WANTED)
 
 
-def test_a_line_that_a_kill_cut_is_no_line_and_harms_none(tmp_path: pathlib.Path) -> None:
+def test_a_line_that_a_kill_cut_is_ignored(tmp_path: pathlib.Path) -> None:
   folder = open_folder(tmp_path)
   label(folder, "a")
   label(folder, "b")
   log = tmp_path / "done_0.jsonl"
   log.write_bytes(log.read_bytes()[:-9])
   folder = open_folder(tmp_path)
-  assert folder.is_done("a", STAMP, WANTED) and not folder.is_done("b", STAMP, WANTED)
+  assert folder.is_done("a", FINGERPRINT, WANTED) and not folder.is_done("b", FINGERPRINT, WANTED)
   label(folder, "c")
   folder = open_folder(tmp_path)
-  assert folder.is_done("a", STAMP, WANTED) and folder.is_done("c", STAMP, WANTED)
+  assert folder.is_done("a", FINGERPRINT, WANTED) and folder.is_done("c", FINGERPRINT, WANTED)
 
 
-def test_other_settings_are_refused_by_name(tmp_path: pathlib.Path) -> None:
+def test_other_settings_are_refused_with_the_names_of_the_fields(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path, eval={"scales": (1.0,), "flip": False}), "a")
   open_folder(tmp_path, eval={"scales": (1.0,), "flip": False})
   with pytest.raises(ValueError, match=r"eval\.flip: True, there False.*--overwrite.*--output") as error:
@@ -87,30 +91,30 @@ def test_other_settings_are_refused_by_name(tmp_path: pathlib.Path) -> None:
     open_folder(tmp_path, eval={"scales": (1.0,), "flip": False}, weights="w2", step=4)
 
 
-def test_settings_that_are_lost_are_not_taken_for_the_same(tmp_path: pathlib.Path) -> None:
+def test_damaged_settings_do_not_count_as_the_same(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path), "a")
   (tmp_path / SETTINGS).write_text("{")
   with pytest.raises(ValueError, match=r"predictions\.json is missing or damaged\): add --overwrite"):
     open_folder(tmp_path)
 
 
-def test_a_moved_checkpoint_is_the_same(tmp_path: pathlib.Path) -> None:
+def test_a_moved_checkpoint_counts_as_the_same(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path, checkpoint="here/3"), "a")
-  assert open_folder(tmp_path, checkpoint="there/3").is_done("a", STAMP, WANTED)
+  assert open_folder(tmp_path, checkpoint="there/3").is_done("a", FINGERPRINT, WANTED)
 
 
-def test_overwriting_begins_anew_and_can_itself_be_resumed(tmp_path: pathlib.Path) -> None:
+def test_overwriting_starts_again_and_can_be_resumed(tmp_path: pathlib.Path) -> None:
   label(open_folder(tmp_path), "a")
   label(open_folder(tmp_path, process=1), "b")
   folder = open_folder(tmp_path, overwrite=True, weights="w2")
-  assert not folder.is_done("a", STAMP, WANTED) and not folder.is_done("b", STAMP, WANTED)
+  assert not folder.is_done("a", FINGERPRINT, WANTED) and not folder.is_done("b", FINGERPRINT, WANTED)
   label(folder, "a")
   folder = open_folder(tmp_path, weights="w2")
-  assert folder.is_done("a", STAMP, WANTED) and not folder.is_done("b", STAMP, WANTED)
+  assert folder.is_done("a", FINGERPRINT, WANTED) and not folder.is_done("b", FINGERPRINT, WANTED)
   assert json.loads((tmp_path / SETTINGS).read_text())["weights"] == "w2"
 
 
-def test_settings_follow_weights_and_what_predictions_depend_on() -> None:
+def test_settings_change_with_weights_and_with_fields_that_predictions_depend_on() -> None:
   def settings(value: float, **changes):
     config = defaults()
     config.dataset.name = "synthetic"
@@ -126,7 +130,7 @@ def test_settings_follow_weights_and_what_predictions_depend_on() -> None:
     assert settings(1.0, **{field: value}) != same
 
 
-def test_a_label_image_reads_as_ids_and_looks_like_the_classes(tmp_path: pathlib.Path) -> None:
+def test_a_label_image_holds_ids_and_shows_the_colours_of_the_classes(tmp_path: pathlib.Path) -> None:
   labels = np.random.default_rng(0).integers(0, 19, (20, 30)).astype(np.uint8)
   label_image(labels, cityscapes.INFO).save(tmp_path / "a.png")
   with Image.open(tmp_path / "a.png") as image:
@@ -134,7 +138,7 @@ def test_a_label_image_reads_as_ids_and_looks_like_the_classes(tmp_path: pathlib
     np.testing.assert_array_equal(np.asarray(image.convert("RGB")), cityscapes.INFO.palette[labels])
 
 
-def test_ids_beyond_a_byte_keep_their_value(tmp_path: pathlib.Path) -> None:
+def test_ids_above_255_keep_their_value(tmp_path: pathlib.Path) -> None:
   info = DatasetInfo("big", ("a", "b"), np.zeros((2, 3), np.uint8), np.array([7, 40_000]))
   labels = np.random.default_rng(0).integers(0, 2, (5, 4))
   label_image(labels, info).save(tmp_path / "a.png")

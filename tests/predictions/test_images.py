@@ -1,4 +1,4 @@
-"""Which images a path or a split means, how they are named, sized and told apart."""
+"""The images of a path or a split: which they are, their names, sizes and fingerprints."""
 
 import pathlib
 
@@ -23,24 +23,24 @@ def photo(path: pathlib.Path, size: tuple[int, int] = (8, 6), **options) -> path
 
 def names(path: pathlib.Path, recursive: bool = False, outputs: pathlib.Path | None = None) -> list[str]:
   found = images.from_path(path, recursive, outputs or path / "predictions")
-  return [picture.name for picture in found]
+  return [image.name for image in found]
 
 
-def test_a_file_or_the_images_of_a_folder_in_order(tmp_path: pathlib.Path) -> None:
+def test_a_path_is_a_file_or_the_images_of_a_folder_in_order(tmp_path: pathlib.Path) -> None:
   for name in ("b.jpg", "a.PNG", "notes.txt", "._b.jpg"):
     (tmp_path / name).touch()
   assert names(tmp_path) == ["a", "b"]
   assert names(tmp_path / "b.jpg") == ["b"]
 
 
-def test_folders_are_followed_when_asked_to_but_never_into_the_outputs(tmp_path: pathlib.Path) -> None:
+def test_recursive_lists_all_folders_but_the_outputs(tmp_path: pathlib.Path) -> None:
   for name in ("a.jpg", "day/a.jpg", "day/far/b.v2.jpg", ".trash/c.jpg", "predictions/overlays/a.jpg"):
     photo(tmp_path / name)
   assert names(tmp_path) == ["a"]
   assert names(tmp_path, recursive=True) == ["a", "day/a", "day/far/b.v2"]
 
 
-def test_nothing_to_label_is_said(tmp_path: pathlib.Path) -> None:
+def test_a_path_without_images_is_refused(tmp_path: pathlib.Path) -> None:
   with pytest.raises(FileNotFoundError, match="holds no image"):
     names(tmp_path)
   with pytest.raises(FileNotFoundError, match="no such file or folder"):
@@ -58,7 +58,7 @@ def test_two_images_of_one_stem_are_refused(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_sizes_are_those_that_are_displayed(orientation: int, tmp_path: pathlib.Path) -> None:
+def test_sizes_are_those_after_exif_rotation(orientation: int, tmp_path: pathlib.Path) -> None:
   exif = Image.Exif()
   exif[0x0112] = orientation
   path = photo(tmp_path / "a.jpg", (40, 24), exif=exif)
@@ -66,38 +66,38 @@ def test_sizes_are_those_that_are_displayed(orientation: int, tmp_path: pathlib.
   assert found.size == found.read().shape[:2] == ((24, 40) if orientation < 5 else (40, 24))
 
 
-def test_a_damaged_image_has_no_size_and_does_not_stop_the_others(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_image_gives_its_error_and_the_others_are_read(tmp_path: pathlib.Path) -> None:
   rng = np.random.default_rng(1)
   for name in ("a", "b", "c"):
     Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
-  whole = (tmp_path / "b.png").read_bytes()
-  (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+  content = (tmp_path / "b.png").read_bytes()
+  (tmp_path / "b.png").write_bytes(content[: len(content) // 2])
   (tmp_path / "d.png").write_text("hello")
   found = images.from_path(tmp_path, False, tmp_path / "out")
-  assert [picture.size for picture in found] == [(30, 40)] * 3 + [None]
-  read = {picture.name: image for picture, image in images.read_ahead(found, threads=2)}
+  assert [image.size for image in found] == [(30, 40)] * 3 + [None]
+  read = {image.name: pixels for image, pixels in images.read_ahead(found, threads=2)}
   assert isinstance(read["b"], ValueError) and "b.png" in str(read["b"])
   assert isinstance(read["d"], ValueError) and "d.png" in str(read["d"])
   assert read["a"].shape == read["c"].shape == (30, 40, 3)
   assert list(read) == ["a", "b", "c", "d"]
 
 
-def test_a_split_in_files_is_named_by_stems_and_reads_no_label(tmp_path: pathlib.Path) -> None:
+def test_images_of_a_split_are_named_by_stems_and_no_label_is_read(tmp_path: pathlib.Path) -> None:
   files = (photo(tmp_path / "x" / "1.png"), photo(tmp_path / "y" / "2.png"))
   source = FilePairs(INFO, files, (tmp_path / "missing.png",) * 2, {0: 0, 1: 1})
   found = images.from_source(source, "val")
-  assert [picture.name for picture in found] == ["1", "2"]
+  assert [image.name for image in found] == ["1", "2"]
   assert found[0].read().shape == (6, 8, 3)
 
 
-def test_a_split_whose_stems_repeat_is_named_by_folders(tmp_path: pathlib.Path) -> None:
+def test_images_of_a_split_with_repeated_stems_are_named_by_folders(tmp_path: pathlib.Path) -> None:
   files = (photo(tmp_path / "x" / "1.png"), photo(tmp_path / "y" / "1.png"))
   source = FilePairs(INFO, files, files, {0: 0, 1: 1})
-  assert [picture.name for picture in images.from_source(source, "val")] == ["x/1", "y/1"]
+  assert [image.name for image in images.from_source(source, "val")] == ["x/1", "y/1"]
 
 
-class Drawn:
-  """Three images that lie in no file."""
+class InMemory:
+  """Three images without files."""
 
   info = INFO
 
@@ -108,16 +108,16 @@ class Drawn:
     return {"image": np.full((4, 5 + index, 3), index, np.uint8), "label": None, "name": f"drawn{index}"}
 
 
-def test_a_split_without_files_has_images_too() -> None:
-  found = images.from_source(Drawn(), "val")
-  assert [picture.name for picture in found] == ["drawn0", "drawn1", "drawn2"]
-  assert [picture.size for picture in found] == [(4, 5), (4, 6), (4, 7)]
+def test_images_of_a_split_without_files_are_listed() -> None:
+  found = images.from_source(InMemory(), "val")
+  assert [image.name for image in found] == ["drawn0", "drawn1", "drawn2"]
+  assert [image.size for image in found] == [(4, 5), (4, 6), (4, 7)]
   assert (found[2].read() == 2).all()
-  assert len({picture.stamp.source for picture in found}) == 3
+  assert len({image.fingerprint.source for image in found}) == 3
 
 
-def test_pictures_of_one_size_follow_each_other(tmp_path: pathlib.Path) -> None:
+def test_images_of_one_size_follow_each_other(tmp_path: pathlib.Path) -> None:
   for name, size in (("a", (8, 6)), ("b", (6, 8)), ("c", (8, 6)), ("d", (6, 8))):
     photo(tmp_path / f"{name}.png", size)
-  found = images.by_size(images.from_path(tmp_path, False, tmp_path / "out"))
-  assert [picture.name for picture in found] == ["a", "c", "b", "d"]
+  found = images.ordered_by_size(images.from_path(tmp_path, False, tmp_path / "out"))
+  assert [image.name for image in found] == ["a", "c", "b", "d"]

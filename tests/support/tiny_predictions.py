@@ -1,4 +1,4 @@
-"""Predictions and programs of networks with random weights, as if a checkpoint held them."""
+"""Predictions and exported programs of networks with random weights, which take the place of a checkpoint."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from tests.support.run_tiny import get_config
 
 
 def tiny_config() -> Config:
-  """The smallest network of the project, images one by one."""
+  """Returns the config of the smallest network, with batches of one image."""
   config = get_config()
   config.eval.batch_size = 1
   return config
@@ -28,26 +28,26 @@ def tiny_config() -> Config:
 
 @functools.cache
 def tiny_variables(seed: int = 0) -> Variables:
-  """Random weights of ``tiny_config``'s network."""
+  """Returns random weights of ``tiny_config``'s network."""
   network = models.build(tiny_config().model, 11)
   return network.init(jax.random.key(seed), (49, 65))
 
 
-def colours(classes: int = 11) -> Network:
-  """Mixes the colours of every fourth pixel: compiles at once, and sees any number of classes."""
+def color_network(classes: int = 11) -> Network:
+  """Returns a network that mixes the colours of every fourth pixel, and compiles fast."""
 
   def forward(params, batch_stats, images):
     logits = images[:, ::4, ::4].astype(jnp.float32) @ params["kernel"]
     return Outputs(logits, logits)
 
   def unused(*args, **kwargs):
-    raise AssertionError("predictions train nothing")
+    raise AssertionError("inference needs prediction alone")
 
   return Network(unused, unused, forward, classes, classes, True)
 
 
-def colour_variables(seed: int = 0, classes: int = 11) -> Variables:
-  """Random weights of ``colours``."""
+def color_variables(seed: int = 0, classes: int = 11) -> Variables:
+  """Returns random weights of ``color_network``."""
   kernel = np.random.default_rng(seed).normal(0, 0.02, (3, classes)).astype(np.float32)
   return Variables({"kernel": jnp.asarray(kernel)}, {"unread": jnp.zeros(2)})
 
@@ -61,24 +61,30 @@ def label(
   window: int = 0,
   **options,
 ) -> int:
-  """Runs ``--mode=predict`` with ``colours``; returns its exit status."""
+  """Runs ``--mode=predict`` with ``color_network``; returns its exit status."""
   config = tiny_config()
   config.dataset.name = dataset
   config.eval.crop_size = (window, window) if window else ()
   classes = data.info(dataset, "").num_classes
-  with _instead(colours(classes), colour_variables(seed, classes), 7 + seed):
+  with _checkpoint_of(color_network(classes), color_variables(seed, classes), 7 + seed):
     return predict.run(config, output.parent, None, images, output=output, **options)
+
+
+def label_tiny(images: pathlib.Path, output: pathlib.Path, **options) -> int:
+  """Runs ``--mode=predict`` with the smallest network; returns its exit status."""
+  with _checkpoint_of(None, tiny_variables(), 7):
+    return predict.run(tiny_config(), output.parent, None, images, output=output, **options)
 
 
 def export_tiny(output: pathlib.Path, **options) -> pathlib.Path:
   """Runs ``--mode=export`` with the smallest network."""
-  with _instead(None, tiny_variables(), 7):
+  with _checkpoint_of(None, tiny_variables(), 7):
     return export.run(tiny_config(), output.parent, None, output=output, **options)
 
 
 @contextlib.contextmanager
-def _instead(network: Network | None, variables: Variables, step: int) -> Iterator[None]:
-  """Stands in for a checkpoint, and for the network where one is given."""
+def _checkpoint_of(network: Network | None, variables: Variables, step: int) -> Iterator[None]:
+  """Takes the place of a checkpoint, and of the config's network unless ``network`` is None."""
   model = checkpoint.Model(step, *variables)
   patches = {
     "rc_jax.weights.restore.restore": lambda network, config, path: model,
