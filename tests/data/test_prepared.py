@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -118,6 +119,28 @@ def test_batches_are_those_of_the_raw_folder(both, workers, hosts):
         parts.append([next(batches) for _ in range(5)])
     for one, other in zip(*parts, strict=True):
       _assert_same(one, other)
+
+
+def test_a_folder_of_the_first_version_is_read(tmp_path):
+  """``prepared_format_1.zip`` was written before modules moved: tiles of three images and their labels."""
+  with zipfile.ZipFile(pathlib.Path(__file__).with_name("prepared_format_1.zip")) as archive:
+    archive.extractall(tmp_path)
+  source = data.load("folder", str(tmp_path), "train")
+  assert source.info.class_names == ("road", "sky", "car") and source.info.label_ids.tolist() == [7, 9, 2]
+  assert len(source) == 3 and writer.damaged(tmp_path) == []
+  for index in range(3):
+    height, width = (300, 270) if index == 0 else (40 + index, 50)
+    rng = np.random.default_rng(index)
+    cells = (height // 10 + 1, width // 10 + 1)
+    image = np.kron(rng.integers(0, 256, (*cells, 3), np.uint8), np.ones((10, 10, 1), np.uint8))[
+      :height, :width
+    ]
+    ids = np.kron(rng.choice(np.array([7, 9, 2, 255], np.uint8), cells), np.ones((10, 10), np.uint8))
+    train_ids = np.select([ids == 7, ids == 9, ids == 2], [0, 1, 2], 255)[:height, :width]
+    _assert_same(source[index], {"image": image, "name": str(index), "label": train_ids})
+    on_access = source.decoded_on_access()[index]
+    assert isinstance(on_access["image"], tiles.TiledArray)
+    np.testing.assert_array_equal(on_access["label"][5:31], train_ids[5:31])
 
 
 def test_tfds_reads_a_prepared_folder(both):
