@@ -1,11 +1,11 @@
-"""A network as one program that jax alone can run: ``--mode=export``.
+"""``--mode=export`` writes a network as one program that jax alone can run.
 
-The folder holds ``program.jaxexport`` (StableHLO, as ``jax.export`` writes it, with the normalisation, the scales, the
-window and the argmax inside), ``metadata.json`` (classes, colours, ids, shapes), ``README.md`` (how to run it), and the
-reader that ``jax.export`` needs and jax does not bring. Where weights lie beside the program, ``weights.safetensors``.
+The folder holds ``program.jaxexport`` (StableHLO, as ``jax.export`` writes it, including normalisation, scales, window
+and argmax), ``metadata.json`` (classes, colours, ids, shapes), ``README.md`` (how to run it) and ``NOTICE`` (licences).
+A copy of flatbuffers lies beside them, because ``jax.export`` reads with it and jax does not install it. With
+``--weights=beside``, ``weights.safetensors`` holds the weights.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import pathlib
@@ -19,11 +19,12 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
+import rc_jax
 from rc_jax import data, distributed, files, models, sharding
 from rc_jax.config import Config, as_dict
 from rc_jax.console import say
 from rc_jax.fields import Flag
-from rc_jax.inference import predictor
+from rc_jax.inference.predictor import labels_and_probabilities
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions.folder import settings_of
@@ -33,17 +34,20 @@ FLAGS = (
   *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
   Flag("size", "", "HEIGHT,WIDTH in pixels of the images that the program reads."),
   Flag("batch", 0, "Images of one call. 0: any number."),
-  Flag("platforms", ("cpu", "cuda", "tpu"), "Where the program can run: some of cpu,cuda,rocm,tpu."),
-  Flag(
-    "weights", "inside", "Where the weights are: inside the program, or beside it in weights.safetensors."
-  ),
+  Flag("platforms", ("cpu", "cuda", "tpu"), "Platforms of the program: some of cpu,cuda,rocm,tpu."),
+  Flag("weights", "inside", "Place of the weights: inside the program, or beside it in weights.safetensors."),
   Flag("probabilities", False, "The program also returns class probabilities, float32."),
   Flag("output", None, "Folder to write. Default: export in --workdir."),
   Flag("overwrite", False, "Replaces the program that is there."),
 )
 
-
 PROGRAM, METADATA, WEIGHTS, README = "program.jaxexport", "metadata.json", "weights.safetensors", "README.md"
+NOTICE = "NOTICE"
+NOTICE_TEXT = """\
+Contains code of rc_jax, Apache-2.0.
+Contains flatbuffers, Copyright Google Inc., Apache-2.0.
+The Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0
+"""
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 WEIGHTS_PLACES = ("inside", "beside")
 
@@ -61,47 +65,30 @@ def run(
   output: pathlib.Path | None = None,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the program of a checkpoint's network, as ``--mode=predict`` runs it.
+  """Writes the program of a checkpoint's network, which computes the labels of ``--mode=predict``.
 
   Args:
-    config: a validated config; ``eval`` says which scales, flip and window the program has.
-    workdir: where the newest checkpoint is looked for.
+    config: a validated config; ``eval`` has the scales, flip and window of the program.
+    workdir: the run's folder, which holds the newest checkpoint.
     checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
     size: height and width of the images, ``"1024,2048"``.
     batch: images of one call; 0: any number.
-    platforms: where it shall run, of ``PLATFORMS``. Each has its own form of the convolutions in the program.
+    platforms: some of ``PLATFORMS``; the program holds the convolutions in the form of each.
     weights: ``inside`` the program, or ``beside`` it in ``weights.safetensors``.
-    probabilities: also return each class's probabilities.
+    probabilities: the program also returns class probabilities.
     output: the folder; None: ``workdir/export``.
-    overwrite: replace what is there.
+    overwrite: replace the program that is there.
 
   Returns:
     The folder.
 
   Raises:
     FileNotFoundError: no checkpoint.
-    ValueError: the checkpoint holds another network, a flag has no such value, or the folder holds a program.
+    ValueError: the checkpoint holds another network, a flag has no such value, or the folder is not empty.
   """
   height, width = parse_size(size)
-  if batch < 0:
-    raise ValueError(f"--batch={batch}: expected the number of images of a call, or 0 for any")
-  unknown = [name for name in platforms if name not in PLATFORMS]
-  if unknown or not platforms or len(set(platforms)) < len(platforms):
-    raise ValueError(
-      f"--platforms={','.join(platforms)}: expected some of {', '.join(PLATFORMS)}, each once, with commas between"
-    )
-  if weights not in WEIGHTS_PLACES:
-    raise ValueError(f"--weights={weights}: expected one of {', '.join(WEIGHTS_PLACES)}")
-  if importlib.util.find_spec("flatbuffers") is None:
-    raise ValueError(
-      "--mode=export: needs the package flatbuffers, in which jax.export writes: pip install flatbuffers"
-    )
-  folder = (output or workdir / "export").resolve()
-  if folder.exists() and not folder.is_dir():
-    raise ValueError(f"{folder}: is a file; expected a folder, or a name that is free")
-  if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-    raise ValueError(f"{folder}: is not empty; add --overwrite to replace the program, or --output=DIR")
-
+  _check_flags(batch, platforms, weights)
+  folder = _free_folder(output or workdir / "export", overwrite)
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
@@ -112,21 +99,10 @@ def run(
   )
   settings = settings_of(as_dict(config), variables, restore.origin(path), restored.step)
   metadata = _metadata(info, exported, settings, (height, width), batch, weights, probabilities)
-
+  example = _example(weights == "beside", probabilities, batch or 1, height, width)
   if jax.process_index() > 0:
     return folder
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / METADATA).unlink(missing_ok=True)  # written last: a folder without it is not whole
-  (folder / WEIGHTS).unlink(missing_ok=True)
-  if weights == "beside":
-    with files.atomic_write(folder / WEIGHTS) as file:
-      file.write(safetensors.numpy.save(arrays))
-  with files.atomic_write(folder / PROGRAM) as file:
-    file.write(exported.serialize())
-  _copy_reader(folder)
-  example = _example(weights == "beside", probabilities, batch or 1, height, width)
-  files.atomic_write_text(folder / README, _readme(metadata, example))
-  files.atomic_write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
+  _write(folder, exported, arrays if weights == "beside" else None, metadata, example)
   total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
   say(
     f"the program of step {restored.step} for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "
@@ -153,44 +129,43 @@ def export_program(
     variables: parameters and statistics.
     size: ``(H,W)``.
     batch: images of a call; 0: any number.
-    platforms: what to lower for.
+    platforms: to lower for.
     inside: whether weights are constants of the program, or its first argument, ``{name: float32 array}``.
     probabilities: whether the program returns a pair.
 
   Returns:
     The program, ``images uint8 [B,H,W,3] -> labels uint8 [B,H,W]`` (train ids), or ``(labels, probabilities float32
-    [B,H,W,N])``; and the weights that it reads, without those that serve training alone.
+    [B,H,W,N])``; and the weights that it reads, without those that only training reads.
   """
-  predicted = predictor.labels_and_probabilities(network, config.eval, probabilities)
+  predict = labels_and_probabilities(network, config.eval, probabilities)
   rows = jax_export.symbolic_shape("batch")[0] if batch == 0 else batch
   images = jax.ShapeDtypeStruct((rows, *size, 3), jnp.uint8)
   treedef, names = jax.tree.structure(variables), flat_names(variables)
-  # On no device: where a program was lowered says nothing about where it will run.
+  # On the host, because the program will run on other devices than it was lowered on.
   weights = dict(zip(names, jax.device_get(jax.tree.leaves(variables)), strict=True))
 
   def segment(given: dict[str, jax.Array], images: jax.Array) -> Any:
-    # What is not given is not read, but has its place in the tree.
+    # Weights that the program does not read still have their place in the tree.
     params, batch_stats = jax.tree.unflatten(treedef, [given.get(name, weights[name]) for name in names])
-    labels, probabilities = predicted(params, batch_stats, images)
+    labels, probabilities = predict(params, batch_stats, images)
     return labels if probabilities is None else (labels, probabilities)
 
   def shapes(arrays: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in arrays.items()}
 
-  # Of one image: a program for any number keeps arguments that it never reads.
-  one = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
-  whole = jax_export.export(jax.jit(segment), platforms=platforms[:1])(shapes(weights), one)
-  # jax takes a dictionary's values in the order of its keys.
-  in_order = sorted(weights)
-  read = {in_order[i]: weights[in_order[i]] for i in whole.module_kept_var_idx if i < len(in_order)}
+  # For one image, because a program for any number keeps arguments that it never reads.
+  one_image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+  with_all = jax_export.export(jax.jit(segment), platforms=platforms[:1])(shapes(weights), one_image)
+  in_order = sorted(weights)  # as jax orders the values of a dictionary
+  read = {in_order[i]: weights[in_order[i]] for i in with_all.module_kept_var_idx if i < len(in_order)}
   if inside:
 
-    def alone(images: jax.Array) -> Any:
-      # XLA computes ahead what it knows of constants, and then fuses and rounds otherwise than with the arguments that
-      # ``predict`` gives: in bfloat16, one label in a hundred was another.
+    def with_constants(images: jax.Array) -> Any:
+      # Without the barrier XLA folds constants, and then fuses and rounds differently from ``--mode=predict``, which
+      # passes weights as arguments: in bfloat16, one label in a hundred differed.
       return segment(jax.lax.optimization_barrier(jax.tree.map(jnp.asarray, read)), images)
 
-    return jax_export.export(jax.jit(alone), platforms=platforms)(images), read
+    return jax_export.export(jax.jit(with_constants), platforms=platforms)(images), read
   return jax_export.export(jax.jit(segment), platforms=platforms)(shapes(read), images), read
 
 
@@ -199,9 +174,9 @@ def parse_size(text: str) -> tuple[int, int]:
   parts = text.replace("(", "").replace(")", "").split(",")
   if len(parts) == 2 and all(part.strip().isdigit() and int(part) > 0 for part in parts):
     return int(parts[0]), int(parts[1])
-  found = f"--size={text}" if text else "--size is missing"
+  problem = f"--size={text}" if text else "--size is missing"
   raise ValueError(
-    f"{found}: a program reads images of one size; expected its height and width, such as 1024,2048"
+    f"{problem}: a program reads images of one size; expected its height and width, such as 1024,2048"
   )
 
 
@@ -214,6 +189,54 @@ def flat_names(variables: tuple[Any, Any]) -> list[str]:
     )
     for path, _ in jax.tree.leaves_with_path(variables)
   ]
+
+
+def _check_flags(batch: int, platforms: Sequence[str], weights: str) -> None:
+  if batch < 0:
+    raise ValueError(f"--batch={batch}: expected the number of images of a call, or 0 for any")
+  unknown = [name for name in platforms if name not in PLATFORMS]
+  if unknown or not platforms or len(set(platforms)) < len(platforms):
+    raise ValueError(
+      f"--platforms={','.join(platforms)}: expected some of {', '.join(PLATFORMS)}, each once, separated by commas"
+    )
+  if weights not in WEIGHTS_PLACES:
+    raise ValueError(f"--weights={weights}: expected one of {', '.join(WEIGHTS_PLACES)}")
+  if importlib.util.find_spec("flatbuffers") is None:
+    raise ValueError(
+      "--mode=export: jax.export needs the package flatbuffers, which is missing; pip install flatbuffers"
+    )
+
+
+def _free_folder(output: pathlib.Path, overwrite: bool) -> pathlib.Path:
+  """Returns the folder to write; refuses a file, and without ``overwrite`` a folder that is not empty."""
+  folder = output.resolve()
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f"{folder}: is a file; expected a folder or a new name")
+  if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    raise ValueError(f"{folder}: is not empty; add --overwrite to replace the program, or --output=DIR")
+  return folder
+
+
+def _write(
+  folder: pathlib.Path,
+  exported: jax_export.Exported,
+  weights: dict[str, np.ndarray] | None,
+  metadata: dict[str, Any],
+  example: str,
+) -> None:
+  """Writes all files of a program; ``weights`` are those beside it, ``example`` the Python lines of the README."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / METADATA).unlink(missing_ok=True)  # written last: a folder without it is incomplete
+  (folder / WEIGHTS).unlink(missing_ok=True)
+  if weights is not None:
+    with files.atomic_write(folder / WEIGHTS) as file:
+      file.write(safetensors.numpy.save(weights))
+  with files.atomic_write(folder / PROGRAM) as file:
+    file.write(exported.serialize())
+  _copy_flatbuffers(folder)
+  files.atomic_write_text(folder / NOTICE, NOTICE_TEXT)
+  files.atomic_write_text(folder / README, _readme(metadata, example))
+  files.atomic_write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
 def _metadata(
@@ -250,13 +273,15 @@ def _metadata(
     "platforms": list(exported.platforms),
     "jax_version": jax.__version__,
     "calling_convention_version": exported.calling_convention_version,
-    "rc_jax_version": importlib.metadata.version("rc_jax"),
+    "rc_jax_version": rc_jax.__version__,
+    "license": "Apache-2.0",
+    "notice": NOTICE_TEXT.splitlines()[0],
     "input": {
       "dtype": "uint8",
       "shape": [rows, *size, 3],
       "layout": "batch, height, width, RGB",
       "normalisation": {
-        "where": "inside the program: give pixels of 0..255 as they are",
+        "where": "inside the program; pass pixels in 0..255",
         "mean": list(PIXEL_MEAN),
         "std": list(PIXEL_STD),
       },
@@ -265,7 +290,7 @@ def _metadata(
     "dataset": info.name,
     "class_names": list(info.class_names),
     "palette": info.palette.tolist(),
-    "label_ids": [int(own_id) for own_id in info.label_ids],
+    "label_ids": [int(label_id) for label_id in info.label_ids],
     "ignore_label": info.ignore_label,
     "trained": {name: settings[name] for name in ("step", "weights", "model")},
     "eval": settings["eval"],
@@ -276,8 +301,8 @@ def _count(rows: int | str) -> str:
   return "any number of images" if rows == "any" else "1 image" if rows == 1 else f"{rows} images"
 
 
-def _copy_reader(folder: pathlib.Path) -> None:
-  """Puts flatbuffers beside the program: jax.export reads and writes with it, and jax does not install it."""
+def _copy_flatbuffers(folder: pathlib.Path) -> None:
+  """Copies flatbuffers beside the program, because jax.export reads with it and jax does not install it."""
   spec = importlib.util.find_spec("flatbuffers")
   assert spec is not None and spec.origin is not None
   target = folder / "flatbuffers"
@@ -287,7 +312,7 @@ def _copy_reader(folder: pathlib.Path) -> None:
 
 
 def _example(beside: bool, probabilities: bool, rows: int, height: int, width: int) -> str:
-  """The lines that run the program, in this folder, with jax alone."""
+  """Returns the lines of Python that run the program, in its folder, with jax alone."""
   outputs = "labels, probabilities" if probabilities else "labels"
   lines = [
     'import sys; sys.path.append(".")  # flatbuffers, which jax.export needs, unless it is installed',
@@ -309,10 +334,10 @@ def _example(beside: bool, probabilities: bool, rows: int, height: int, width: i
 
 
 def _readme(metadata: dict[str, Any], example: str) -> str:
-  """What somebody needs who finds this folder without the one who wrote it."""
+  """Returns the README of a program: inputs, outputs, how to run it, classes, licences."""
   classes = "\n".join(
-    f"| {index} | {name} | {own_id} | {tuple(color)} |"
-    for index, (name, own_id, color) in enumerate(
+    f"| {index} | {name} | {label_id} | {tuple(color)} |"
+    for index, (name, label_id, color) in enumerate(
       zip(metadata["class_names"], metadata["label_ids"], metadata["palette"], strict=True)
     )
   )
@@ -323,24 +348,25 @@ def _readme(metadata: dict[str, Any], example: str) -> str:
   )
   return f"""# A segmentation network
 
-Takes {_count(rows)} of {height} x {width} pixels (height x width), RGB, uint8; normalisation is inside.
+Takes {_count(rows)} of {height} x {width} pixels (height x width), RGB, uint8; the program normalises them.
 
-Gives {outputs}.
+Returns {outputs}.
 
-Runs on {", ".join(metadata["platforms"])}, with jax and nothing else, in this folder:
+Runs on {", ".join(metadata["platforms"])}, in this folder, with jax alone:
 
 ```python
 {example}
 ```
 
-Keep what `jax.jit(program.call)` returns: it compiles at its first call, and again for each other number of images.
-Written by jax {metadata["jax_version"]}, under which labels are those of `--mode=predict` on the same kind of device.
-Versions up to six months newer are promised to read it; their compilers round otherwise, and some pixels between two
-classes change.
-`{METADATA}` says all of this to programs. Trained on {metadata["dataset"]} for {metadata["trained"]["step"]} steps;
-scales {metadata["eval"]["scales"]}, flip {metadata["eval"]["flip"]}.
+Keep the function that `jax.jit(program.call)` returns: it compiles at its first call, and again for each other number
+of images. The program was written by jax {metadata["jax_version"]}; with this version it gives the labels of
+`--mode=predict` on the same kind of device. JAX promises that versions up to six months newer read it. Their compilers
+round differently, so some pixels between two classes change.
+`{METADATA}` holds the same facts in JSON. The network was trained on {metadata["dataset"]} for
+{metadata["trained"]["step"]} steps; scales {metadata["eval"]["scales"]}, flip {metadata["eval"]["flip"]}.
 
-`flatbuffers/` is a copy of the package of that name (Apache License 2.0, Google), in which jax.export writes.
+Contains code of rc_jax, Apache-2.0. `flatbuffers/` is a copy of that package, Apache-2.0, Copyright Google Inc.;
+jax.export reads the program with it. See `{NOTICE}`.
 
 | label | class | id in {metadata["dataset"]} | colour |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""Programs against predictions, also where nothing but jax is installed."""
+"""Exported programs against predictions, also in an environment with jax alone."""
 
 import json
 import os
@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 from jax import export as jax_export
+from PIL import Image
 
+import rc_jax
 from rc_jax import models
 from rc_jax.data.datasets import synthetic
 from rc_jax.inference import predictor
@@ -19,7 +21,7 @@ from rc_jax.modes import export
 from tests.support import run_tiny, tiny_predictions
 
 SIZE = (41, 57)
-# What jax needs, and nothing else.
+# The packages that jax needs.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "numpy.libs", "ml_dtypes", "opt_einsum", "scipy", "scipy.libs")
 
 
@@ -28,7 +30,7 @@ def photos(count: int) -> np.ndarray:
 
 
 def tiny():
-  """The smallest network of the project, with its config and weights."""
+  """Returns the config, network and weights of the smallest network of the project."""
   config = tiny_predictions.tiny_config()
   return config, models.build(config.model, 11), tuple(tiny_predictions.tiny_variables())
 
@@ -41,7 +43,7 @@ def program_of(config, network, variables, batch=0, platforms=("cpu",), inside=T
   return export.export_program(network, config, variables, SIZE, batch, platforms, inside, probabilities)
 
 
-def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
+def test_lines_of_the_readme_run_with_jax_alone(tmp_path: pathlib.Path) -> None:
   tiny_predictions.export_tiny(tmp_path / "inside", size="41,57")
   tiny_predictions.export_tiny(
     tmp_path / "beside", size="41,57", weights="beside", probabilities=True, batch=2
@@ -63,7 +65,7 @@ def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
     code += [f"os.chdir({str(tmp_path / name)!r})", example, 'np.save("labels.npy", labels)']
   code.append('np.save("probabilities.npy", probabilities)')
   subprocess.run(
-    # -S: no site-packages; -P and the folder: nor this checkout.
+    # -S leaves out site-packages, -P and cwd this checkout.
     [sys.executable, "-S", "-P", "-c", "\n".join(code)],
     cwd=tmp_path,
     env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(tmp_path / "packages")},
@@ -83,13 +85,36 @@ def test_jax_alone_runs_what_the_readme_says(tmp_path: pathlib.Path) -> None:
   assert described["label_ids"] == info.label_ids.tolist() and described["palette"] == info.palette.tolist()
   assert described["input"]["shape"] == ["any", *SIZE, 3] and described["platforms"] == ["cpu", "cuda", "tpu"]
   assert described["trained"]["step"] == 7
+  assert described["rc_jax_version"] == rc_jax.__version__
   beside = json.loads((tmp_path / "beside" / "metadata.json").read_text())
   assert beside["input"]["shape"] == [2, *SIZE, 3] and len(beside["outputs"]) == 2
 
+  notice = "Contains code of rc_jax, Apache-2.0."
+  assert described["license"] == "Apache-2.0" and described["notice"] == notice
+  for file in ("NOTICE", "README.md"):
+    assert notice in (tmp_path / "inside" / file).read_text()
 
-def test_any_number_of_images_gives_what_predict_gives_at_all_scales_and_windows() -> None:
-  config, network = tiny_predictions.tiny_config(), tiny_predictions.colours()
-  variables = tuple(tiny_predictions.colour_variables())
+
+def test_program_gives_the_labels_of_predict_to_the_bit(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "images").mkdir()
+  coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+  images = np.stack([Image.fromarray(each).resize(SIZE[::-1], Image.Resampling.BICUBIC) for each in coarse])
+  for number, image in enumerate(images):
+    Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+  assert tiny_predictions.label_tiny(tmp_path / "images", tmp_path / "predictions", overlays=False) == 0
+  folder = tiny_predictions.export_tiny(tmp_path / "export", size="41,57")
+  program = jax_export.deserialize(bytearray((folder / "program.jaxexport").read_bytes()))
+  call = jax.jit(program.call)
+  labels = np.concatenate([call(image[None]) for image in images])
+  assert len(np.unique(labels)) > 1
+  for number, expected in enumerate(labels):
+    with Image.open(tmp_path / "predictions" / "labels" / f"{number}.png") as written:
+      np.testing.assert_array_equal(np.asarray(written), synthetic.INFO.label_ids[expected])
+
+
+def test_program_for_any_number_of_images_equals_the_predictor_at_all_scales_and_windows() -> None:
+  config, network = tiny_predictions.tiny_config(), tiny_predictions.color_network()
+  variables = tuple(tiny_predictions.color_variables())
   config.eval.scales, config.eval.flip = (0.75, 1.0), True
   config.eval.crop_size, config.eval.stride = (33, 33), (20, 20)
   program, _ = program_of(config, network, variables)
@@ -101,7 +126,7 @@ def test_any_number_of_images_gives_what_predict_gives_at_all_scales_and_windows
     np.testing.assert_array_equal(labels, expected.argmax(-1))
 
 
-def test_compilers_see_weights_inside_as_arguments() -> None:
+def test_weights_inside_are_behind_an_optimization_barrier() -> None:
   config, network, variables = tiny()
   program, weights = program_of(config, network, variables)
   barriers = [line for line in program.mlir_module().splitlines() if "stablehlo.optimization_barrier" in line]
@@ -115,7 +140,7 @@ def test_weights_inside_change_no_label_in_bfloat16() -> None:
   config.model.dtype, config.model.backbone, config.model.multi_grid = "bfloat16", "resnet50", (1, 2, 4)
   network = models.build(config.model, 11)
   rng = np.random.default_rng(0)
-  # Statistics as training leaves them: what is 0 or 1 folds into nothing, and rounds nowhere.
+  # Statistics other than 0 and 1, which fold away without rounding.
   variables = jax.tree.map(
     lambda a: a + rng.uniform(0, 0.3, a.shape).astype(a.dtype) * (a.ndim == 1),
     tuple(network.init(jax.random.key(0), (49, 65))),
@@ -127,25 +152,25 @@ def test_weights_inside_change_no_label_in_bfloat16() -> None:
   np.testing.assert_array_equal(labels, expected.argmax(-1))
 
 
-def test_every_platform_gets_its_own_convolutions() -> None:
+def test_program_holds_the_convolutions_of_each_platform() -> None:
   def operations(*platforms: str) -> tuple[int, int]:
     text = program_of(*tiny(), platforms=platforms)[0].mlir_module()
     return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
 
   cpu, cuda, both = operations("cpu"), operations("cuda"), operations("cpu", "cuda")
-  # Dilated ones are products over taps on a CPU alone (``models/conv.py``).
+  # Only on a CPU are dilated convolutions products over taps (``rc_jax/ops/conv.py``).
   assert cpu[0] < cuda[0] and cpu[1] > cuda[1]
   assert both[0] >= cuda[0] and both[1] >= cpu[1]
   assert operations("tpu") == cuda
 
 
-def test_weights_beside_are_those_that_are_read() -> None:
+def test_weights_beside_are_those_that_the_program_reads() -> None:
   config, network, variables = tiny()
   program, weights = program_of(config, network, variables, inside=False, probabilities=False)
-  assert not any("aux_head" in name for name in weights), "training's own head serves nobody"
+  assert not any("aux_head" in name for name in weights), "the program does not read the auxiliary head"
   assert any("aux_head" in name for name in export.flat_names(variables))
   assert len(program.in_avals) == len(weights) + 1
-  # What the program is given counts, and not what it was traced with.
+  # The program computes with the weights that are passed, not with those of its tracing.
   for name in weights:
     if name.endswith("classifier/bias"):
       weights[name] = np.where(np.arange(11) == 5, 1e6, 0).astype(np.float32)
@@ -155,7 +180,7 @@ def test_weights_beside_are_those_that_are_read() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("head", sorted(models.HEADS))
 @pytest.mark.parametrize("backbone", [run_tiny.BACKBONE, "hrnetv2_tiny"])
-def test_every_head_is_one_program_for_any_number_of_images(backbone: str, head: str) -> None:
+def test_every_head_exports_for_any_number_of_images(backbone: str, head: str) -> None:
   config = tiny_predictions.tiny_config()
   config.model.name, config.model.backbone = head, backbone
   if backbone.startswith("hrnet"):
@@ -179,13 +204,13 @@ def test_every_head_is_one_program_for_any_number_of_images(backbone: str, head:
     ({"size": "41,57", "weights": "outside"}, "--weights=outside"),
   ],
 )
-def test_a_mistake_is_one_line(options, wanted: str, tmp_path: pathlib.Path) -> None:
+def test_an_invalid_flag_is_refused_in_one_line(options, wanted: str, tmp_path: pathlib.Path) -> None:
   with pytest.raises(ValueError, match=wanted) as error:
     tiny_predictions.export_tiny(tmp_path / "out", **options)
   assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: pathlib.Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: pathlib.Path) -> None:
   (tmp_path / "out").mkdir()
   (tmp_path / "out" / "thesis.tex").touch()
   with pytest.raises(ValueError, match="is not empty; add --overwrite"):
