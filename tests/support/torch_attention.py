@@ -102,7 +102,7 @@ class Encoding(nn.Module):
 
   def forward(self, x):
     residuals = x.flatten(2).mT[:, :, None] - self.codewords  # [B,hw,K,C]
-    weights = (self.smoothing * residuals.height_width().sum(3)).softmax(2)[..., None]
+    weights = (self.smoothing * residuals.square().sum(3)).softmax(2)[..., None]
     return self.bn((weights * residuals).sum(1)).relu().mean(1)
 
 
