@@ -126,13 +126,17 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    # Shapes alone: values come from ``initial_values``.
+    # Zeros: ``initial_values.py`` draws the values.
     kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
     y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       y += bias.astype(self.dtype)
     return y
+
+
+class Linear(nn.Dense):
+  """``Linear``: Flax's ``Dense`` with PyTorch's initial values. Parameters ``kernel [in,out]``, ``bias [out]`` float32."""
 
 
 class DepthwiseConv(nn.Module):

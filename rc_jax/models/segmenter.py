@@ -293,9 +293,10 @@ def build(config_model: Config, num_classes: int) -> Network:
 
   def init(rng: jax.Array, image_size: tuple[int, int] = (64, 64)) -> Variables:
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
-    shapes, _ = jax.eval_shape(functools.partial(module.init_with_output, train=True), rng, images)
-    _check_outputs(shapes, model, num_classes)
-    return Variables(*initial_variables(functools.partial(module.init, train=True), rng, images))
+    init_with_output = functools.partial(module.init_with_output, train=True)
+    outputs, params, batch_stats = initial_variables(init_with_output, rng, images)
+    _check_outputs(outputs, model, num_classes)
+    return Variables(params, batch_stats)
 
   def train(params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array) -> tuple[Outputs, Tree]:
     outputs, updates = module.apply(

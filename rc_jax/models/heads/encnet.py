@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rc_jax.fields import Field, at_least
 from rc_jax.losses.presence import presence_loss
-from rc_jax.models.layers import BatchNorm, ConvNormRelu, classify
+from rc_jax.models.layers import BatchNorm, ConvNormRelu, Linear, classify
 from rc_jax.models.network import ExtraOutput, Outputs, Stages
 
 FIELDS = (
@@ -101,11 +101,11 @@ class EncNetHead(nn.Module):
     x = ConvNormRelu(self.channels, 3, 1, self.dtype, *norm, name="reduce")(stages.last, train)
     projected = ConvNormRelu(self.channels, 1, 1, self.dtype, *norm, name="project")(x, train)
     encoding = Encoding(self.codes, *norm, name="encoding")(projected, train)  # [B,C]
-    gates = nn.sigmoid(nn.Dense(self.channels, name="gate")(encoding))
+    gates = nn.sigmoid(Linear(self.channels, name="gate")(encoding))
     # What the authors' ReLU over this would remove cannot arise: neither factor is negative.
     features = (x * (1 + gates[:, None, None, :])).astype(self.dtype)
     logits = classify(features, self.num_classes, self.dropout, train)
     if not train:
       return Outputs(logits, features)
-    presence_logits = nn.Dense(self.num_classes, name="presence")(encoding)  # [B,N]
+    presence_logits = Linear(self.num_classes, name="presence")(encoding)  # [B,N]
     return Outputs(logits, features, {"presence": ExtraOutput(presence_logits, "presence", presence_loss)})
