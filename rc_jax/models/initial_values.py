@@ -106,9 +106,7 @@ def _complete(
       {name: drawn.get(name, {}) for name in values},
     )
 
-  return jax.tree.map(
-    lambda value, leaf: leaf if _is_shape(value) else value, values, jax.jit(missing)(rng)
-  )
+  return jax.tree.map(lambda value, leaf: leaf if _is_shape(value) else value, values, jax.jit(missing)(rng))
 
 
 def _is_shape(leaf: Any) -> bool:

@@ -1,11 +1,25 @@
-"""The pieces that heads are built of."""
+"""The layers that backbones and heads are built of."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Config
 from rc_jax.ops.batch_norm import normalize
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+def numerics(model: Config) -> dict[str, Any]:
+  """Returns the arguments that most modules share: ``dtype``, and BatchNorm's ``momentum`` and ``epsilon``.
+
+  Args:
+    model: ``config.model``.
+  """
+  return {"dtype": DTYPES[model.dtype], "momentum": model.bn_momentum, "epsilon": model.bn_epsilon}
 
 
 class ConvNormRelu(nn.Module):
@@ -136,7 +150,7 @@ class Conv(nn.Module):
 
 
 class Linear(nn.Dense):
-  """``Linear``: Flax's ``Dense`` with PyTorch's initial values. Parameters ``kernel [in,out]``, ``bias [out]`` float32."""
+  """Flax's ``Dense`` with PyTorch's initial values: parameters ``kernel [in,out]``, ``bias [out]``, both float32."""
 
 
 class DepthwiseConv(nn.Module):

@@ -7,16 +7,18 @@ share: ``stage3.1.branches.0.2.conv1.weight`` is ``params["stage3"]["1"]["branch
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, one_of
+from rc_jax.fields import Config, Field, one_of, require
 from rc_jax.models.backbones.resnet import Stage
-from rc_jax.models.layers import BatchNorm, Conv
-from rc_jax.models.network import Stages
+from rc_jax.models.layers import BatchNorm, Conv, numerics
+from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.resample import apply_separable, interpolation, upsample
 
 OUTPUT_STRIDE = 4
@@ -36,8 +38,8 @@ FIELDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """What tells one HRNet from another.
+class HRNetSpec:
+  """Width and depth of an HRNet.
 
   Attributes:
     width: channels of the finest branch; each coarser one has twice as many.
@@ -50,15 +52,6 @@ class Layout:
   modules: tuple[int, int, int] = (1, 4, 3)
   blocks: int = 4
   stem: int = 64
-
-
-HRNETS = {
-  "hrnetv2_w18": Layout(18),
-  "hrnetv2_w32": Layout(32),
-  "hrnetv2_w48": Layout(48),
-  # Not from the literature: to train in minutes on a laptop.
-  "hrnetv2_tiny": Layout(8, modules=(1, 1, 1), blocks=2, stem=16),
-}
 
 
 class ConvNorm(nn.Module):
@@ -244,7 +237,7 @@ class HRNet(nn.Module):
   """HRNetV2 without its classifier.
 
   Attributes:
-    layout: width and depth.
+    spec: width and depth.
     upsampling: how a coarser branch comes to a finer one's grid in an exchange: ``"bilinear"``, in one step, as in
       the authors' segmentation; ``"bilinear-twice"``, by a power of two and then to the finer one's size, which may
       be smaller by some pixels, both unaligned, as in mmsegmentation; ``"nearest"``, as in the authors' and timm's
@@ -255,7 +248,7 @@ class HRNet(nn.Module):
     epsilon: of BatchNorm.
   """
 
-  layout: Layout
+  spec: HRNetSpec
   upsampling: str = "bilinear"
   align_corners: bool = True
   dtype: jnp.dtype = jnp.float32
@@ -284,14 +277,14 @@ class HRNet(nn.Module):
       )
     norm: tuple[Any, ...] = (self.dtype, self.momentum, self.epsilon)
     for i in (1, 2):
-      x = Conv(self.layout.stem, 3, 2, dtype=self.dtype, name=f"conv{i}")(x)
+      x = Conv(self.spec.stem, 3, 2, dtype=self.dtype, name=f"conv{i}")(x)
       x = nn.relu(BatchNorm(self.momentum, self.epsilon, name=f"bn{i}")(x, train))
-    grid = (1,) * self.layout.blocks
-    maps = [Stage(self.layout.stem, True, grid, (1, 1, 1), "3x3", *norm, name="layer1")(x, train)]
-    for i, modules in enumerate(self.layout.modules, start=1):
-      widths = tuple(self.layout.width * 2**branch for branch in range(i + 1))
+    grid = (1,) * self.spec.blocks
+    maps = [Stage(self.spec.stem, True, grid, (1, 1, 1), "3x3", *norm, name="layer1")(x, train)]
+    for i, modules in enumerate(self.spec.modules, start=1):
+      widths = tuple(self.spec.width * 2**branch for branch in range(i + 1))
       maps = Transition(widths, *norm, name=f"transition{i}")(maps, train)
-      options = (modules, self.layout.blocks, self.upsampling, self.align_corners, *norm)
+      options = (modules, self.spec.blocks, self.upsampling, self.align_corners, *norm)
       maps = Exchanges(*options, name=f"stage{i + 1}")(maps, train)
     finest, *coarser = maps
     size = (finest.shape[1], finest.shape[2])
@@ -313,3 +306,69 @@ def _upsample(
     for source, target in zip(x.shape[1:3], size, strict=True)
   )
   return apply_separable(x, rows, columns)
+
+
+def backbone(spec: HRNetSpec) -> Backbone:
+  """Returns the backbone of an HRNet, for a line of ``rc_jax.models.BACKBONES``."""
+  return Backbone(
+    build=functools.partial(_build, spec),
+    fields=FIELDS,
+    fields_from_shapes=functools.partial(_fields_from_shapes, spec),
+    description=_description,
+    # What timm's and the authors' classifiers hold behind the branches.
+    ignored_layers=("classifier", r"incre_modules\..*", r"downsamp_modules\..*", r"final_layer\..*"),
+    family_fields=_family_fields,
+  )
+
+
+def _build(spec: HRNetSpec, model: Config) -> nn.Module:
+  stride = model.output_stride
+  require(stride == OUTPUT_STRIDE, "model.output_stride", stride, f"{OUTPUT_STRIDE} with {model.backbone}")
+  return HRNet(
+    spec=spec,
+    upsampling=model.hrnet_upsample,
+    align_corners=bool(model.align_corners),
+    **numerics(model),
+  )
+
+
+def _spec_from_shapes(shapes: Shapes) -> HRNetSpec | None:
+  """Infers the spec of an HRNet, built here or not; None where the shapes are not an HRNet's."""
+  first = shapes.get("backbone.stage2.0.branches.0.0.conv1.weight")
+  if first is None:
+    return None
+
+  def count(pattern: str) -> int:
+    matches = [re.match(rf"backbone\.{pattern}", name) for name in shapes]
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+  return HRNetSpec(
+    width=first[0],
+    modules=(count(r"stage2\.(\d+)\."), count(r"stage3\.(\d+)\."), count(r"stage4\.(\d+)\.")),
+    blocks=count(r"stage2\.0\.branches\.0\.(\d+)\."),
+    stem=shapes.get("backbone.conv1.weight", (0,))[0],
+  )
+
+
+def _fields_from_shapes(spec: HRNetSpec, shapes: Shapes) -> dict[str, Any] | None:
+  return {} if _spec_from_shapes(shapes) == spec else None
+
+
+def _description(shapes: Shapes) -> str:
+  spec = _spec_from_shapes(shapes)
+  if spec is None:
+    return ""
+  return f"an HRNet of {'-'.join(map(str, spec.modules))} modules, {spec.width} channels wide"
+
+
+def _family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+  return {"hrnet_upsample": "bilinear-twice"} if (family, part) == ("mmsegmentation", "all") else {}
+
+
+BACKBONES = {
+  "hrnetv2_w18": backbone(HRNetSpec(18)),
+  "hrnetv2_w32": backbone(HRNetSpec(32)),
+  "hrnetv2_w48": backbone(HRNetSpec(48)),
+  # Not from the literature: to train in minutes on a laptop.
+  "hrnetv2_tiny": backbone(HRNetSpec(8, modules=(1, 1, 1), blocks=2, stem=16)),
+}

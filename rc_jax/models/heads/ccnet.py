@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
-from rc_jax.models.layers import Conv, ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.fields import Config, Field, at_least
+from rc_jax.models.layers import Conv, ConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 
 FIELDS = (Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross attention.", at_least(1)),)
 
@@ -91,3 +91,33 @@ class CCNetHead(nn.Module):
     both = jnp.concatenate([stages.last, x], axis=-1)
     features = ConvNormRelu(*options, name="fuse")(both, train)
     return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return CCNetHead(
+    num_classes,
+    model.channels,
+    recurrence=model.ccnet_recurrence,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.attention.",),
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.convs\.0\.", "head.before."),
+        (r"decode_head\.convs\.1\.", "head.after."),
+        (r"decode_head\.cca\.(query|key|value)_conv\.", r"head.attention.\1."),
+        (r"decode_head\.cca\.gamma\.scale", "head.attention.gamma"),
+        (r"decode_head\.conv_cat\.", "head.fuse."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+      fields={"ccnet_recurrence": 2},
+    )
+  },
+)

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
-from rc_jax.models.layers import Conv, ConvNormRelu, classify
-from rc_jax.models.network import ExtraOutput, Outputs, Stages
+from rc_jax.fields import Config, Field, at_least
+from rc_jax.models.layers import Conv, ConvNormRelu, classify, numerics
+from rc_jax.models.network import ExtraOutput, Head, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
   Field(
@@ -168,3 +169,41 @@ class DANetHead(nn.Module):
     branches = {"branch0": position_logits, "branch1": channel_logits}
     extra = {name: ExtraOutput(branch_logits, term="branch") for name, branch_logits in branches.items()}
     return Outputs(logits, features, extra)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return DANetHead(
+    num_classes,
+    model.channels,
+    key_channels=model.danet_key_channels,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  return {"danet_key_channels": shapes.get("head.position.attention.query.weight", (0,))[0]}
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.position.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.pam_in_conv\.", "head.position.before."),
+        (r"decode_head\.pam_out_conv\.", "head.position.after."),
+        (r"decode_head\.pam_conv_seg\.", "head.position.classifier."),
+        (r"decode_head\.pam\.gamma\.scale", "head.position.attention.gamma"),
+        (r"decode_head\.cam_in_conv\.", "head.channel.before."),
+        (r"decode_head\.cam_out_conv\.", "head.channel.after."),
+        (r"decode_head\.cam_conv_seg\.", "head.channel.classifier."),
+        (r"decode_head\.cam\.gamma\.scale", "head.channel.attention.gamma"),
+        (r"decode_head\.pam\.(query|key|value)_project\.", r"head.position.attention.\1."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+    )
+  },
+)

@@ -2,15 +2,16 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
+from rc_jax.fields import Config, Field, at_least
 from rc_jax.losses.presence import presence_loss
-from rc_jax.models.layers import BatchNorm, ConvNormRelu, Linear, classify
-from rc_jax.models.network import ExtraOutput, Outputs, Stages
+from rc_jax.models.layers import BatchNorm, ConvNormRelu, Linear, classify, numerics
+from rc_jax.models.network import ExtraOutput, Head, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
   Field("model.encnet_codes", 32, "EncNet: number of codewords.", at_least(1)),
@@ -109,3 +110,39 @@ class EncNetHead(nn.Module):
       return Outputs(logits, features)
     presence_logits = Linear(self.num_classes, name="presence")(encoding)  # [B,N]
     return Outputs(logits, features, {"presence": ExtraOutput(presence_logits, "presence", presence_loss)})
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return EncNetHead(
+    num_classes,
+    model.channels,
+    codes=model.encnet_codes,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  return {"encnet_codes": shapes.get("head.encoding.codewords", (0,))[0]}
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.encoding.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.bottleneck\.", "head.reduce."),
+        (r"decode_head\.enc_module\.encoding_project\.", "head.project."),
+        (r"decode_head\.enc_module\.encoding\.0\.codewords", "head.encoding.codewords"),
+        (r"decode_head\.enc_module\.encoding\.0\.scale", "head.encoding.smoothing"),
+        (r"decode_head\.enc_module\.encoding\.1\.", "head.encoding.bn."),
+        (r"decode_head\.enc_module\.fc\.0\.", "head.gate."),
+        (r"decode_head\.se_layer\.", "head.presence."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+    )
+  },
+)

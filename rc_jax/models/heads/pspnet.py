@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax.fields import Field, positive_numbers
-from rc_jax.models.layers import ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.fields import Config, Field, positive_numbers
+from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
@@ -84,3 +84,31 @@ def cells(length: int, bins: int) -> np.ndarray:
   cell, pixel = np.arange(bins)[:, None], np.arange(length)
   first, end = cell * length // bins, -(-(cell + 1) * length // bins)
   return ((first <= pixel) & (pixel < end)).astype(np.float32)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return PSPHead(
+    num_classes,
+    model.channels,
+    bins=tuple(model.psp_bins),
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.bin0.",),
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.psp_modules\.(\d+)\.1\.", r"head.bin\1."),
+        (r"decode_head\.bottleneck\.", "head.fuse."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+      fields={"psp_bins": (1, 2, 3, 6)},
+    )
+  },
+)
