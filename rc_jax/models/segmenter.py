@@ -1,4 +1,4 @@
-"""Segmentation networks as plain functions of plain trees: any head on any backbone."""
+"""Builds segmentation networks as pure functions of plain trees: any head on any backbone."""
 
 import difflib
 import functools
@@ -104,7 +104,8 @@ def heads() -> dict[str, Head]:
 
 def fields() -> tuple[Field, ...]:
   """Returns the fields that networks read, each once: those of all networks, of backbones, of heads."""
-  groups = [FIELDS, *(entry.fields or () for entry in _entries())]
+  entries: list[Backbone | Head] = [*backbones().values(), *heads().values()]
+  groups = [FIELDS, *(entry.fields or () for entry in entries)]
   return tuple(dict.fromkeys(field for group in groups for field in group))
 
 
@@ -115,7 +116,9 @@ def readers(path: str) -> tuple[str, ...]:
     path: such as ``"model.stem"``.
   """
   named: dict[str, Backbone | Head] = {**backbones(), **heads()}
-  return tuple(name for name, entry in named.items() if _states(entry, path))
+  return tuple(
+    name for name, entry in named.items() if any(field.path == path for field in entry.fields or ())
+  )
 
 
 def reads(path: str, head: str, backbone: str) -> bool:
@@ -129,16 +132,8 @@ def reads(path: str, head: str, backbone: str) -> bool:
   chosen = (backbones().get(backbone), heads().get(head))
   if any(entry is None or entry.fields is None for entry in chosen):
     return True
-  stated_at_all = any(_states(entry, path) for entry in _entries())
-  return not stated_at_all or any(entry is not None and _states(entry, path) for entry in chosen)
-
-
-def _entries() -> list[Backbone | Head]:
-  return [*backbones().values(), *heads().values()]
-
-
-def _states(entry: Backbone | Head, path: str) -> bool:
-  return any(field.path == path for field in entry.fields or ())
+  owners = readers(path)
+  return not owners or head in owners or backbone in owners
 
 
 class Segmenter(nn.Module):
