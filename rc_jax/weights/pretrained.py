@@ -142,7 +142,8 @@ def _refuse_other_architecture(
   ours = architecture.from_shapes(network)
   held = architecture.from_shapes(shapes, mapping.head)
   if ours.backbone and not held.backbone:
-    example = next(name for name in network if _is_requested("backbone", name)).removeprefix("backbone.")
+    kernels = (name for name, shape in network.items() if name.startswith("backbone.") and len(shape) == 4)
+    example = next(kernels, "none").removeprefix("backbone.")
     listed = ", ".join([*mapping.names, *mapping.ignored][:3]) or "nothing"
     raise ValueError(
       f"model.pretrained: {path} holds no backbone that is known; expected names like {example}, found {listed}: "
