@@ -39,7 +39,7 @@ class ConvNormRelu(nn.Module):
 
 
 class SeparableConvNormRelu(nn.Module):
-  """Depthwise separable convolution: ``depthwise``, its BatchNorm and ReLU, then a 1x1 ``pointwise`` with its own.
+  """Depthwise separable convolution: ``depthwise`` and 1x1 ``pointwise``, each with BatchNorm and ReLU.
 
   ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``.
 
@@ -66,13 +66,13 @@ class SeparableConvNormRelu(nn.Module):
 
 
 def classify(features: jax.Array, num_classes: int, dropout: float, train: bool) -> jax.Array:
-  """Dropout of whole channels in training, then the calling module's 1x1 convolution ``classifier``.
+  """Drops channels in training, then applies the calling module's 1x1 convolution ``classifier``.
 
   Args:
     features: ``F [B,h,w,C]``.
     num_classes: ``N``.
-    dropout: the share of channels that training drops.
-    train: whether it does.
+    dropout: share of channels that are dropped.
+    train: whether to drop channels.
 
   Returns:
     Logits ``P [B,h,w,N]``, computed in float32.
@@ -85,14 +85,13 @@ def classify(features: jax.Array, num_classes: int, dropout: float, train: bool)
 class BatchNorm(nn.Module):
   """PyTorch's ``BatchNorm2d``: parameters ``scale``, ``bias``, statistics ``mean``, ``var``, all ``[C]`` f32.
 
-  In training, this batch's statistics normalise, and the running ones move by ``1 - momentum`` towards them;
-  the running variance towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch (Flax's own keeps the
-  biased one: a visible difference only for small ``n``, as in ASPP's image pooling, where ``n`` is the batch
-    size).
-  Under ``jax.jit`` over the global batch, "this batch" is the global batch, however many devices hold it.
+  In training, the batch's statistics normalise, and the running statistics move by ``1 - momentum`` towards them. The
+  running variance moves towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch; Flax's keeps the biased one.
+  They differ visibly for small ``n`` alone, as in ASPP's image pooling, where ``n`` is the batch size.
+  Under ``jax.jit`` over the global batch, the batch is the global batch, on any number of devices.
 
   Attributes:
-    momentum: the fraction of the running statistics kept at each step: 0.9 is PyTorch's 0.1.
+    momentum: fraction of the running statistics kept at each step: 0.9 is PyTorch's 0.1.
     epsilon: added to the variance.
   """
 
@@ -126,7 +125,7 @@ class Conv(nn.Module):
     kernel_size: ``k``, odd.
     stride: step of the output's grid.
     dilation: distance of the kernel's taps.
-    use_bias: adds a bias; a convolution before a BatchNorm needs none.
+    use_bias: whether to add a bias; a convolution before a BatchNorm needs none.
     dtype: of the computation and of the output.
   """
 

@@ -27,11 +27,10 @@ class Stages(NamedTuple):
   """The feature maps of a backbone, from fine to coarse, in the compute dtype.
 
   Attributes:
-    stage1: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. For
-      decoders that restore edges.
-    stage3: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which an auxiliary head supervises; None where a backbone has
-      no such map, and then there is no auxiliary head.
-    last: ``[B,h,w,C4]``, what a head classifies: stage 4 of a ResNet, all branches of an HRNet side by side.
+    stage1: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. Decoders
+      that restore edges read it.
+    stage3: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which the auxiliary head reads; None: no auxiliary head.
+    last: ``[B,h,w,C4]``, which heads read: stage 4 of a ResNet, the concatenated branches of an HRNet.
   """
 
   stage1: jax.Array
@@ -90,13 +89,14 @@ class Network:
 
   Attributes:
     init: ``(rng, image_size=(H,W)) -> Variables``; the same for the same ``rng``.
-    train: ``(params, batch_stats, images, rng) -> (Outputs, new batch_stats)``: statistics of this batch,
+    train: ``(params, batch_stats, images, rng) -> (Outputs, new batch_stats)``, with the batch's statistics and
       dropout.
-    predict: ``(params, batch_stats, images) -> Outputs``: running statistics, no dropout, logits and features
-      alone, the latter without the projection.
+    predict: ``(params, batch_stats, images) -> Outputs``, with running statistics and without dropout. Holds logits and
+      features alone; the features are not projected.
     num_classes: ``N``.
     channels: ``C``, of the features in training.
-    align_corners: whether the feature grid's corners lie on the image's, for who resamples logits or labels.
+    align_corners: whether the corners of the feature grid lie on the image's corners, where logits or labels are
+      resampled.
   """
 
   init: Callable[..., Variables]

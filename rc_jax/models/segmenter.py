@@ -20,7 +20,7 @@ from rc_jax.models.network import Backbone, ExtraOutput, Head, Network, Outputs,
 
 Entry = TypeVar("Entry", Backbone, Head)
 
-# The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
+# Mean and deviation of ImageNet's training images, for pixels of 0..255; all published weights expect them.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -137,7 +137,7 @@ def reads(path: str, head: str, backbone: str) -> bool:
 
 
 class Segmenter(nn.Module):
-  """Normalisation, backbone and head; in training an auxiliary head and the projection, where they are of use."""
+  """Normalisation, backbone and head; in training, the auxiliary head and the projection where the network has them."""
 
   backbone: nn.Module
   head: nn.Module
@@ -165,14 +165,14 @@ def build(config_model: Config, num_classes: int) -> Network:
   """Builds the network that ``config.model`` describes.
 
   Args:
-    config_model: the fields of ``rc_jax.config.defaults().model``; a head or a backbone reads those that concern it.
+    config_model: the fields of ``rc_jax.config.defaults().model``.
     num_classes: ``N``.
 
   Returns:
-    The network. Building is instant: nothing is computed before its functions are called.
+    The network. Nothing is computed before its functions are called.
 
   Raises:
-    ValueError: a field has a value that it cannot have.
+    ValueError: a field has an invalid value.
   """
   model = config_model
   backbone = _named(backbones(), "model.backbone", model.backbone)
@@ -219,7 +219,7 @@ def build(config_model: Config, num_classes: int) -> Network:
 
 
 def _check_outputs(outputs: Outputs, model: Config, num_classes: int) -> None:
-  """Holds heads, those from elsewhere above all, to what the rest of the project relies on."""
+  """Checks shapes and dtypes on which losses, scoring and the contrastive loss rely; a user's head may break them."""
   classes, channels = outputs.logits.shape[-1], outputs.features.shape[-1]
   if classes != num_classes or outputs.logits.dtype != jnp.float32:
     raise ValueError(

@@ -78,8 +78,8 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
     config_model: ``config.model`` of the network; its ``pretrained_part`` is ``"backbone"`` or ``"all"``.
 
   Returns:
-    Variables that hold the file's values in float32, and the report. Variables outside the requested part are the
-    arguments' own.
+    Variables that hold the file's values in float32, and the report. Variables outside the requested part are those of
+    the argument.
 
   Raises:
     FileNotFoundError: no such file.
@@ -265,13 +265,13 @@ def _mean_behind(bias: str, network: Shapes) -> str | None:
 
 
 def _reordered(mapping: key_names.KeyMapping, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns the arrays whose channels the file's family has in another order, in this project's order."""
+  """Returns the arrays whose channels the file's family orders otherwise, in this project's order."""
   published = models.heads()[mapping.head].published.get(mapping.family) if mapping.head else None
   return published.reorder(values) if published and published.reorder else {}
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-  # 8-byte and unsigned kinds are counters; every other dtype here, bfloat16 included, is a float of some width.
+  # Integers are counters; every other dtype here, bfloat16 included, is a float of some width.
   return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 

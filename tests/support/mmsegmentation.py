@@ -180,7 +180,7 @@ def assert_same_outputs(tmp_path, config, fields, sizes=(ODD,), training_size=EV
     outputs, _ = compiled(network.train, *variables, batch, jax.random.key(0))
     ours = [outputs.logits, *extra_logits(outputs)]
     for ours_, theirs_ in zip(ours, theirs, strict=True):
-      # Logits of a whole image, as a map of one pixel.
+      # Logits of an image are compared as a map of one pixel.
       originals.assert_close(
         ours_ if ours_.ndim == 4 else ours_[:, None, None],
         theirs_ if theirs_.ndim == 4 else theirs_[..., None, None],

@@ -1,8 +1,8 @@
 """HRNetV2 backbones (Wang et al., *Deep High-Resolution Representation Learning*, TPAMI 2020).
 
-Maps at strides 4, 8, 16 and 32 run side by side and are summed into each other again and again, so that the finest
-is never recovered from a coarse one. Names follow the authors' keys part by part, which timm and mmsegmentation
-share: ``stage3.1.branches.0.2.conv1.weight`` is ``params["stage3"]["1"]["branches"]["0"]["2"]["conv1"]["kernel"]``.
+Branches at strides 4, 8, 16 and 32 run in parallel and are fused repeatedly; the finest map is never upsampled from a
+coarse one. Names follow the authors' keys part by part, which timm and mmsegmentation share:
+``stage3.1.branches.0.2.conv1.weight`` is ``params["stage3"]["1"]["branches"]["0"]["2"]["conv1"]["kernel"]``.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from rc_jax.ops.resample import apply_separable, interpolation, upsample
 
 OUTPUT_STRIDE = 4
 
-# How a coarser branch comes to a finer one's grid; see HRNet.upsampling.
+# How a coarser branch is upsampled to a finer grid; see HRNet.upsampling.
 UPSAMPLINGS = ("bilinear", "bilinear-twice", "nearest")
 
 FIELDS = (
@@ -44,7 +44,7 @@ class HRNetSpec:
   Attributes:
     width: channels of the finest branch; each coarser one has twice as many.
     modules: exchanges between the branches in stages 2, 3 and 4, which have 2, 3 and 4 branches.
-    blocks: bottlenecks in stage 1, and basic blocks of each branch before an exchange.
+    blocks: number of bottlenecks in stage 1, and of basic blocks of each branch before an exchange.
     stem: channels of the first two convolutions and of stage 1's 3x3s.
   """
 
@@ -74,7 +74,7 @@ class Descent(nn.Module):
   """3x3 convolutions with stride 2, ``"0"``, ``"1"``, ..., each with its BatchNorm, and ReLUs between them.
 
   Attributes:
-    features: channels of each; the map halves as often.
+    features: channels of each; each halves the map.
   """
 
   features: tuple[int, ...]
@@ -91,7 +91,7 @@ class Descent(nn.Module):
 
 
 class Transition(nn.Module):
-  """Starts a stage: passes the branches on, widened where needed, and adds one of half the coarsest one's grid.
+  """Starts a stage: passes the branches on, widened where needed, and adds a branch at half the coarsest grid.
 
   Attributes:
     features: channels of each branch afterwards, one branch more than before.
@@ -115,10 +115,10 @@ class Transition(nn.Module):
 
 
 class Branches(nn.Module):
-  """Basic blocks on each branch by itself.
+  """Basic blocks on each branch.
 
   Attributes:
-    blocks: how many on each.
+    blocks: their number on each branch.
   """
 
   blocks: int
@@ -145,7 +145,7 @@ class Branches(nn.Module):
 
 
 class FuseLayer(nn.Module):
-  """Sums all branches on the grid of one: coarser ones by a 1x1 and interpolation, finer ones by strided 3x3s.
+  """Sums all branches on the grid of one: coarser branches by a 1x1 and interpolation, finer ones by strided 3x3s.
 
   Attributes:
     target: the branch whose grid and channels the sum has.
@@ -192,7 +192,7 @@ class FuseLayers(nn.Module):
 
 
 class Exchange(nn.Module):
-  """A high-resolution module: blocks on each branch, then every branch takes in all others.
+  """A high-resolution module: blocks on each branch, then a sum over all branches on each branch's grid.
 
   ``maps[i]`` is ``[B,h/2^i,w/2^i,2^i width]``, before and after.
   """
@@ -238,13 +238,13 @@ class HRNet(nn.Module):
 
   Attributes:
     spec: width and depth.
-    upsampling: how a coarser branch comes to a finer one's grid in an exchange: ``"bilinear"``, in one step, as in
-      the authors' segmentation; ``"bilinear-twice"``, by a power of two and then to the finer one's size, which may
-      be smaller by some pixels, both unaligned, as in mmsegmentation; ``"nearest"``, as in the authors' and timm's
-      classifiers, where each branch has exactly half the sides of the finer one.
+    upsampling: how an exchange upsamples a coarser branch to a finer grid. ``"bilinear"``: in one step, as in the
+      authors' segmentation code. ``"bilinear-twice"``: by a power of two and then to the finer grid, which may be
+      smaller by some pixels, both with unaligned corners, as in mmsegmentation. ``"nearest"``: as in the authors' and
+      timm's classifiers, where each branch has exactly half the sides of the finer one.
     align_corners: of ``"bilinear"`` exchanges, and of the interpolation before the concatenation.
     dtype: of the computation.
-    momentum: fraction of BatchNorm's running statistics kept at a step.
+    momentum: fraction of BatchNorm's running statistics kept at each step.
     epsilon: of BatchNorm.
   """
 
@@ -265,7 +265,7 @@ class HRNet(nn.Module):
 
     Returns:
       ``stage1`` is the finest branch ``[B,ceil(H/4),ceil(W/4),width]``, ``stage3`` None, ``last`` all four branches
-      on the finest one's grid, side by side: ``15 width`` channels, 270 for W18 and 720 for W48.
+      on the finest grid, concatenated: ``15 width`` channels, 270 for W18 and 720 for W48.
 
     Raises:
       ValueError: ``"nearest"`` with images that do not halve evenly.
@@ -295,12 +295,12 @@ class HRNet(nn.Module):
 def _upsample(
   x: jax.Array, size: tuple[int, int], factor: int, upsampling: str, align_corners: bool
 ) -> jax.Array:
-  """Brings ``x [B,h,w,C]`` to ``size``, about ``factor`` times its own."""
+  """Upsamples ``x [B,h,w,C]`` to ``size``, which is about ``factor`` times ``(h,w)``."""
   if upsampling == "bilinear":
     return upsample(x, size, align_corners)
   if upsampling == "nearest":
     return x.repeat(factor, axis=1).repeat(factor, axis=2)
-  # Both steps are matrices: their product, made while tracing, costs as much as one of them.
+  # Both steps are matrices. Their product is computed while tracing, and costs as much as one of them.
   rows, columns = (
     interpolation(factor * source, target, False) @ interpolation(source, factor * source, False)
     for source, target in zip(x.shape[1:3], size, strict=True)

@@ -37,7 +37,7 @@ class ResNetSpec:
 
 OUTPUT_STRIDES = (8, 16, 32)
 
-# Channels of the convolutions before the pooling, at the width 64 of all published ResNets.
+# Channels of the convolutions before the pooling, at width 64, which all published ResNets have.
 STEMS = ("7x7", "32-32-64", "64-64-128")
 STRIDE_PLACES = ("3x3", "1x1")
 
@@ -70,12 +70,17 @@ FIELDS = (
 
 
 def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
-  """Plans strides and dilations: (stride, dilation before the stride, dilation after it) for each stage.
+  """Plans the stages of a dilated network.
 
-  A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation
-  instead, so that a dilated network computes, at every position, what the strided one computes at its own.
-  The convolution that lost its stride is still read on the old grid: it has the *previous* dilation, as in
-  torchvision.
+  A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation. A dilated network
+  thus computes the strided network's values at more positions. The convolution that loses its stride reads the old
+  grid: it keeps the previous dilation, as in torchvision.
+
+  Args:
+    output_stride: image pixels for each cell of the last map.
+
+  Returns:
+    (stride, dilation before the stride, dilation after it) of each stage.
   """
   steps = []
   current, dilation = 4, 1
@@ -89,7 +94,7 @@ def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
 
 
 class Shortcut(nn.Module):
-  """The 1x1 convolution and BatchNorm that bring a block's input to its output's shape."""
+  """The 1x1 convolution and BatchNorm that give a block's input the shape of its output."""
 
   features: int
   stride: int
@@ -108,8 +113,8 @@ class Block(nn.Module):
 
   Attributes:
     features: channels of the 3x3 convolutions.
-    bottleneck: which kind.
-    stride: of the whole block.
+    bottleneck: whether the block is a bottleneck; otherwise basic.
+    stride: of the block.
     dilation: of the 3x3 (bottleneck) or the first 3x3 (basic).
     dilation_after: of the second 3x3 of a basic block, which is always behind the stride.
     stride_on: the bottleneck's convolution that has the stride, ``"3x3"`` or the first ``"1x1"``.
@@ -171,7 +176,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     stride, previous, dilation = self.steps
-    # A stride on the first 1x1 lies before the 3x3, which then reads the new grid.
+    # A stride on the first 1x1 comes before the 3x3, which then reads the new grid.
     first = dilation if self.bottleneck and self.stride_on == "1x1" else previous
     for i, factor in enumerate(self.grid):
       x = Block(
@@ -219,14 +224,14 @@ class ResNet(nn.Module):
     spec: depth, kind of block and width.
     output_stride: 8, 16 or 32.
     multi_grid: factors on the dilations of stage 4's blocks.
-    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 of so many channels: ``"64-64-128"`` as in the
+    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 with these channels: ``"64-64-128"`` as in the
       authors' code, ``"32-32-64"`` as in ResNetV1c.
     stride_on: the convolution of a bottleneck that has the stride: ``"3x3"`` as in torchvision, or the first
-      ``"1x1"`` as in the original. A basic block has it on its first 3x3 always.
-    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code: of 240
-      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same either way.
+      ``"1x1"`` as in the original. In a basic block it is always the first 3x3.
+    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code. From 240
+      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same result either way.
     dtype: of the computation.
-    momentum: fraction of BatchNorm's running statistics kept at a step.
+    momentum: fraction of BatchNorm's running statistics kept at each step.
     epsilon: of BatchNorm.
   """
 

@@ -27,14 +27,14 @@ FIELDS = (
 
 
 class ASPP(nn.Module):
-  """Looks at each position at several scales: 1x1, a dilated 3x3 for each rate, and the whole image's mean.
+  """Concatenates convolutions at several scales: a 1x1, a dilated 3x3 for each rate, and a 1x1 of the image's mean.
 
   Attributes:
     features: channels of each branch.
     rates: dilations of the 3x3 branches.
-    project: adds torchvision's 1x1 convolution back to ``features`` channels after the concatenation. The
-      authors of RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
-    separable: the dilated branches are depthwise separable, as in DeepLabV3+.
+    project: adds torchvision's 1x1 convolution to ``features`` channels after the concatenation. The authors of
+      RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
+    separable: whether the dilated branches are depthwise separable, as in DeepLabV3+.
   """
 
   features: int = 256

@@ -12,9 +12,9 @@ FIELDS = (Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross atten
 
 
 def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Gives each pixel the mean of the values in its row and its column, itself counted once.
+  """Averages, for each pixel, the values in its row and its column, itself counted once.
 
-  The weights are one softmax over these ``h + w - 1`` pixels of ``query . key``.
+  The weights are one softmax of ``query . key`` over these ``h + w - 1`` pixels.
 
   Args:
     query: ``[B,h,w,D]``.
@@ -22,7 +22,7 @@ def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> ja
     value: ``[B,h,w,C]``.
 
   Returns:
-    ``[B,h,w,C]`` float32; softmax and sums are in float32 whatever the inputs' dtype. The largest array has
+    ``[B,h,w,C]`` float32; softmax and sums are in float32 for any dtype of the inputs. The largest array is
     ``[B,h,w,h+w]``.
   """
   height = query.shape[1]
@@ -60,15 +60,15 @@ class CrissCrossAttention(nn.Module):
 
 
 class CCNetHead(nn.Module):
-  """Rounds of criss-cross attention between two 3x3 convolutions, and a third that fuses with the backbone's map.
+  """Rounds of criss-cross attention between two 3x3 convolutions; a third fuses the result with the backbone's map.
 
-  After two rounds each pixel has heard from every other.
+  After two rounds each pixel depends on every other.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each convolution and of the features; 512 in mmsegmentation.
     recurrence: rounds of attention, with the same weights in each.
-    dropout: the share of channels dropped before the classifier in training.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; attention weights and the classifier are computed in float32.
   """
 

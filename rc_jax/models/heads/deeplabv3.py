@@ -11,14 +11,14 @@ from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 
 
 class DeepLabV3Head(nn.Module):
-  """ASPP, a 3x3 fusing convolution, dropout of whole channels, and a 1x1 classifier.
+  """ASPP, a 3x3 fusing convolution, dropout of channels, and a 1x1 classifier.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each ASPP branch and of the features.
     rates: ASPP's dilations.
     project: see ``ASPP``.
-    dropout: the share of channels dropped before the classifier in training.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 

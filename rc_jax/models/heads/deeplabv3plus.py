@@ -20,18 +20,18 @@ FIELDS = (
 
 
 class DeepLabV3PlusHead(nn.Module):
-  """ASPP, upsampled to the backbone's finest stage and refined beside it; logits on that stage's grid.
+  """ASPP, upsampled to stage 1, concatenated with it and refined; logits on stage 1's grid.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each ASPP branch and of the features.
     rates: ASPP's dilations.
-    project: brings ASPP's concatenation to ``channels`` with a 1x1 convolution, as the paper's; otherwise with a
-      3x3, as mmsegmentation's.
-    early_channels: what a 1x1 convolution brings the finest stage to.
-    separable: ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
-    align_corners: how ASPP's result is brought to the finest stage's grid.
-    dropout: the share of channels dropped before the classifier in training.
+    project: whether a 1x1 convolution reduces ASPP's concatenation to ``channels``, as in the paper; otherwise a 3x3
+      does, as in mmsegmentation.
+    early_channels: channels to which a 1x1 convolution reduces stage 1.
+    separable: whether ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
+    align_corners: of the upsampling of ASPP's result.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 

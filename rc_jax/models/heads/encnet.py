@@ -25,22 +25,22 @@ FIELDS = (
 
 
 def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Array:
-  """Sums each codeword's residuals, softly assigned.
+  """Sums the residuals of all positions to each codeword, weighted by a soft assignment.
 
   ``E_k = sum over i of a_ik (x_i - c_k)`` with ``a_ik = softmax over k of s_k |x_i - c_k|^2``.
 
   Args:
     x: ``[B,n,C]``, the features of ``n`` positions.
     codewords: ``c [K,C]`` float32.
-    smoothing: ``s [K]`` float32, negative: the softness of each assignment.
+    smoothing: ``s [K]`` float32, negative.
 
   Returns:
     ``E [B,K,C]`` float32. No array has ``[B,n,K,C]``: squares and sums are expanded into matrix products.
 
   Source: section 3.1; the sign of ``s`` is that of the authors' code.
   """
-  # Distances and residuals are the same from any origin. Amid the codewords the terms of an expanded square are of
-  # the distance's own size; from afar, most digits would cancel.
+  # Distances and residuals do not depend on the origin. From an origin amid the codewords, the terms of the expanded
+  # square have the size of the distance; from a far one, most digits would cancel.
   origin = jax.lax.stop_gradient(jnp.mean(codewords, axis=0))
   x, codewords = x.astype(jnp.float32) - origin, codewords - origin
   # Accelerators multiply float32 in fewer bits by default, too few for differences in an exponent.
@@ -52,7 +52,7 @@ def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Arra
 
 
 class Encoding(nn.Module):
-  """``encode``, BatchNorm of each codeword, ReLU, and the mean over codewords: ``[B,h,w,C] -> [B,C]`` float32.
+  """Encodes a map by ``encode``, BatchNorm of each codeword, ReLU, mean over codewords: ``[B,h,w,C] -> [B,C]`` float32.
 
   Attributes:
     codes: ``K``.
@@ -76,7 +76,7 @@ class Encoding(nn.Module):
 
 
 class EncNetHead(nn.Module):
-  """A 3x3 convolution, and gates on its channels that read an encoding of the whole image.
+  """A 3x3 convolution, and gates on its channels that read an encoding of the image.
 
   In training, the extra output ``presence`` predicts from the encoding which classes the image shows.
 
@@ -84,7 +84,7 @@ class EncNetHead(nn.Module):
     num_classes: ``N``.
     channels: ``C``, of the convolutions and of the features; 512 in mmsegmentation.
     codes: ``K``, codewords.
-    dropout: the share of channels dropped before the classifier in training.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the maps; the encoding, its gates and the classifier are computed in float32.
   """
 
@@ -103,7 +103,7 @@ class EncNetHead(nn.Module):
     projected = ConvNormRelu(self.channels, 1, 1, self.dtype, *norm, name="project")(x, train)
     encoding = Encoding(self.codes, *norm, name="encoding")(projected, train)  # [B,C]
     gates = nn.sigmoid(Linear(self.channels, name="gate")(encoding))
-    # What the authors' ReLU over this would remove cannot arise: neither factor is negative.
+    # The authors' ReLU over this product would change nothing: neither factor is negative.
     features = (x * (1 + gates[:, None, None, :])).astype(self.dtype)
     logits = classify(features, self.num_classes, self.dropout, train)
     if not train:

@@ -1,4 +1,4 @@
-"""The fully convolutional head (Long et al., CVPR 2015): of whole networks, and of stage 3 during training."""
+"""The fully convolutional head (Long et al., CVPR 2015), also the auxiliary head on stage 3 in training."""
 
 import re
 from typing import Any
@@ -32,15 +32,16 @@ FIELDS = (
 
 
 class FCNHead(nn.Module):
-  """Convolutions, dropout of whole channels, and a 1x1 classifier.
+  """Convolutions, dropout of channels, and a 1x1 classifier.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each convolution and of the features.
-    convs: how many: 1 as in torchvision and in auxiliary heads, 2 in mmsegmentation's FCN.
+    convs: number of convolutions: 1 in torchvision and in auxiliary heads, 2 in mmsegmentation's FCN.
     kernel_size: of each; 1 with one convolution is HRNetV2's head.
-    concat_input: one more convolution reads the backbone's map beside the last convolution's, as in mmsegmentation.
-    dropout: the share of channels dropped before the classifier in training.
+    concat_input: whether one more convolution reads the backbone's map and the last convolution's, concatenated, as in
+      mmsegmentation.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 

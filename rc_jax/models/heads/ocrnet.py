@@ -26,18 +26,18 @@ FIELDS = (
 class OCRHead(nn.Module):
   """Describes each pixel by the object regions that it resembles.
 
-  A coarse prediction, the extra output ``aux``, says where each class's region lies; a region's vector is the
-  mean of the pixels under it; each pixel attends to the ``N`` regions, and a 1x1 convolution fuses what it read with
-  the pixel itself. The coarse prediction comes from the backbone's middle stage through a 3x3 convolution, or, where
-  there is none (HRNet), from the last through a 1x1 that keeps its channels: mmsegmentation's choices.
+  A coarse prediction, the extra output ``aux``, gives the soft region of each class. The vector of a region is the
+  mean of the pixels under it. Each pixel attends to the ``N`` regions, and a 1x1 convolution fuses the result with the
+  pixel. As in mmsegmentation, the coarse prediction reads stage 3 through a 3x3 convolution; on a backbone without
+  stage 3 (HRNet), it reads the last map through a 1x1 that keeps its channels.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of the pixels' vectors and of the features.
     key_channels: of queries, keys and values between pixels and regions.
-    coarse_channels: of the convolution on the middle stage.
-    align_corners: how the coarse prediction is brought to another grid, where the middle stage has one.
-    dropout: the share of channels dropped before both classifiers in training.
+    coarse_channels: of the convolution on stage 3.
+    align_corners: of the resampling of the coarse prediction, where stage 3 has another grid than stage 4.
+    dropout: share of channels dropped before both classifiers in training.
     dtype: of the computation up to the features; classifiers and softmaxes compute in float32.
   """
 
@@ -96,7 +96,7 @@ class OCRHead(nn.Module):
 
 
 def gather_regions(pixels: jax.Array, logits: jax.Array) -> jax.Array:
-  """Averages pixels under each class's soft region: ``f_k = sum_i softmax_i(P_ik) x_i`` (OCRNet, Eq. 2).
+  """Averages the pixels under each class's soft region: ``f_k = sum_i softmax_i(P_ik) x_i`` (OCRNet, Eq. 2).
 
   Args:
     pixels: ``x [B,h,w,C]``.
