@@ -1,18 +1,32 @@
-"""Segmentation networks. The only folder that knows Flax; callers see plain functions and plain trees."""
+"""Segmentation networks. The only package that imports Flax; callers see plain functions and plain trees."""
 
-from rc_jax.models.network import ExtraOutput, Network, Outputs, Stages, Variables
-from rc_jax.models.segmenter import BACKBONES, HEADS, build, fields, readers, reads
+from rc_jax.models.network import (
+  Backbone,
+  ExtraOutput,
+  Head,
+  Network,
+  Outputs,
+  PublishedHead,
+  Stages,
+  Variables,
+)
+from rc_jax.models.segmenter import BACKBONES, HEADS, backbones, build, fields, heads, readers, reads
 
 __all__ = [
   "BACKBONES",
   "HEADS",
+  "Backbone",
   "ExtraOutput",
+  "Head",
   "Network",
   "Outputs",
+  "PublishedHead",
   "Stages",
   "Variables",
+  "backbones",
   "build",
   "fields",
+  "heads",
   "readers",
   "reads",
 ]

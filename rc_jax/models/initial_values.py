@@ -1,93 +1,113 @@
-"""Values of fresh parameters and statistics, those of PyTorch's ResNet.
+"""Initial parameters and statistics of the layers of ``layers.py``: those of PyTorch's ResNet.
 
-They are drawn leaf by leaf from the shapes that the modules declare, in NumPy: initialising inside the
-compiled network takes ten seconds for a ResNet-50 on a CPU, this takes one.
+They are drawn in NumPy from the shapes that the modules declare: initialising inside the compiled network takes ten
+seconds for a ResNet-50 on a CPU, this takes one. All other modules keep the initialisers of their own parameters.
+
+| layer | value |
+|---|---|
+| convolution without bias | kernel: He normal, fan out, deviation ``sqrt(2 / (k k out))`` |
+| convolution with bias, ``Linear`` | both: PyTorch's default, uniform within ``1 / sqrt(k k in)`` |
+| ``BatchNorm`` | ``scale`` and ``var`` 1, ``bias`` and ``mean`` 0 |
 """
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rc_jax.models.layers import BatchNorm, Conv, DepthwiseConv, Linear
+from rc_jax.models.network import Tree
+
+LAYERS = (BatchNorm, Conv, DepthwiseConv, Linear)
 CONSTANTS = {"scale": 1, "bias": 0, "mean": 0, "var": 1}
 
-
-def initial_values(rng: jax.Array, shapes: dict[str, Any]) -> dict[str, Any]:
-  """Draws parameters or statistics.
-
-  | leaf | value |
-  |---|---|
-  | ``kernel`` before a BatchNorm | He normal, fan out: deviation ``sqrt(2 / (k k out))`` |
-  | ``kernel`` and ``bias`` of a classifier | PyTorch's default: uniform within ``1 / sqrt(k k in)`` |
-  | ``scale``, ``bias``, ``mean``, ``var`` of BatchNorm | 1, 0, 0, 1 |
-
-  Args:
-    rng: a PRNG key; each leaf's values depend on it and on the leaf's path alone, on any platform.
-    shapes: nested dicts whose leaves have a ``shape``.
-
-  Returns:
-    The same nested dicts with float32 arrays; leaves of any other name are as they were.
-  """
-  seed = np.asarray(jax.random.key_data(rng)).ravel().tolist()
-
-  def fill(tree: dict[str, Any], path: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, leaf in tree.items():
-      if isinstance(leaf, dict):
-        values[name] = fill(leaf, f"{path}/{name}")
-        continue
-      shape = leaf.shape
-      generator = np.random.default_rng([*seed, zlib.crc32(f"{path}/{name}".encode())])
-      if "kernel" in tree and "bias" in tree:
-        bound = 1 / math.sqrt(math.prod(tree["kernel"].shape[:-1]))
-        value = bound * (2 * generator.random(shape, np.float32) - 1)
-      elif name == "kernel":
-        deviation = math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
-        value = deviation * generator.standard_normal(shape, np.float32)
-      elif name in CONSTANTS:
-        value = np.full(shape, CONSTANTS[name], np.float32)
-      else:
-        values[name] = leaf
-        continue
-      values[name] = jnp.asarray(value.astype(np.float32))
-    return values
-
-  return fill(shapes, "")
+Path = tuple[str, ...]
 
 
 def initial_variables(
-  init: Callable[..., Any], rng: jax.Array, images: jax.ShapeDtypeStruct
-) -> tuple[dict[str, Any], dict[str, Any]]:
+  init_with_output: Callable[..., tuple[Any, Mapping[str, Any]]], rng: jax.Array, *inputs: Any
+) -> tuple[Any, Tree, Tree]:
   """Draws the parameters and the statistics of a module.
 
-  Leaves that ``initial_values`` has no rule for get the values of their own Flax initialisers.
-
   Args:
-    init: the module's ``(rng, images) -> {"params": ..., "batch_stats": ...}``.
-    rng: a PRNG key.
-    images: shape and dtype of the images.
+    init_with_output: the module's ``(rng, *inputs) -> (outputs, variables)``.
+    rng: a PRNG key. A layer's values depend on it and on the layer's path alone, on any platform.
+    *inputs: pytrees of arrays, or of their shapes and dtypes.
 
   Returns:
-    Parameters and statistics, nested dicts with float32 arrays.
+    Shapes and dtypes of the outputs; parameters; statistics. The last two are nested dicts of arrays.
   """
-  variables = {"batch_stats": {}} | jax.eval_shape(init, rng, images)
-  values = {name: initial_values(rng, tree) for name, tree in variables.items()}
+  layers: dict[Path, type[nn.Module]] = {}
 
-  def is_missing(leaf: Any) -> bool:
-    return isinstance(leaf, jax.ShapeDtypeStruct)
+  def record(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    if isinstance(context.module, LAYERS):
+      layers[context.module.path] = type(context.module)
+    return call(*args, **kwargs)
 
-  if any(map(is_missing, jax.tree.leaves(values))):
+  with nn.intercept_methods(record):
+    outputs, shapes = jax.eval_shape(init_with_output, rng, *inputs)
+  trees = {name: shapes.get(name, {}) for name in ("params", "batch_stats")}
+  seed = np.asarray(jax.random.key_data(rng)).ravel().tolist()
+  values = {name: _draw(seed, tree, layers, ()) for name, tree in trees.items()}
+  if any(map(_is_shape, jax.tree.leaves(values))):
+    values = _complete(values, init_with_output, rng, inputs)
+  return outputs, values["params"], values["batch_stats"]
 
-    def rest(rng: jax.Array) -> Any:
-      # XLA drops whatever these few leaves do not need, which is the network.
-      drawn = {"batch_stats": {}} | init(rng, jnp.zeros(images.shape, images.dtype))
-      return jax.tree.map(lambda value, leaf: leaf if is_missing(value) else (), values, drawn)
 
-    values = jax.tree.map(
-      lambda value, leaf: leaf if is_missing(value) else value, values, jax.jit(rest)(rng)
+def _draw(seed: list[int], tree: Tree, layers: Mapping[Path, type[nn.Module]], path: Path) -> Tree:
+  """Replaces the shapes of the layers' leaves by values; all other leaves stay shapes."""
+  layer = layers.get(path)
+  values: Tree = {}
+  for name, leaf in tree.items():
+    if isinstance(leaf, Mapping):
+      values[name] = _draw(seed, dict(leaf), layers, (*path, name))
+    elif layer is not None:
+      # Each leaf has its own generator, so that changing one part of a network changes no other part's values.
+      key = "".join(f"/{part}" for part in (*path, name))
+      generator = np.random.default_rng([*seed, zlib.crc32(key.encode())])
+      values[name] = jnp.asarray(_leaf_value(layer, name, tree, generator))
+    else:
+      values[name] = leaf
+  return values
+
+
+def _leaf_value(
+  layer: type[nn.Module], name: str, leaves: Tree, generator: np.random.Generator
+) -> np.ndarray:
+  """Draws one leaf of a layer, float32, by the table at the head of this file."""
+  shape = leaves[name].shape
+  if issubclass(layer, BatchNorm):
+    return np.full(shape, CONSTANTS[name], np.float32)
+  kernel_shape = leaves["kernel"].shape
+  if "bias" in leaves:
+    bound = 1 / math.sqrt(math.prod(kernel_shape[:-1]))
+    return np.asarray(bound * (2 * generator.random(shape, np.float32) - 1), np.float32)
+  deviation = math.sqrt(2 / (math.prod(kernel_shape[:-2]) * kernel_shape[-1]))
+  return np.asarray(deviation * generator.standard_normal(shape, np.float32), np.float32)
+
+
+def _complete(
+  values: Tree, init_with_output: Callable[..., tuple[Any, Mapping[str, Any]]], rng: jax.Array, inputs: Any
+) -> Tree:
+  """Replaces the shapes left in ``values`` by what the modules' own initialisers draw."""
+
+  def missing(rng: jax.Array) -> Tree:
+    # XLA drops whatever these few leaves do not need, which is the network.
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    drawn = init_with_output(rng, *zeros)[1]
+    return jax.tree.map(
+      lambda value, leaf: leaf if _is_shape(value) else (),
+      values,
+      {name: drawn.get(name, {}) for name in values},
     )
-  return values["params"], values["batch_stats"]
+
+  return jax.tree.map(lambda value, leaf: leaf if _is_shape(value) else value, values, jax.jit(missing)(rng))
+
+
+def _is_shape(leaf: Any) -> bool:
+  return isinstance(leaf, jax.ShapeDtypeStruct)

@@ -1,11 +1,25 @@
-"""The pieces that heads are built of."""
+"""The layers that backbones and heads are built of."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rc_jax.fields import Config
 from rc_jax.ops.batch_norm import normalize
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
+
+DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+def numerics(model: Config) -> dict[str, Any]:
+  """Returns the arguments that most modules share: ``dtype``, and BatchNorm's ``momentum`` and ``epsilon``.
+
+  Args:
+    model: ``config.model``.
+  """
+  return {"dtype": DTYPES[model.dtype], "momentum": model.bn_momentum, "epsilon": model.bn_epsilon}
 
 
 class ConvNormRelu(nn.Module):
@@ -25,7 +39,7 @@ class ConvNormRelu(nn.Module):
 
 
 class SeparableConvNormRelu(nn.Module):
-  """Depthwise separable convolution: ``depthwise``, its BatchNorm and ReLU, then a 1x1 ``pointwise`` with its own.
+  """Depthwise separable convolution: ``depthwise`` and 1x1 ``pointwise``, each with BatchNorm and ReLU.
 
   ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``.
 
@@ -52,13 +66,13 @@ class SeparableConvNormRelu(nn.Module):
 
 
 def classify(features: jax.Array, num_classes: int, dropout: float, train: bool) -> jax.Array:
-  """Dropout of whole channels in training, then the calling module's 1x1 convolution ``classifier``.
+  """Drops channels in training, then applies the calling module's 1x1 convolution ``classifier``.
 
   Args:
     features: ``F [B,h,w,C]``.
     num_classes: ``N``.
-    dropout: the share of channels that training drops.
-    train: whether it does.
+    dropout: share of channels that are dropped.
+    train: whether to drop channels.
 
   Returns:
     Logits ``P [B,h,w,N]``, computed in float32.
@@ -71,14 +85,13 @@ def classify(features: jax.Array, num_classes: int, dropout: float, train: bool)
 class BatchNorm(nn.Module):
   """PyTorch's ``BatchNorm2d``: parameters ``scale``, ``bias``, statistics ``mean``, ``var``, all ``[C]`` f32.
 
-  In training, this batch's statistics normalise, and the running ones move by ``1 - momentum`` towards them;
-  the running variance towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch (Flax's own keeps the
-  biased one: a visible difference only for small ``n``, as in ASPP's image pooling, where ``n`` is the batch
-    size).
-  Under ``jax.jit`` over the global batch, "this batch" is the global batch, however many devices hold it.
+  In training, the batch's statistics normalise, and the running statistics move by ``1 - momentum`` towards them. The
+  running variance moves towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch; Flax's keeps the biased one.
+  They differ visibly for small ``n`` alone, as in ASPP's image pooling, where ``n`` is the batch size.
+  Under ``jax.jit`` over the global batch, the batch is the global batch, on any number of devices.
 
   Attributes:
-    momentum: the fraction of the running statistics kept at each step: 0.9 is PyTorch's 0.1.
+    momentum: fraction of the running statistics kept at each step: 0.9 is PyTorch's 0.1.
     epsilon: added to the variance.
   """
 
@@ -112,7 +125,7 @@ class Conv(nn.Module):
     kernel_size: ``k``, odd.
     stride: step of the output's grid.
     dilation: distance of the kernel's taps.
-    use_bias: adds a bias; a convolution before a BatchNorm needs none.
+    use_bias: whether to add a bias; a convolution before a BatchNorm needs none.
     dtype: of the computation and of the output.
   """
 
@@ -126,13 +139,17 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    # Shapes alone: values come from ``initial_values``.
+    # Zeros: ``initial_values.py`` draws the values.
     kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
     y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
       y += bias.astype(self.dtype)
     return y
+
+
+class Linear(nn.Dense):
+  """Flax's ``Dense`` with PyTorch's initial values: parameters ``kernel [in,out]``, ``bias [out]``, both float32."""
 
 
 class DepthwiseConv(nn.Module):

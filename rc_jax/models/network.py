@@ -1,25 +1,36 @@
-"""What backbones hand to heads, and networks to the rest of the project."""
+"""The types between backbones, heads and their users: feature maps, outputs, networks; and ``Head``, ``Backbone``."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
+import flax.linen as nn
 import jax
+import numpy as np
 
+from rc_jax.fields import Config, Field
 from rc_jax.losses.pixel_loss import LossFunction
 
-Tree = dict[str, Any]
+Tree: TypeAlias = dict[str, Any]
+
+# Name of an array in this project -> its shape with PyTorch's axes, ``[out,in,k,k]`` for a convolution. The name is the
+# path in the network's trees with PyTorch's leaf name: ``params["head"]["fuse"]["conv"]["kernel"]`` is
+# ``head.fuse.conv.weight``.
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+
+# (pattern, replacement): a regular expression that matches the start of a key, and the start of this project's name.
+KeyRules: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class Stages(NamedTuple):
   """The feature maps of a backbone, from fine to coarse, in the compute dtype.
 
   Attributes:
-    stage1: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. For
-      decoders that restore edges.
-    stage3: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which an auxiliary head supervises; None where a backbone has
-      no such map, and then there is no auxiliary head.
-    last: ``[B,h,w,C4]``, what a head classifies: stage 4 of a ResNet, all branches of an HRNet side by side.
+    stage1: ``[B,h1,w1,C1]`` at a quarter of the image: stage 1 of a ResNet, the finest branch of an HRNet. Decoders
+      that restore edges read it.
+    stage3: ``[B,h3,w3,C3]``, stage 3 of a ResNet, which the auxiliary head reads; None: no auxiliary head.
+    last: ``[B,h,w,C4]``, which heads read: stage 4 of a ResNet, the concatenated branches of an HRNet.
   """
 
   stage1: jax.Array
@@ -78,13 +89,14 @@ class Network:
 
   Attributes:
     init: ``(rng, image_size=(H,W)) -> Variables``; the same for the same ``rng``.
-    train: ``(params, batch_stats, images, rng) -> (Outputs, new batch_stats)``: statistics of this batch,
+    train: ``(params, batch_stats, images, rng) -> (Outputs, new batch_stats)``, with the batch's statistics and
       dropout.
-    predict: ``(params, batch_stats, images) -> Outputs``: running statistics, no dropout, logits and features
-      alone, the latter without the projection.
+    predict: ``(params, batch_stats, images) -> Outputs``, with running statistics and without dropout. Holds logits and
+      features alone; the features are not projected.
     num_classes: ``N``.
     channels: ``C``, of the features in training.
-    align_corners: whether the feature grid's corners lie on the image's, for who resamples logits or labels.
+    align_corners: whether the corners of the feature grid lie on the image's corners, where logits or labels are
+      resampled.
   """
 
   init: Callable[..., Variables]
@@ -93,3 +105,86 @@ class Network:
   num_classes: int
   channels: int
   align_corners: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedHead:
+  """A head's weights as a family of files holds them; a family is a project whose files share key names.
+
+  Attributes:
+    key_rules: from the family's keys to the names of this project. The first rule that matches replaces what it
+      matched; the rest of the key follows.
+    fields: ``config.model`` fields without the prefix ``model.`` that these networks have and no shape shows, such as
+      dilation rates.
+    reorder: from arrays by this project's names, with PyTorch's axes, to those among them that change because the
+      family's network concatenates channels in another order; None: none does.
+    ignored_keys: regular expressions of full keys that such files hold beside the network.
+  """
+
+  key_rules: KeyRules
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  reorder: Callable[[Arrays], dict[str, np.ndarray]] | None = None
+  ignored_keys: tuple[str, ...] = ()
+
+
+def _no_fields(shapes: Shapes) -> dict[str, Any]:
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """A segmentation head: its module, its config fields, and the weights that others publish for it.
+
+  Attributes:
+    build: from ``config.model`` and the number of classes ``N`` to a module ``(Stages, train) -> Outputs``.
+    fields: the fields that the head reads besides those of every network; None: it may read any field.
+    markers: starts of array names that together mark this head in files with this project's names; of several heads
+      that fit, the one with the most markers counts.
+    fields_from_shapes: infers fields, without the prefix ``model.``, from the shapes of a network with this head.
+    published: family -> the head's weights there.
+  """
+
+  build: Callable[[Config, int], nn.Module]
+  fields: tuple[Field, ...] | None = None
+  markers: tuple[str, ...] = ()
+  fields_from_shapes: Callable[[Shapes], dict[str, Any]] = _no_fields
+  published: Mapping[str, PublishedHead] = dataclasses.field(default_factory=dict)
+
+
+def _other_network(shapes: Shapes) -> None:
+  return None
+
+
+def _no_family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+  return {}
+
+
+def _no_description(shapes: Shapes) -> str:
+  return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """A backbone: its module, its config fields, and the weights that others publish for it.
+
+  Attributes:
+    build: from ``config.model`` to a module ``(images [B,H,W,3], train) -> Stages``.
+    fields: the fields that the backbone reads besides those of every network; None: it may read any field.
+    fields_from_shapes: infers fields, without the prefix ``model.``, from the shapes of a file or network; None where
+      the shapes are not those of this backbone.
+    description: a noun phrase for a network of the same kind, built here or not; empty for any other kind.
+    key_rules: key that only files with such names hold -> rules from their keys to the names of this project. Both
+      without ``backbone.``.
+    ignored_layers: regular expressions of layers that published files hold behind the backbone, such as ImageNet's
+      classifier ``fc``.
+    family_fields: ``(family, fields from shapes, part) -> fields`` that the family's networks have and no shape
+      shows. ``part`` is ``"backbone"`` or ``"all"``: some matter only to a network that is imported with its head.
+  """
+
+  build: Callable[[Config], nn.Module]
+  fields: tuple[Field, ...] | None = None
+  fields_from_shapes: Callable[[Shapes], dict[str, Any] | None] = _other_network
+  description: Callable[[Shapes], str] = _no_description
+  key_rules: Mapping[str, KeyRules] = dataclasses.field(default_factory=dict)
+  ignored_layers: tuple[str, ...] = ()
+  family_fields: Callable[[str, Mapping[str, Any], str], dict[str, Any]] = _no_family_fields

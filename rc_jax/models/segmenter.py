@@ -1,37 +1,28 @@
-"""Segmentation networks as plain functions of plain trees: any head on any backbone."""
+"""Builds segmentation networks as pure functions of plain trees: any head on any backbone."""
 
 import difflib
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Config, Field, above, at_least, below_one, one_of
+from rc_jax.fields import Config, Field, above, at_least, below_one, one_of, require
 from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.models.backbones import hrnet, resnet
-from rc_jax.models.backbones.hrnet import HRNETS, OUTPUT_STRIDE, UPSAMPLINGS, HRNet
-from rc_jax.models.backbones.resnet import OUTPUT_STRIDES, RESNETS, STEMS, STRIDE_PLACES, ResNet
-from rc_jax.models.heads import aspp, ccnet, danet, deeplabv3plus, encnet, fcn, ocrnet, pspnet
-from rc_jax.models.heads.ccnet import CCNetHead
-from rc_jax.models.heads.danet import DANetHead
-from rc_jax.models.heads.deeplabv3 import DeepLabV3Head
-from rc_jax.models.heads.deeplabv3plus import DeepLabV3PlusHead
-from rc_jax.models.heads.encnet import EncNetHead
+from rc_jax.models.heads import ccnet, danet, deeplabv3, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.fcn import FCNHead
-from rc_jax.models.heads.ocrnet import OCRHead
-from rc_jax.models.heads.pspnet import PSPHead
 from rc_jax.models.initial_values import initial_variables
-from rc_jax.models.layers import Conv
-from rc_jax.models.network import ExtraOutput, Network, Outputs, Tree, Variables
+from rc_jax.models.layers import DTYPES, Conv, numerics
+from rc_jax.models.network import Backbone, ExtraOutput, Head, Network, Outputs, Tree, Variables
 
-# The statistics of ImageNet's training images, that all published weights expect; here for pixels of 0..255.
+Entry = TypeVar("Entry", Backbone, Head)
+
+# Mean and deviation of ImageNet's training images, for pixels of 0..255; all published weights expect them.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-
-DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 # The fields that every network reads.
 FIELDS = (
@@ -80,167 +71,73 @@ FIELDS = (
 )
 
 
-def numerics(model: Config) -> dict[str, Any]:
-  """Returns the fields that most modules share: ``dtype``, and BatchNorm's ``momentum`` and ``epsilon``."""
-  return {"dtype": DTYPES[model.dtype], "momentum": model.bn_momentum, "epsilon": model.bn_epsilon}
-
-
-def _resnet(model: Config) -> nn.Module:
-  layout = RESNETS[model.backbone]
-  _choose("output_stride", model.output_stride, OUTPUT_STRIDES)
-  _choose("stride_on", model.stride_on, STRIDE_PLACES)
-  _choose("stem", model.stem, STEMS)
-  multi_grid = tuple(model.multi_grid)
-  blocks = layout.blocks[3]
-  if len(multi_grid) != blocks or min(multi_grid) < 1:
-    raise ValueError(
-      f"model.multi_grid is {multi_grid}, but stage 4 of {model.backbone} has {blocks} blocks: "
-      f"give {blocks} factors of at least 1, for example {(2, 2, 4)[-blocks:]}"
-    )
-  return ResNet(
-    layout=layout,
-    output_stride=model.output_stride,
-    multi_grid=multi_grid,
-    stem=model.stem,
-    stride_on=model.stride_on,
-    ceil_pool=model.ceil_pool,
-    **numerics(model),
-  )
-
-
-def _hrnet(model: Config) -> nn.Module:
-  _choose("output_stride", model.output_stride, (OUTPUT_STRIDE,))
-  _choose("hrnet_upsample", model.hrnet_upsample, UPSAMPLINGS)
-  return HRNet(
-    layout=HRNETS[model.backbone],
-    upsampling=model.hrnet_upsample,
-    align_corners=bool(model.align_corners),
-    **numerics(model),
-  )
-
-
-# A name of ``model.backbone`` -> from ``config.model`` to a module ``(x [B,H,W,3], train) -> Stages``.
-BACKBONES: dict[str, Callable[[Config], nn.Module]] = {
-  "resnet18": _resnet,
-  "resnet34": _resnet,
-  "resnet50": _resnet,
-  "resnet101": _resnet,
-  "resnet152": _resnet,
-  "resnet_tiny": _resnet,
-  "hrnetv2_w18": _hrnet,
-  "hrnetv2_w32": _hrnet,
-  "hrnetv2_w48": _hrnet,
-  "hrnetv2_tiny": _hrnet,
+# ``model.backbone`` -> the backbone; a plain function stands for ``Backbone(build=function)``.
+BACKBONES: dict[str, Backbone | Callable[[Config], nn.Module]] = {
+  **resnet.BACKBONES,
+  **hrnet.BACKBONES,
 }
 
-# A name of ``model.name`` -> from ``config.model`` and ``N`` to a module ``(Stages, train) -> Outputs``.
-HEADS: dict[str, Callable[[Config, int], nn.Module]] = {
-  "ccnet": lambda model, classes: CCNetHead(
-    classes,
-    model.channels,
-    recurrence=model.ccnet_recurrence,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "danet": lambda model, classes: DANetHead(
-    classes,
-    model.channels,
-    key_channels=model.danet_key_channels,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "deeplabv3": lambda model, classes: DeepLabV3Head(
-    classes,
-    model.channels,
-    rates=tuple(model.aspp_rates),
-    project=model.aspp_project,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "deeplabv3plus": lambda model, classes: DeepLabV3PlusHead(
-    classes,
-    model.channels,
-    rates=tuple(model.aspp_rates),
-    project=model.aspp_project,
-    early_channels=model.early_channels,
-    separable=model.separable,
-    align_corners=model.align_corners,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "encnet": lambda model, classes: EncNetHead(
-    classes,
-    model.channels,
-    codes=model.encnet_codes,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "fcn": lambda model, classes: FCNHead(
-    classes,
-    model.channels,
-    convs=model.fcn_convs,
-    kernel_size=model.fcn_kernel_size,
-    concat_input=model.fcn_concat_input,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "ocrnet": lambda model, classes: OCRHead(
-    classes,
-    model.channels,
-    key_channels=model.ocr_key_channels,
-    coarse_channels=model.aux_channels,
-    align_corners=model.align_corners,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
-  "pspnet": lambda model, classes: PSPHead(
-    classes,
-    model.channels,
-    bins=tuple(model.psp_bins),
-    align_corners=model.align_corners,
-    dropout=model.dropout,
-    **numerics(model),
-  ),
+# ``model.name`` -> the head; a plain function stands for ``Head(build=function)``.
+HEADS: dict[str, Head | Callable[[Config, int], nn.Module]] = {
+  "ccnet": ccnet.HEAD,
+  "danet": danet.HEAD,
+  "deeplabv3": deeplabv3.HEAD,
+  "deeplabv3plus": deeplabv3plus.HEAD,
+  "encnet": encnet.HEAD,
+  "fcn": fcn.HEAD,
+  "ocrnet": ocrnet.HEAD,
+  "pspnet": pspnet.HEAD,
 }
 
 
-# The fields that a head or a backbone reads besides; one that is not listed here may read any.
-HEAD_FIELDS: dict[str, tuple[Field, ...]] = {
-  "ccnet": ccnet.FIELDS,
-  "danet": danet.FIELDS,
-  "deeplabv3": aspp.FIELDS,
-  "deeplabv3plus": deeplabv3plus.FIELDS,
-  "encnet": encnet.FIELDS,
-  "fcn": fcn.FIELDS,
-  "ocrnet": ocrnet.FIELDS,
-  "pspnet": pspnet.FIELDS,
-}
-BACKBONE_FIELDS: dict[str, tuple[Field, ...]] = {
-  name: resnet.FIELDS if builder is _resnet else hrnet.FIELDS for name, builder in BACKBONES.items()
-}
+def backbones() -> dict[str, Backbone]:
+  """Returns ``BACKBONES`` with plain functions made backbones."""
+  return {
+    name: entry if isinstance(entry, Backbone) else Backbone(build=entry) for name, entry in BACKBONES.items()
+  }
+
+
+def heads() -> dict[str, Head]:
+  """Returns ``HEADS`` with plain functions made heads."""
+  return {name: entry if isinstance(entry, Head) else Head(build=entry) for name, entry in HEADS.items()}
 
 
 def fields() -> tuple[Field, ...]:
-  """Returns the fields of ``config.model`` that networks read, each once: those of all, of backbones, of heads."""
-  groups = (FIELDS, *BACKBONE_FIELDS.values(), *HEAD_FIELDS.values())
+  """Returns the fields that networks read, each once: those of all networks, of backbones, of heads."""
+  entries: list[Backbone | Head] = [*backbones().values(), *heads().values()]
+  groups = [FIELDS, *(entry.fields or () for entry in entries)]
   return tuple(dict.fromkeys(field for group in groups for field in group))
 
 
 def readers(path: str) -> tuple[str, ...]:
-  """Names the heads and backbones that alone read a field; empty where every network reads it."""
-  owners = {**BACKBONE_FIELDS, **HEAD_FIELDS}
-  return tuple(name for name, owned in owners.items() if any(field.path == path for field in owned))
+  """Names the heads and backbones that alone read a field; empty where every network reads it.
+
+  Args:
+    path: such as ``"model.stem"``.
+  """
+  named: dict[str, Backbone | Head] = {**backbones(), **heads()}
+  return tuple(
+    name for name, entry in named.items() if any(field.path == path for field in entry.fields or ())
+  )
 
 
 def reads(path: str, head: str, backbone: str) -> bool:
-  """Whether a network of a head and a backbone reads a field; one that lists no fields of its own may read any."""
-  listed = head in HEAD_FIELDS and backbone in BACKBONE_FIELDS
+  """Whether a network reads a field.
+
+  Args:
+    path: such as ``"model.stem"``.
+    head: a key of ``HEADS``.
+    backbone: a key of ``BACKBONES``. A head or backbone that is not in the dict, or states no fields, may read any.
+  """
+  chosen = (backbones().get(backbone), heads().get(head))
+  if any(entry is None or entry.fields is None for entry in chosen):
+    return True
   owners = readers(path)
-  return not (listed and owners) or head in owners or backbone in owners
+  return not owners or head in owners or backbone in owners
 
 
 class Segmenter(nn.Module):
-  """Normalisation, backbone and head; in training an auxiliary head and the projection, where they are of use."""
+  """Normalisation, backbone and head; in training, the auxiliary head and the projection where the network has them."""
 
   backbone: nn.Module
   head: nn.Module
@@ -268,22 +165,26 @@ def build(config_model: Config, num_classes: int) -> Network:
   """Builds the network that ``config.model`` describes.
 
   Args:
-    config_model: the fields of ``rc_jax.config.defaults().model``; a head or a backbone reads those that concern it.
+    config_model: the fields of ``rc_jax.config.defaults().model``.
     num_classes: ``N``.
 
   Returns:
-    The network. Building is instant: nothing is computed before its functions are called.
+    The network. Nothing is computed before its functions are called.
 
   Raises:
-    ValueError: a field has no such choice.
+    ValueError: a field has an invalid value.
   """
   model = config_model
-  dtype = DTYPES[_choose("dtype", model.dtype, tuple(DTYPES))]
-  backbone = BACKBONES[_choose("backbone", model.backbone, tuple(BACKBONES))](model)
-  head = HEADS[_choose("name", model.name, tuple(HEADS))](model, num_classes)
+  backbone = _named(backbones(), "model.backbone", model.backbone)
+  head = _named(heads(), "model.name", model.name)
+  for field in (*FIELDS, *(backbone.fields or ()), *(head.fields or ())):
+    group, _, name = field.path.partition(".")
+    if group == "model":  # a head may state the weight of its term of the loss, too
+      require(field.check.holds(model[name]), field.path, model[name], field.expects)
+  dtype = DTYPES[model.dtype]
   module = Segmenter(
-    backbone=backbone,
-    head=head,
+    backbone=backbone.build(model),
+    head=head.build(model, num_classes),
     aux_head=FCNHead(num_classes, model.aux_channels, dropout=model.dropout, **numerics(model)),
     projection=Conv(model.embedding_channels, 1, use_bias=True, dtype=dtype)
     if model.embedding_channels
@@ -293,9 +194,10 @@ def build(config_model: Config, num_classes: int) -> Network:
 
   def init(rng: jax.Array, image_size: tuple[int, int] = (64, 64)) -> Variables:
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
-    shapes, _ = jax.eval_shape(functools.partial(module.init_with_output, train=True), rng, images)
-    _check_outputs(shapes, model, num_classes)
-    return Variables(*initial_variables(functools.partial(module.init, train=True), rng, images))
+    init_with_output = functools.partial(module.init_with_output, train=True)
+    outputs, params, batch_stats = initial_variables(init_with_output, rng, images)
+    _check_outputs(outputs, model, num_classes)
+    return Variables(params, batch_stats)
 
   def train(params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array) -> tuple[Outputs, Tree]:
     outputs, updates = module.apply(
@@ -317,7 +219,7 @@ def build(config_model: Config, num_classes: int) -> Network:
 
 
 def _check_outputs(outputs: Outputs, model: Config, num_classes: int) -> None:
-  """Holds heads, those from elsewhere above all, to what the rest of the project relies on."""
+  """Checks shapes and dtypes on which losses, scoring and the contrastive loss rely; a user's head may break them."""
   classes, channels = outputs.logits.shape[-1], outputs.features.shape[-1]
   if classes != num_classes or outputs.logits.dtype != jnp.float32:
     raise ValueError(
@@ -337,9 +239,10 @@ def _check_outputs(outputs: Outputs, model: Config, num_classes: int) -> None:
     )
 
 
-def _choose(field: str, value: Any, choices: Sequence[Any]) -> Any:
-  if value in choices:
-    return value
-  near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1, cutoff=0.0)[0]
-  listed = ", ".join(str(choice) for choice in choices)
-  raise ValueError(f"model.{field} is {value!r}, expected one of {listed}; the closest is {near}")
+def _named(entries: Mapping[str, Entry], path: str, name: str) -> Entry:
+  if name in entries:
+    return entries[name]
+  closest = difflib.get_close_matches(str(name), list(entries), 1, cutoff=0.0)[0]
+  raise ValueError(
+    f"config.{path}: is {name!r}; expected one of {', '.join(entries)}; the closest is {closest}"
+  )

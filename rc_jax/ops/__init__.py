@@ -1,1 +1,1 @@
-"""Convolution, pooling, resampling and batch norm statistics, in the form that each platform computes fastest."""
+"""Convolution, pooling, resampling and batch normalisation, in the form that each platform computes fastest."""

@@ -1,4 +1,4 @@
-"""Batch normalisation whose running statistics are PyTorch's."""
+"""Batch normalisation by the statistics of the batch, with a backward pass that keeps little memory."""
 
 import functools
 
@@ -14,20 +14,19 @@ def normalize(
 
   ``y = (x - mean) / sqrt(var + epsilon) * scale + bias``, over all axes but the last.
 
-  Mean and variance come from one reading of ``x``, as moments about ``shift``: exact like the two-pass form
-  when ``shift`` is near the mean, and, on several devices, one all-reduce where two passes need two in
-  sequence.
+  One pass over ``x`` computes mean and variance as moments about ``shift``. They are as exact as those of two passes
+  when ``shift`` is near the mean. On several devices they need one all-reduce, where two passes need two in sequence.
 
   Args:
     x: ``[...,C]``, any float dtype.
     scale: ``[C]`` float32.
     bias: ``[C]`` float32.
-    shift: ``[C]`` float32, a constant; the running mean is a good one.
+    shift: ``[C]`` float32, a constant near the mean, such as the running mean.
     epsilon: added to the variance.
 
   Returns:
-    ``y`` like ``x``; mean ``[C]`` and biased variance ``[C]``, float32. No gradient flows through the latter
-    two: they serve the running statistics alone.
+    ``y`` with the shape and dtype of ``x``; mean ``[C]`` and biased variance ``[C]``, float32. No gradient flows
+    through the latter two, which only the running statistics use.
   """
   return _normalize_forward(x, scale, bias, shift, epsilon)[0]
 
@@ -48,8 +47,8 @@ def _normalize_forward(
 def _normalize_backward(
   epsilon: float, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, ...]:
-  # Written out, so that what is kept from the forward pass is x in its own dtype and vectors, nothing else as
-  # large as x: the memory of a training step is mostly these.
+  # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
+  # arrays are most of the memory of a training step.
   x, scale, mean, inverse = residuals
   axes = tuple(range(x.ndim - 1))
   dy = cotangents[0].astype(jnp.float32)

@@ -1,9 +1,9 @@
-"""Convolution and pooling with PyTorch's padding, fast on CPUs too.
+"""Convolution and pooling with PyTorch's padding, fast on CPUs as well.
 
-On a CPU, XLA computes some convolutions several times slower than the matrix products they consist of: gradients of
-kernels above all, and dilated ones that read mostly padding. Those become one product for each tap of the kernel, over
-the pixels alone (``conv_taps.py``). Other platforms get XLA's convolutions as they are (``conv_xla.py``): the choice is
-made when a program is lowered, so that one compiled for an accelerator on a CPU machine gets the accelerator's form.
+On a CPU, XLA computes some convolutions several times slower than the matrix products of which they consist: gradients
+of kernels above all, and dilated convolutions that read mostly padding. ``conv_taps.py`` computes those as one product
+for each tap of the kernel, over the pixels alone. Other platforms use XLA's convolutions (``conv_xla.py``). The choice
+is made when a program is lowered: a program that a CPU machine compiles for an accelerator has the accelerator's form.
 """
 
 import functools
@@ -15,10 +15,10 @@ from jax import lax
 
 from rc_jax.ops import conv_taps, conv_xla
 
-# Where a CPU takes the products over taps, from timings on 2 cores at batch 4 in float32: where at most this
-# share of the multiplications reads pixels and not padding,
+# A CPU computes products over taps where at most this share of the multiplications reads pixels and not padding. Both
+# numbers are from timings on 2 cores at batch 4 in float32.
 VALID_SHARE = 0.75
-# and, for the kernel's gradient, with a stride and at least this many input channels.
+# It also computes the kernel's gradient so with a stride and at least this many input channels.
 STRIDED_CHANNELS = 64
 
 
@@ -26,7 +26,7 @@ STRIDED_CHANNELS = 64
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) -> jax.Array:
   """Convolves as PyTorch's ``Conv2d`` with ``padding = dilation * (k - 1) / 2`` on every side.
 
-  Padding is symmetric whatever the stride; "SAME" is not, where a stride meets an even size.
+  Padding is symmetric for any stride; XLA's "SAME" is not, for a stride on an even size.
 
   Args:
     x: ``[B,H,W,C]``.
@@ -36,8 +36,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) 
 
   Returns:
     ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. On
-    CPUs and TPUs the kernel's is summed in float32 and not rounded to the dtype of ``x``: it is what devices add up,
-    and a pod's sum in bfloat16 would lose digits with every chip.
+    CPUs and TPUs the kernel's is summed in float32 and not rounded to the dtype of ``x``: devices add it up, and a sum
+    in bfloat16 loses digits with every chip.
   """
   kernel = kernel.astype(x.dtype)
   cpu = conv_taps.forward if _by_taps(x, kernel, stride, dilation) else conv_xla.forward
@@ -77,7 +77,7 @@ conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-  """Convolves each channel by itself, as PyTorch's ``Conv2d`` with ``groups = C`` and ``conv2d``'s padding.
+  """Convolves each channel separately, as PyTorch's ``Conv2d`` with ``groups = C`` and ``conv2d``'s padding.
 
   Args:
     x: ``[B,H,W,C]``.
@@ -106,7 +106,7 @@ def _depthwise_backward(
   forms = (conv_taps.depthwise_kernel_gradient, conv_xla.depthwise_kernel_gradient)
   rows, grouped = (functools.partial(f, dilation=dilation) for f in forms)
   d_kernel = lax.platform_dependent(dy, x, kernel, cpu=rows, default=grouped)
-  # Padding is symmetric and there is no stride: the adjoint is the convolution with the kernel turned round.
+  # Padding is symmetric and there is no stride: the adjoint is the convolution with the flipped kernel.
   return depthwise_conv2d(dy, kernel[::-1, ::-1], dilation), d_kernel
 
 
@@ -118,7 +118,7 @@ def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
 
   Args:
     x: ``[B,H,W,C]``.
-    ceil: keeps a last window that lies half outside.
+    ceil: whether to keep a last window that lies half outside.
 
   Returns:
     ``[B,ceil(H/2),ceil(W/2),C]``; with ``ceil``, ``[B,H//2+1,W//2+1,C]``.
@@ -140,12 +140,12 @@ def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
 
 
 def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> bool:
-  """Whether a CPU computes all of this convolution by taps. A 1x1 is one product."""
+  """Whether a CPU computes this convolution and its gradients by taps. A 1x1 is one product."""
   if kernel.shape[0] == 1:
     return True
   if dilation == 1:
-    # Only grids of a few pixels are mostly padding then: nothing to gain, and nine products a convolution take an
-    # HRNet on small images eight times as long to compile.
+    # Only grids of a few pixels are mostly padding then. Nothing is gained there, and with nine products for each
+    # convolution an HRNet on small images takes eight times as long to compile.
     return False
   (height, width), size = x.shape[1:3], kernel.shape[0]
   reads = sum(
@@ -158,7 +158,7 @@ def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> boo
 def _lowered(
   cpu: Callable, default: Callable, stride: int, dilation: int, tpu: Callable | None = None
 ) -> Callable[..., jax.Array]:
-  """One function that lowers to ``cpu`` for CPUs, to ``tpu`` (if not None) for TPUs, and to ``default`` elsewhere."""
+  """Returns a function that lowers to ``cpu`` on CPUs, ``tpu`` (if not None) on TPUs, and ``default`` elsewhere."""
   options = {"stride": stride, "dilation": dilation}
   forms = {"cpu": cpu, "tpu": tpu or default, "default": default}
   bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
@@ -166,7 +166,7 @@ def _lowered(
 
 
 def _in_float32(kernel_gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """A CPU has no product of bfloat16 with a float32 result in every layout, and rounds up its operands anyway."""
+  """Widens the operands: a CPU lacks products of bfloat16 with a float32 result in some layouts, and widens anyway."""
 
   def widened(dy: jax.Array, x: jax.Array, kernel: jax.Array, **options: int) -> jax.Array:
     return kernel_gradient(dy.astype(jnp.float32), x.astype(jnp.float32), kernel, **options)

@@ -1,4 +1,4 @@
-"""Convolutions as products over the taps of their kernels, over the pixels alone: for CPUs, see ``conv.py``."""
+"""Convolutions as one matrix product for each tap of the kernel, over the pixels alone; ``conv.py`` says when."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ Spans = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Tap(NamedTuple):
-  """A position in the kernel, and where it reads pixels rather than padding.
+  """A position in the kernel, and the outputs for which it reads pixels, not padding.
 
   Attributes:
     row: in the kernel.
     column: in the kernel.
     outputs: for each axis, ``(start, stop)`` on the output's grid.
-    inputs: for each axis, ``(start, stop)`` of the pixels it reads for them, in steps of the stride.
+    inputs: for each axis, ``(start, stop)`` of the pixels that it reads for these outputs, in steps of the stride.
   """
 
   row: int
@@ -34,13 +34,13 @@ def valid_taps(size: tuple[int, ...], kernel_size: int, stride: int, dilation: i
     stop = min(-(-pixels // stride), (pixels - 1 - offset) // stride + 1)
     return (start, stop), (start * stride + offset, (stop - 1) * stride + offset + 1)
 
-  found = []
+  taps = []
   for row in range(kernel_size):
     for column in range(kernel_size):
       (rows, rows_in), (columns, columns_in) = axis(size[0], row), axis(size[1], column)
       if rows[0] < rows[1] and columns[0] < columns[1]:
-        found.append(Tap(row, column, (rows, columns), (rows_in, columns_in)))
-  return found
+        taps.append(Tap(row, column, (rows, columns), (rows_in, columns_in)))
+  return taps
 
 
 def pixels_at(x: jax.Array, spans: Spans, stride: int) -> jax.Array:
@@ -56,7 +56,7 @@ def _sum_placed(parts: list[tuple[jax.Array, Spans]], stride: int, size: tuple[i
     pads = [(start, end - stop, stride - 1) for (start, stop), end in zip(spans, size, strict=True)]
     placed = lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
     total = placed if total is None else total + placed
-  # Otherwise XLA adds the parts up again inside every operation that reads the sum.
+  # Without the barrier, XLA adds the parts up again inside every operation that reads the sum.
   summed: jax.Array = lax.optimization_barrier(total)
   return summed
 
@@ -87,8 +87,8 @@ def input_gradient(
 def kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
-  # The product transposes its first operand in memory. Behind the barrier that is XLA's fast transposition;
-  # fused with what computes the operand, a ReLU say, it takes longer than the product.
+  # The product transposes its first operand in memory. Behind the barrier XLA's transposition is fast; fused with the
+  # operation that computes the operand, such as a ReLU, it takes longer than the product.
   x, dy = lax.optimization_barrier((x, dy))
   over_pixels = (((0, 1, 2), (0, 1, 2)), ((), ()))
 
@@ -115,7 +115,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
 
 
 def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
-  """Walks over the rows once, all taps together; a reduction for each tap takes several times as long."""
+  """Loops over the rows once for all taps; a reduction for each tap takes several times as long."""
   size = kernel.shape[0]
   taps = valid_taps(x.shape[1:3], size, 1, dilation)
   offsets = [(tap.row - size // 2) * dilation for tap in taps]

@@ -1,4 +1,4 @@
-"""Convolutions as XLA has them: the forms of ``conv.py`` for accelerators, and for CPUs where they are fast there."""
+"""Convolutions by XLA: the forms of ``conv.py`` for accelerators, and for CPUs where they are fast."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ def input_gradient(
 def kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
-  # A convolution whose kernel are the outputs' gradients, images taking the place of channels: what transposing the
-  # forward one gives, which cannot be asked for a float32 result.
+  # A convolution with the outputs' gradients as its kernel and images as its channels. Transposing the forward
+  # convolution gives the same, but offers no float32 result.
   size = kernel.shape[0]
   pad = dilation * (size // 2)
   pads = [

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 
 def upsample(x: ArrayLike, size: tuple[int, int], align_corners: bool = True) -> Array:
-  """Bilinear interpolation, as ``torch.nn.functional.interpolate(mode="bilinear")``.
+  """Interpolates bilinearly, as ``torch.nn.functional.interpolate(mode="bilinear")``.
 
   With aligned corners, output pixel ``(y,x)`` reads the input at ``(y (h-1)/(H-1), x (w-1)/(W-1))``: corners map
   to corners. Without, pixels are areas that tile the image: it reads at ``((y + 1/2) h/H - 1/2, ...)``, clamped
@@ -17,7 +17,7 @@ def upsample(x: ArrayLike, size: tuple[int, int], align_corners: bool = True) ->
   Args:
     x: ``[B,h,w,C]``.
     size: ``(H,W)``.
-    align_corners: which of the two.
+    align_corners: whether corners are aligned.
 
   Returns:
     ``[B,H,W,C]`` in the dtype of ``x``, or float32 where that is an integer.
@@ -26,7 +26,7 @@ def upsample(x: ArrayLike, size: tuple[int, int], align_corners: bool = True) ->
   if not jnp.issubdtype(x.dtype, jnp.floating):
     x = x.astype(jnp.float32)
   if x.ndim != 4:
-    raise ValueError(f"what is resized must be [B,h,w,C], got {x.shape}")
+    raise ValueError(f"upsample: x has shape {x.shape}; expected [B,h,w,C]")
   pairs = zip(x.shape[1:3], size, strict=True)
   rows, columns = (interpolation(*lengths, align_corners) for lengths in pairs)
   return apply_separable(x, rows, columns)
@@ -43,8 +43,8 @@ def apply_separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
   Returns:
     ``[B,H,W,C]`` in the dtype of ``x``; sums are in float32.
   """
-  # Two matrix products rather than gathers: their gradient is a matrix product too, where that of a gather
-  # scatters. Width first, because street images are wider than tall and the second product dominates.
+  # Matrix products, not gathers: their gradients are matrix products too, where those of gathers scatter. Width comes
+  # first because street images are wider than tall, and the second product dominates.
   options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
   wide = jnp.einsum("bhwc,Ww->bhWc", x, columns.astype(x.dtype), **options).astype(x.dtype)
   return jnp.einsum("bhWc,Hh->bHWc", wide, rows.astype(x.dtype), **options).astype(x.dtype)
@@ -80,27 +80,27 @@ def sample_positions(source: int, target: int, align_corners: bool = True) -> np
 
 
 def downsample_labels(labels: ArrayLike, size: tuple[int, int], align_corners: bool = True) -> Array:
-  """Nearest neighbour: the labels that the features of `upsample`'s grid stand for.
+  """Samples the nearest label at each position that ``upsample`` maps a feature to.
 
   Args:
     labels: ``[B,H,W]``.
     size: ``(h,w)``. Row ``i`` is row ``i (H-1)/(h-1)`` of the input with aligned corners, ``(i + 1/2) H/h - 1/2``
       without, to the nearest, halves up.
-    align_corners: as in `upsample`.
+    align_corners: as in ``upsample``.
 
   Returns:
     ``[B,h,w]`` of the same dtype.
   """
   labels = jnp.asarray(labels)
   if labels.ndim != 3:
-    raise ValueError(f"labels must be [B,H,W], got {labels.shape}")
+    raise ValueError(f"downsample_labels: labels have shape {labels.shape}; expected [B,H,W]")
   pairs = zip(labels.shape[1:], size, strict=True)
   rows, columns = (_nearest(*lengths, align_corners) for lengths in pairs)
   return labels[:, rows[:, None], columns]
 
 
 def _nearest(source: int, target: int, align_corners: bool) -> np.ndarray:
-  """Indices ``[target]`` into ``source``, rounded in exact integers."""
+  """Returns indices ``[target]`` into ``source``, rounded in exact integers."""
   index = np.arange(target)
   if not align_corners:
     return (2 * index + 1) * source // (2 * target)

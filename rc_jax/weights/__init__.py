@@ -1,1 +1,1 @@
-"""Where parameters come from and go to: checkpoints, and weight files of other projects."""
+"""Reads and writes parameters: checkpoints, and weight files of other projects."""

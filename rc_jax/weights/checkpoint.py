@@ -1,8 +1,8 @@
-"""Saves and restores runs: the only room that knows Orbax.
+"""Saves and restores runs. The only module that imports Orbax.
 
-A checkpoint holds three items: ``model`` (what scoring needs), ``trainer`` (step, optimizer, banks) and ``data``
-(how far the training data has been read). Each becomes visible only once it is whole, so that a kill at any
-moment leaves the one before.
+A checkpoint holds three items: ``model`` (parameters and statistics), ``trainer`` (step, optimizer, banks) and ``data``
+(the position in the training data). A checkpoint becomes visible once it is complete: a kill at any moment leaves the
+previous one.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 class Checkpoints:
   """The checkpoints of one run: the newest few, and the best by mIoU. Saves in the background.
 
-  A checkpoint is saved before it is scored, so that nothing that goes wrong in scoring costs a step. So scores come
-  from outside (``scored``, and the run's log at the start), and which one is the best is decided at the next save.
+  A checkpoint is saved before it is scored, so that a failure of scoring costs no step. Scores therefore arrive later,
+  by ``scored`` and from the run's log at the start, and the next save decides which checkpoint is the best.
   """
 
   def __init__(self, workdir: pathlib.Path, keep: int = 2, scores: dict[int, float] | None = None):
@@ -38,8 +38,8 @@ class Checkpoints:
 
     Args:
       workdir: the run's folder.
-      keep: how many of the newest stay; the best by mIoU stays besides.
-      scores: mIoU of steps that were scored in earlier sessions of the run.
+      keep: number of the newest checkpoints to keep, besides the best by mIoU.
+      scores: mIoU of steps that were scored before the run was resumed.
     """
     self.folder = workdir.resolve() / FOLDER
     self._scores = dict(scores or {})
@@ -48,13 +48,13 @@ class Checkpoints:
       self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-        cleanup_tmp_directories=True,  # what a kill left half written
+        cleanup_tmp_directories=True,  # a kill leaves half-written ones
         enable_async_checkpointing=True,
       ),
     )
 
   def latest_step(self) -> int | None:
-    """Returns the step of the newest whole checkpoint, or None."""
+    """Returns the step of the newest complete checkpoint, or None."""
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
@@ -69,8 +69,8 @@ class Checkpoints:
     """Starts to save the state after ``state.step`` updates; returns once the arrays are copied.
 
     Args:
-      state: the whole train state; every process calls this with its part.
-      data_position: JSON-able position of the training data.
+      state: the train state; every process calls this with its part.
+      data_position: position of the training data, of types that JSON has.
 
     Raises:
       OSError: the disk is full or the folder cannot be written, in this save or in the one before.
@@ -91,7 +91,7 @@ class Checkpoints:
     """Reads the newest checkpoint.
 
     Args:
-      template: a state of the same shapes, with the shardings that the result shall have.
+      template: a state of the same shapes, with the shardings for the result.
 
     Returns:
       The state, and the data position that was saved with it.
@@ -136,7 +136,7 @@ class Checkpoints:
     return {name: tuple(leaf.shape) for name, leaf in metadata.get("bank", {}).items()}
 
   def wait(self) -> None:
-    """Blocks until what was started is on the disk.
+    """Blocks until all started saves are on the disk.
 
     Raises:
       OSError: the disk is full or the folder cannot be written.
@@ -148,7 +148,7 @@ class Checkpoints:
       raise self._cannot_save(_first_line(error)) from error
 
   def close(self) -> None:
-    """Waits for what was started and releases the folder."""
+    """Waits for all started saves and releases the folder."""
     self.wait()
     self._manager.close()
 
@@ -159,12 +159,12 @@ class Checkpoints:
     if error is None:
       self.close()
     else:
-      # What was started is finished, and the first error is the one to tell.
+      # Started saves are finished, and the first error is raised, not one of closing.
       with contextlib.suppress(OSError):
         self.close()
 
   def _refuse_full_disk(self, state: TrainState) -> None:
-    """Looks before it leaps: a save that runs out of space half way fails in a dozen threads, each with a traceback."""
+    """Raises before a save that cannot fit: one that runs out of space fails in a dozen threads, with tracebacks."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.folder).free
     if free < needed:
@@ -178,7 +178,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What scoring needs of a checkpoint.
+  """The part of a checkpoint that scoring reads.
 
   Attributes:
     step: updates made.
@@ -192,7 +192,7 @@ class Model:
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
-  """Finds the checkpoint that a user means.
+  """Finds a checkpoint by the path of its run or its step.
 
   Args:
     path: a run's folder, its ``checkpoints`` folder (both: the newest step), or the folder of one step.
@@ -201,7 +201,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
     The folder of one step.
 
   Raises:
-    FileNotFoundError: none is there; says where it looked.
+    FileNotFoundError: there is none; the message names the folders that were searched.
   """
   path = path.resolve()
   if path.name.isdigit() and (path / "model").is_dir():
@@ -217,7 +217,7 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
 
 def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
-  """Reads the model alone: no optimizer, no banks.
+  """Reads the model, without optimizer and banks.
 
   Args:
     path: as for ``find``.
@@ -237,7 +237,7 @@ def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
 
 
 def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> None:
-  """Compares names and shapes before anything is read: Orbax would tell it in pages, from a thread of its own."""
+  """Compares names and shapes before reading: Orbax's error for it has pages, and comes from another thread."""
   there, here = (
     {
       "/".join(str(key.key) for key in path): tuple(leaf.shape)

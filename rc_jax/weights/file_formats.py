@@ -1,4 +1,4 @@
-"""Reads the arrays of a weights file, whichever of the formats it is in, and runs no code from it."""
+"""Reads the arrays of a weights file in any of the formats, and runs no code from it."""
 
 import io
 import pathlib
@@ -10,16 +10,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors.numpy
 
-# Where trainers put the network's arrays in what they save: mmengine and Lightning, others, RegionContrast's authors.
+# Keys of the network's state dict in checkpoints: of mmengine and Lightning, of others, of RegionContrast's authors.
 STATES = ("state_dict", "model", "model_state", "model_state_dict")
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-  """Reads all arrays of a file; its contents decide on the format, whatever its extension.
+  """Reads all arrays of a file. Its contents decide on the format, not its extension.
 
   Args:
-    path: a ``.npz`` or ``.safetensors`` file, or what ``torch.save`` wrote (needs PyTorch), before its version 1.6
-      or since: a state dict, or a checkpoint that holds one beside other things.
+    path: a ``.npz`` or ``.safetensors`` file, or a file of ``torch.save`` of any version (needs PyTorch), which holds a
+      state dict, or a checkpoint with a state dict in it.
 
   Returns:
     Name -> array, in the file's dtypes (bfloat16 of PyTorch as float32).
@@ -59,7 +59,7 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 class _Inert:
-  """Stands for a class or function that a pickle names and that nothing here needs: takes anything, does nothing."""
+  """Replaces a class or function that a pickle names and nothing here needs: takes any arguments and does nothing."""
 
   def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
     return super().__new__(cls)
@@ -77,11 +77,11 @@ class _Inert:
 def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   import torch  # optional: only this format needs it
 
-  # Checkpoints of mmengine hold objects of its logger, others NumPy scalars or namespaces. Each name outside PyTorch
-  # stands for _Inert while the file is read, so that it opens without those packages, and nothing of them runs.
+  # Checkpoints of mmengine hold objects of its logger, others NumPy scalars or namespaces. _Inert replaces each name
+  # outside PyTorch while the file is read: the file opens without those packages, and none of their code runs.
   foreign = [name for name in _pickled_names(file) if not name.startswith(("torch.", "collections."))]
   with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
-    # weights_only: a pickle may otherwise run any code.
+    # Without weights_only, a pickle may run any code.
     saved = torch.load(file, map_location="cpu", weights_only=True)
   if not isinstance(saved, Mapping):
     raise ValueError("it holds no dict of arrays; save the network's state_dict()")
@@ -97,7 +97,7 @@ def _pickled_names(file: pathlib.Path) -> set[str]:
   names = set()
   for opened in _pickles(file):
     for opcode, argument, _ in pickletools.genops(opened):
-      # PyTorch writes protocol 2, which names things so; its reader refuses the later protocols' way.
+      # The opcode of protocol 2, which PyTorch writes; its reader refuses those of later protocols.
       if opcode.name == "GLOBAL":
         names.add(str(argument).replace(" ", "."))
   return names
@@ -111,5 +111,5 @@ def _pickles(file: pathlib.Path) -> Iterator[BinaryIO]:
           yield io.BytesIO(archive.read(name))
     return
   with file.open("rb") as opened:
-    for _ in range(4):  # a magic number, the protocol, the machine's sizes; then what was saved
+    for _ in range(4):  # a magic number, the protocol, the sizes of types; then the saved object
       yield opened

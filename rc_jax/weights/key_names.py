@@ -1,302 +1,182 @@
-"""The names that others give to a network's arrays, brought to ours.
+"""From the keys of published weight files to the names that this project gives to a network's arrays.
 
-Our name of an array is its path in the network's trees, joined with dots and ending as PyTorch's:
+The name of an array is its path in the network's trees, joined with dots, with PyTorch's leaf name:
 ``params["head"]["fuse"]["conv"]["kernel"]`` is ``head.fuse.conv.weight``, ``batch_stats["head"]["fuse"]["bn"]["var"]``
-is ``head.fuse.bn.running_var``. A file's names tell which family it comes from; a family's rules tell our names.
+is ``head.fuse.bn.running_var``. The keys show the family of a file. The rules from a family's keys to names stand with
+each head and backbone (``rc_jax/models``).
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-# (pattern, replacement): a pattern is matched at the start of a name; the first that matches replaces what it matched,
-# and the rest of the name follows.
-Rules = tuple[tuple[str, str], ...]
-
-_AUXILIARY: Rules = (
-  (r"auxiliary_head\.convs\.(\d+)\.", r"aux_head.conv\1."),
-  (r"auxiliary_head\.conv_cat\.", "aux_head.fuse."),
-  (r"auxiliary_head\.conv_seg\.", "aux_head.classifier."),
-)
-
-# A depthwise separable convolution's parts.
-_SEPARABLE: Rules = (
-  (r"depthwise_conv\.conv\.", "depthwise."),
-  (r"depthwise_conv\.bn\.", "depthwise_bn."),
-  (r"pointwise_conv\.", "pointwise."),
-)
-
-# Below ``decode_head.``, a head of ``rc_jax.models.HEADS`` each. Which of them a file holds is found by trying all.
-MMSEGMENTATION_HEADS: dict[str, Rules] = {
-  "ccnet": (
-    (r"decode_head\.convs\.0\.", "head.before."),
-    (r"decode_head\.convs\.1\.", "head.after."),
-    (r"decode_head\.cca\.(query|key|value)_conv\.", r"head.attention.\1."),
-    (r"decode_head\.cca\.gamma\.scale", "head.attention.gamma"),
-    (r"decode_head\.conv_cat\.", "head.fuse."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  "danet": (
-    (r"decode_head\.pam_in_conv\.", "head.position.before."),
-    (r"decode_head\.pam_out_conv\.", "head.position.after."),
-    (r"decode_head\.pam_conv_seg\.", "head.position.classifier."),
-    (r"decode_head\.pam\.gamma\.scale", "head.position.attention.gamma"),
-    (r"decode_head\.cam_in_conv\.", "head.channel.before."),
-    (r"decode_head\.cam_out_conv\.", "head.channel.after."),
-    (r"decode_head\.cam_conv_seg\.", "head.channel.classifier."),
-    (r"decode_head\.cam\.gamma\.scale", "head.channel.attention.gamma"),
-    (r"decode_head\.pam\.(query|key|value)_project\.", r"head.position.attention.\1."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  "deeplabv3": (
-    (r"decode_head\.image_pool\.1\.", "head.aspp.pool."),
-    (r"decode_head\.aspp_modules\.0\.", "head.aspp.conv1x1."),
-    (r"decode_head\.aspp_modules\.1\.", "head.aspp.rate0."),
-    (r"decode_head\.aspp_modules\.2\.", "head.aspp.rate1."),
-    (r"decode_head\.aspp_modules\.3\.", "head.aspp.rate2."),
-    (r"decode_head\.bottleneck\.", "head.fuse."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  "deeplabv3plus": (
-    (r"decode_head\.image_pool\.1\.", "head.aspp.pool."),
-    (r"decode_head\.aspp_modules\.0\.", "head.aspp.conv1x1."),
-    *(
-      (rf"decode_head\.aspp_modules\.{i + 1}\.{theirs}", f"head.aspp.rate{i}.{ours}")
-      for i in range(3)
-      for theirs, ours in _SEPARABLE
-    ),
-    (r"decode_head\.bottleneck\.", "head.fuse."),
-    (r"decode_head\.c1_bottleneck\.", "head.early."),
-    *(
-      (rf"decode_head\.sep_bottleneck\.(\d+)\.{theirs}", rf"head.refine\1.{ours}")
-      for theirs, ours in _SEPARABLE
-    ),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  "encnet": (
-    (r"decode_head\.bottleneck\.", "head.reduce."),
-    (r"decode_head\.enc_module\.encoding_project\.", "head.project."),
-    (r"decode_head\.enc_module\.encoding\.0\.codewords", "head.encoding.codewords"),
-    (r"decode_head\.enc_module\.encoding\.0\.scale", "head.encoding.smoothing"),
-    (r"decode_head\.enc_module\.encoding\.1\.", "head.encoding.bn."),
-    (r"decode_head\.enc_module\.fc\.0\.", "head.gate."),
-    (r"decode_head\.se_layer\.", "head.presence."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  "fcn": (
-    (r"decode_head\.convs\.(\d+)\.", r"head.conv\1."),
-    (r"decode_head\.conv_cat\.", "head.fuse."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-  # A cascade: the coarse prediction's head, then the one that refines it.
-  "ocrnet": (
-    (r"decode_head\.0\.convs\.(\d+)\.", r"head.coarse.conv\1."),
-    (r"decode_head\.0\.conv_seg\.", "head.coarse.classifier."),
-    (r"decode_head\.1\.bottleneck\.", "head.pixels."),
-    (r"decode_head\.1\.object_context_block\.query_project\.(\d+)\.", r"head.query\1."),
-    (r"decode_head\.1\.object_context_block\.key_project\.(\d+)\.", r"head.key\1."),
-    (r"decode_head\.1\.object_context_block\.value_project\.", "head.value."),
-    (r"decode_head\.1\.object_context_block\.out_project\.", "head.out."),
-    (r"decode_head\.1\.object_context_block\.bottleneck\.", "head.fuse."),
-    (r"decode_head\.1\.conv_seg\.", "head.classifier."),
-  ),
-  "pspnet": (
-    (r"decode_head\.psp_modules\.(\d+)\.1\.", r"head.bin\1."),
-    (r"decode_head\.bottleneck\.", "head.fuse."),
-    (r"decode_head\.conv_seg\.", "head.classifier."),
-  ),
-}
-
-# These concatenate ASPP's pooled branch before the others, ours comes last: (family, head).
-POOLED_FIRST = (
-  ("mmsegmentation", "deeplabv3"),
-  ("mmsegmentation", "deeplabv3plus"),
-  ("regioncontrast", "deeplabv3"),
-)
-
-_REGIONCONTRAST: Rules = (
-  (r"decoder\.aspp\.conv1\.1\.", "head.aspp.pool.conv."),
-  (r"decoder\.aspp\.conv1\.2\.", "head.aspp.pool.bn."),
-  (r"decoder\.aspp\.conv2\.0\.", "head.aspp.conv1x1.conv."),
-  (r"decoder\.aspp\.conv2\.1\.", "head.aspp.conv1x1.bn."),
-  (r"decoder\.aspp\.conv3\.0\.", "head.aspp.rate0.conv."),
-  (r"decoder\.aspp\.conv3\.1\.", "head.aspp.rate0.bn."),
-  (r"decoder\.aspp\.conv4\.0\.", "head.aspp.rate1.conv."),
-  (r"decoder\.aspp\.conv4\.1\.", "head.aspp.rate1.bn."),
-  (r"decoder\.aspp\.conv5\.0\.", "head.aspp.rate2.conv."),
-  (r"decoder\.aspp\.conv5\.1\.", "head.aspp.rate2.bn."),
-  (r"decoder\.head\.0\.", "head.fuse.conv."),
-  (r"decoder\.head\.1\.", "head.fuse.bn."),
-  (r"decoder\.final\.", "head.classifier."),
-  (r"auxor\.aux\.0\.", "aux_head.conv0.conv."),
-  (r"auxor\.aux\.1\.", "aux_head.conv0.bn."),
-  (r"auxor\.aux\.4\.", "aux_head.classifier."),
-)
-
-_TORCHVISION_AUXILIARY: Rules = (
-  (r"aux_classifier\.0\.", "aux_head.conv0.conv."),
-  (r"aux_classifier\.1\.", "aux_head.conv0.bn."),
-  (r"aux_classifier\.4\.", "aux_head.classifier."),
-)
-
-_TORCHVISION_FCN: Rules = (
-  (r"classifier\.0\.", "head.conv0.conv."),
-  (r"classifier\.1\.", "head.conv0.bn."),
-  (r"classifier\.4\.", "head.classifier."),
-)
-
-_TORCHVISION_DEEPLABV3: Rules = (
-  (r"classifier\.0\.convs\.0\.0\.", "head.aspp.conv1x1.conv."),
-  (r"classifier\.0\.convs\.0\.1\.", "head.aspp.conv1x1.bn."),
-  (r"classifier\.0\.convs\.1\.0\.", "head.aspp.rate0.conv."),
-  (r"classifier\.0\.convs\.1\.1\.", "head.aspp.rate0.bn."),
-  (r"classifier\.0\.convs\.2\.0\.", "head.aspp.rate1.conv."),
-  (r"classifier\.0\.convs\.2\.1\.", "head.aspp.rate1.bn."),
-  (r"classifier\.0\.convs\.3\.0\.", "head.aspp.rate2.conv."),
-  (r"classifier\.0\.convs\.3\.1\.", "head.aspp.rate2.bn."),
-  (r"classifier\.0\.convs\.4\.1\.", "head.aspp.pool.conv."),
-  (r"classifier\.0\.convs\.4\.2\.", "head.aspp.pool.bn."),
-  (r"classifier\.0\.project\.0\.", "head.aspp.project.conv."),
-  (r"classifier\.0\.project\.1\.", "head.aspp.project.bn."),
-  (r"classifier\.1\.", "head.fuse.conv."),
-  (r"classifier\.2\.", "head.fuse.bn."),
-  (r"classifier\.4\.", "head.classifier."),
-)
-
-# The deep stem of a ResNet under the names that other releases give it.
-_STEM_LIST: Rules = (
-  (r"stem\.([01346])\.", r"conv1.\1."),
-  (r"stem\.7\.", "bn1."),
-)
-_STEM_SEPARATE: Rules = (
-  (r"conv1\.", "conv1.0."),
-  (r"bn1\.", "conv1.1."),
-  (r"conv2\.", "conv1.3."),
-  (r"bn2\.", "conv1.4."),
-  (r"conv3\.", "conv1.6."),
-  (r"bn3\.", "bn1."),
-)
-
-# What files hold beside a network: counters, ImageNet's classifiers, the banks of the authors' code.
-_HARMLESS = re.compile(
-  r".*\bnum_batches_tracked$|decoder\.(queue|ptr)\d+$"
-  r"|((backbone|encoder)\.)?(fc|classifier|incre_modules\..*|downsamp_modules\..*|final_layer\..*)"
-  r"\.(weight|bias|running_mean|running_var)$"
-)
+from rc_jax import models
+from rc_jax.models.heads.fcn import AUXILIARY_KEY_RULES
+from rc_jax.models.network import KeyRules
 
 
-class Names(NamedTuple):
-  """What a file's names say.
+class Family(NamedTuple):
+  """A project whose weight files share key names.
 
   Attributes:
-    family: ``"mmsegmentation"``, ``"torchvision"``, ``"regioncontrast"``, ``"rc_jax"``, or ``"imagenet"`` for a
-      backbone alone.
+    parts: first part of a key -> the part of the network. All other keys are the backbone's.
+    fields: fields of ``config.model`` that all its networks have and no shape shows.
+    backbone_fields: those that also matter to a backbone alone.
+  """
+
+  parts: Mapping[str, str]
+  fields: Mapping[str, Any]
+  backbone_fields: Mapping[str, Any]
+
+
+_EPSILON = {"bn_epsilon": 1e-5}
+
+# A file belongs to the first family that has the first part of one of its keys. A head may publish weights in another
+# family, which is recognised where each of its rules matches a key.
+FAMILIES: dict[str, Family] = {
+  "mmsegmentation": Family(
+    {"decode_head": "head", "auxiliary_head": "aux_head"}, {"align_corners": False}, _EPSILON
+  ),
+  "regioncontrast": Family({"decoder": "head", "auxor": "aux_head"}, {"align_corners": True}, _EPSILON),
+  "torchvision": Family(
+    {"classifier": "head", "aux_classifier": "aux_head"}, {"align_corners": False}, _EPSILON
+  ),
+  "rc_jax": Family({"head": "head", "aux_head": "aux_head", "projection": "projection"}, {}, {}),
+  # A backbone alone.
+  "imagenet": Family({}, {}, _EPSILON),
+}
+
+
+class KeyMapping(NamedTuple):
+  """The keys of a file and the names of their arrays here.
+
+  Attributes:
+    family: a key of ``FAMILIES``, or of ``Head.published``.
     head: a key of ``rc_jax.models.HEADS``; None where the file holds no head, or none that is known.
-    ours: the file's name -> our name; what no rule knows has the name of its part and its own, such as
+    names: key -> name. A key that no rule matches keeps its own text behind its part, such as
       ``head.?decode_head.lateral.weight``.
-    harmless: names of the file that no network has a place for, and that none needs.
+    ignored: keys that no network needs, such as the classifier of a network for ImageNet.
   """
 
   family: str
   head: str | None
-  ours: dict[str, str]
-  harmless: tuple[str, ...]
+  names: dict[str, str]
+  ignored: tuple[str, ...]
 
 
-def translate(names: Iterable[str]) -> Names:
-  """Finds a file's family by its names, and our name of each array.
+def map_keys(keys: Iterable[str]) -> KeyMapping:
+  """Finds the family and the head of a file by its keys, and the name of each array.
 
   Args:
-    names: all names of the file, with or without the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``).
+    keys: all keys of the file, with or without the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``).
 
   Returns:
-    What they say; two names of the file may come to the same name of ours.
+    The mapping; two keys may have the same name.
   """
-  bare = {name: _without_wrappers(name) for name in names}
-  harmless = tuple(name for name, plain in bare.items() if _HARMLESS.match(plain))
-  bare = {name: plain for name, plain in bare.items() if name not in harmless}
-  family, head, rules = _family(bare.values())
+  plain = {key: _without_wrappers(key) for key in keys}
+  ignored_pattern = _ignored_pattern()
+  ignored = tuple(key for key, text in plain.items() if ignored_pattern.fullmatch(text))
+  plain = {key: text for key, text in plain.items() if key not in ignored}
+  family, head, rules = _family_and_head(list(plain.values()))
 
-  backbone = {
-    name: re.sub(r"^((backbone|encoder)\.)+", "", plain)
-    for name, plain in bare.items()
-    if _part(plain) == "backbone"
+  names = {key: _apply(rules, text) or _unmatched(text, family) for key, text in plain.items()}
+  backbone = {key: name.removeprefix("backbone.") for key, name in names.items() if _is_backbone(name)}
+  backbone_rules = _backbone_rules(backbone.values())
+  names |= {key: f"backbone.{_apply(backbone_rules, name) or name}" for key, name in backbone.items()}
+  return KeyMapping(family, head, names, ignored)
+
+
+def _without_wrappers(key: str) -> str:
+  """Strips the prefixes that data parallel, compiled and Lightning modules add."""
+  key = re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", key)
+  return re.sub(r"^(model\.)+", "", key)
+
+
+def _ignored_pattern() -> re.Pattern[str]:
+  """Matches counters, and the keys that heads and backbones state as of no use."""
+  layers = [layer for backbone in models.backbones().values() for layer in backbone.ignored_layers]
+  published = [each for head in models.heads().values() for each in head.published.values()]
+  patterns = [r".*\bnum_batches_tracked"]
+  patterns += [rf"((backbone|encoder)\.)?{layer}\.(weight|bias|running_mean|running_var)" for layer in layers]
+  patterns += [pattern for each in published for pattern in each.ignored_keys]
+  return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _unmatched(key: str, family: str) -> str:
+  """Names an array whose key no rule matches: a backbone's by its key, any other so that no network has it."""
+  start = key.partition(".")[0]
+  part = next((each.parts[start] for each in FAMILIES.values() if start in each.parts), None)
+  if part is None:
+    return "backbone." + re.sub(r"^((backbone|encoder)\.)+", "", key)
+  return key if family == "rc_jax" else f"{part}.?{key}"
+
+
+def _is_backbone(name: str) -> bool:
+  return name.startswith("backbone.")
+
+
+def _family_and_head(keys: Sequence[str]) -> tuple[str, str | None, KeyRules]:
+  """Returns the family, the head or None, and the rules for the keys outside the backbone."""
+  for name, head in models.heads().items():
+    for family, published in head.published.items():
+      rules = published.key_rules
+      if family not in FAMILIES and rules and all(_matches_any(pattern, keys) for pattern, _ in rules):
+        return family, name, rules
+  starts = {key.partition(".")[0] for key in keys}
+  family = next(name for name, family in FAMILIES.items() if starts & family.parts.keys() or not family.parts)
+  candidates = {
+    name: head.published[family].key_rules
+    for name, head in models.heads().items()
+    if family in head.published
   }
-  stem: Rules = ()
-  if "stem.0.weight" in backbone.values():
-    stem = _STEM_LIST
-  elif "conv3.weight" in backbone.values():
-    stem = _STEM_SEPARATE
-
-  ours = {}
-  for name, plain in bare.items():
-    if name in backbone:
-      ours[name] = "backbone." + (_replaced(backbone[name], stem) or backbone[name])
-    elif family == "rc_jax":
-      ours[name] = plain
-    else:
-      ours[name] = _replaced(plain, rules) or f"{_part(plain)}.?{plain}"
-  return Names(family, head, ours, harmless)
+  parts = FAMILIES[family].parts
+  best = _best_head(candidates, [key for key in keys if parts.get(key.partition(".")[0]) == "head"])
+  return family, best, (candidates[best] if best else ()) + AUXILIARY_KEY_RULES.get(family, ())
 
 
-def _without_wrappers(name: str) -> str:
-  """Strips what data parallel, compiled and Lightning modules put in front."""
-  name = re.sub(r"(^|(?<=\.))(module|_orig_mod)\.", "", name)
-  return re.sub(r"^(model\.)+", "", name)
-
-
-def _part(name: str) -> str:
-  """Tells the part of a network, our top-level name, that a name belongs to."""
-  if re.match(r"(auxiliary_head|auxor|aux_classifier|aux_head)\.", name):
-    return "aux_head"
-  if re.match(r"(decode_head|decoder|classifier|head)\.", name):
-    return "head"
-  return "projection" if name.startswith("projection.") else "backbone"
-
-
-def _family(names: Iterable[str]) -> tuple[str, str | None, Rules]:
-  heads = [name for name in names if _part(name) != "backbone"]
-  starts = {name.partition(".")[0] for name in heads}
-  if "decode_head" in starts:
-    head = _best_head([name for name in heads if name.startswith("decode_head.")])
-    return "mmsegmentation", head, _AUXILIARY + (MMSEGMENTATION_HEADS[head] if head else ())
-  if starts & {"decoder", "auxor"}:
-    return "regioncontrast", "deeplabv3", _REGIONCONTRAST
-  if starts & {"classifier", "aux_classifier"}:
-    deeplab = any(name.startswith("classifier.0.convs.") for name in heads)
-    rules = _TORCHVISION_DEEPLABV3 if deeplab else _TORCHVISION_FCN
-    return "torchvision", "deeplabv3" if deeplab else "fcn", rules + _TORCHVISION_AUXILIARY
-  if "head" in starts:
-    return "rc_jax", None, ()
-  return "imagenet", None, ()
-
-
-def _best_head(names: Sequence[str]) -> str | None:
-  """Chooses the head whose rules leave the fewest names over, then the one that has the fewest rules to spare."""
+def _best_head(rules_of_heads: Mapping[str, KeyRules], keys: Sequence[str]) -> str | None:
+  """Chooses the head whose rules leave the fewest keys unmatched; of equals, the head with the fewest unused rules."""
   scores = {}
-  for head, rules in MMSEGMENTATION_HEADS.items():
-    unknown = sum(_replaced(name, rules) is None for name in names)
-    spare = sum(not any(re.match(pattern, name) for name in names) for pattern, _ in rules)
-    scores[head] = (unknown, spare)
-  best = min(scores, key=lambda head: scores[head])
-  return best if scores[best][0] < len(names) / 2 else None
+  for head, rules in rules_of_heads.items():
+    unmatched = sum(_apply(rules, key) is None for key in keys)
+    unused = sum(not _matches_any(pattern, keys) for pattern, _ in rules)
+    scores[head] = (unmatched, unused)
+  best = min(scores, key=lambda head: scores[head], default=None)
+  return best if best and scores[best][0] < len(keys) / 2 else None
 
 
-def _replaced(name: str, rules: Rules) -> str | None:
+def _matches_any(pattern: str, keys: Iterable[str]) -> bool:
+  return any(re.match(pattern, key) for key in keys)
+
+
+def _backbone_rules(keys: Iterable[str]) -> KeyRules:
+  """Returns the rules of the published names that a backbone's keys have; empty where they are this project's."""
+  present = set(keys)
+  for backbone in models.backbones().values():
+    for key, rules in backbone.key_rules.items():
+      if key in present:
+        return rules
+  return ()
+
+
+def _apply(rules: KeyRules, key: str) -> str | None:
+  """Returns a key renamed by the first rule that matches its start; None where none does."""
   for pattern, replacement in rules:
-    match = re.match(pattern, name)
+    match = re.match(pattern, key)
     if match:
-      return match.expand(replacement) + name[match.end() :]
+      return match.expand(replacement) + key[match.end() :]
   return None
 
 
-def our_names(params: Mapping[str, object], batch_stats: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
-  """Maps our name of each array to its path, whose first entry is ``params`` or ``batch_stats``."""
+def array_paths(
+  params: Mapping[str, object], batch_stats: Mapping[str, object]
+) -> dict[str, tuple[str, ...]]:
+  """Maps the name of each array of a network to its path, whose first entry is ``params`` or ``batch_stats``."""
   leaf_names = {
     "params": {"kernel": "weight", "scale": "weight"},
     "batch_stats": {"mean": "running_mean", "var": "running_var"},
   }
-  found: dict[str, tuple[str, ...]] = {}
+  paths: dict[str, tuple[str, ...]] = {}
 
   def visit(tree: Mapping[str, object], path: tuple[str, ...]) -> None:
     for key, leaf in tree.items():
@@ -304,8 +184,8 @@ def our_names(params: Mapping[str, object], batch_stats: Mapping[str, object]) -
         visit(leaf, (*path, key))
       else:
         name = ".".join([*path[1:], leaf_names[path[0]].get(key, key)])
-        found[name] = (*path, key)
+        paths[name] = (*path, key)
 
   visit(params, ("params",))
   visit(batch_stats, ("batch_stats",))
-  return found
+  return paths

@@ -1,6 +1,6 @@
-"""Weights from elsewhere, with an account of every array.
+"""Imports published weights, and reports what became of every array.
 
-| in the file, under our names (``rc_jax/weight_names.py``) | in the network |
+| in the file, by the names of ``rc_jax/weights/key_names.py`` | in the network |
 |---|---|
 | ``backbone.layer1.0.conv1.weight [O,I,k,k]`` | ``params["backbone"]["layer1"]["0"]["conv1"]["kernel"] [k,k,I,O]`` |
 | ``backbone.layer1.0.bn1.weight``, ``.bias`` | ``params["backbone"]["layer1"]["0"]["bn1"]["scale"]``, ``["bias"]`` |
@@ -15,28 +15,28 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from rc_jax import models
 from rc_jax.config import Config
 from rc_jax.models import Variables
+from rc_jax.models.network import Shapes
 from rc_jax.weights import architecture, file_formats, key_names
-
-PARTS = ("backbone", "head", "aux_head", "projection")
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What became of each array; names are the file's, those of ``missing`` ours.
+  """What became of each array. Names are the file's keys; those of ``missing`` are the network's.
 
   Attributes:
-    path: the file.
-    architecture: what the file holds, for example ``"resnet50 with a plain 7x7 stem"``.
+    path: of the file.
+    architecture: of the file, for example ``"resnet50 with stem 7x7"``.
     matched: arrays now in the network.
-    transposed: those of ``matched`` that changed their order of axes, such as convolutions, ``OIHW -> HWIO``.
-    reordered: those of ``matched`` whose input channels changed their order.
+    transposed: those of ``matched`` whose axes were transposed, such as convolutions, ``OIHW -> HWIO``.
+    reordered: those of ``matched`` whose input channels were reordered.
     folded: biases of convolutions that were subtracted from the mean of the BatchNorm behind.
-    left_out: arrays of the file that the requested part has no place for, such as a classifier ``fc``.
-    missing: arrays of the requested part that the file lacks; they keep their fresh values.
-    expected: fields of ``config.model`` that no shape tells, as the file's family has them.
-    different: those of them that the config has otherwise.
+    left_out: arrays of the file that the requested part has no use for, such as a classifier ``fc``.
+    missing: arrays of the requested part that the file lacks; they keep their initial values.
+    expected: fields of ``config.model`` that the file's family has and no shape shows.
+    different: those of ``expected`` that have another value in the config.
   """
 
   path: str
@@ -51,16 +51,16 @@ class Report:
   different: tuple[str, ...]
 
   def summary(self) -> str:
-    """Says all of it in one line; names, too, of what is missing or left out."""
+    """Returns a line for the log, with the names of arrays that are missing or left out."""
     missing = f"{len(self.missing)} missing" + (f" ({', '.join(self.missing)})" if self.missing else "")
-    # A classifier and one counter for each BatchNorm are in most files: the counters are worth a number alone.
+    # Most files hold a counter for each BatchNorm: their number is enough.
     counters = [name for name in self.left_out if name.endswith("num_batches_tracked")]
     others = [name for name in self.left_out if name not in counters]
     named = ", ".join(others + ([f"{len(counters)} num_batches_tracked"] if counters else []))
     left_out = f"{len(self.left_out)} left out" + (f" ({named})" if named else "")
     changed = f"{len(self.transposed)} of them transposed"
-    for what, which in (("with input channels reordered", self.reordered), ("folded", self.folded)):
-      changed += f", {len(which)} {what} ({', '.join(which)})" if which else ""
+    for verb, names in (("with input channels reordered", self.reordered), ("folded", self.folded)):
+      changed += f", {len(names)} {verb} ({', '.join(names)})" if names else ""
     line = f"{self.path}: {self.architecture}; {len(self.matched)} arrays matched, {changed}; {left_out}; {missing}"
     if self.expected:
       line += f"; such weights expect {' '.join(self.expected)}"
@@ -73,92 +73,56 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
   """Fills a network, or its backbone, with the weights of a file.
 
   Args:
-    path: a file that ``file_formats.read`` reads, under the names of any family of ``key_names.translate``.
+    path: a file that ``file_formats.read`` reads, with the keys of any family of ``key_names.map_keys``.
     variables: of the network.
-    config_model: what the network was built from; its ``pretrained_part`` is ``"backbone"`` or ``"all"``.
+    config_model: ``config.model`` of the network; its ``pretrained_part`` is ``"backbone"`` or ``"all"``.
 
   Returns:
-    Variables that hold the file's values in float32; what is outside the requested part is as it was. And the report.
+    Variables that hold the file's values in float32, and the report. Variables outside the requested part are those of
+    the argument.
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: the file is none of the formats; holds another architecture, another shape or a value that is not
-      finite; lacks an array of the requested part, or has one that fits nowhere; or PyTorch is needed and missing.
+      finite; lacks an array of the requested part, or has one that the network lacks; or PyTorch is needed and missing.
   """
   part = config_model.pretrained_part
-  arrays = {name: _float32(array) for name, array in file_formats.read(path).items()}
-  names = key_names.translate(arrays)
-  _refuse_twice(path, names.ours)
+  arrays = {key: _float32(array) for key, array in file_formats.read(path).items()}
+  mapping = key_names.map_keys(arrays)
+  _refuse_duplicates(path, mapping.names)
   trees = {"params": variables.params, "batch_stats": variables.batch_stats}
-  leaves = key_names.our_names(**trees)
+  leaves = key_names.array_paths(**trees)
   network = {name: _torch_shape(where[-1], _at(trees, where).shape) for name, where in leaves.items()}
-  found = {ours: arrays[name].shape for name, ours in names.ours.items()}
-  fields = _refuse_other_architecture(path, names, found, network, part)
+  shapes = {name: arrays[key].shape for key, name in mapping.names.items()}
+  held = _refuse_other_architecture(path, mapping, shapes, network, part)
+  _refuse_other_arrays(path, mapping, held, shapes, network, part)
 
-  requested = {name for name in network if part == "all" or name.startswith("backbone.")}
-  file_name = {ours: name for name, ours in names.ours.items()}
-  folded = {
-    ours: norm
-    for ours in found
-    if ours not in network and _requests(part, ours) and (norm := _norm_behind(ours, network))
-  }
-  parts_of_network = {name.partition(".")[0] for name in network}
-  has_auxiliary = any(ours.startswith("aux_head.") for ours in found)
-  stray = [
-    file_name[ours]
-    for ours in found
-    if ours not in network
-    and ours not in folded
-    and _requests(part, ours)
-    # An auxiliary head serves training alone; a network without one has no use for the file's.
-    and not (ours.startswith("aux_head.") and "aux_head" not in parts_of_network)
-  ]
-  missing = [name for name in sorted(requested) if name not in found]
-  refused = [
-    name
-    for name in missing
-    if not name.startswith("projection.") and (has_auxiliary or not name.startswith("aux_head."))
-  ]
-  described = architecture.describe(fields, architecture.classes(found)) if fields else "a network"
-  for name in sorted(requested & found.keys()):
-    if found[name] != network[name] and not (found[name] in ((), (1,)) and network[name] in ((), (1,))):
-      raise ValueError(
-        f"model.pretrained: {path} has {file_name[name]} of shape {found[name]}, expected {network[name]}: "
-        f"it seems to be a variant of {described} that is not built here"
-      )
-  if refused:
-    raise ValueError(
-      f"model.pretrained: {path} holds {described}, but lacks {_listed(refused)}: give a complete file"
-    )
-  if stray:
-    raise ValueError(
-      f"model.pretrained: {path} seems to hold {described}, but has {_listed(stray)}, which this network has "
-      "no place for: it is a variant that is not built here"
-    )
-
-  matched = [name for name, ours in names.ours.items() if ours in requested]
-  for name in [*matched, *(file_name[ours] for ours in folded)]:
-    if not np.isfinite(arrays[name]).all():
-      raise ValueError(f"model.pretrained: {path} has NaN or infinity in {name}: give an undamaged file")
-  values = {names.ours[name]: arrays[name] for name in matched}
-  reordered = _pool_last(names, values)
-  for ours, norm in folded.items():
-    values[norm] = values[norm] - arrays[file_name[ours]]
+  key_of = {name: key for key, name in mapping.names.items()}
+  folded = _folded_biases(shapes, network, part)
+  matched = [key for key, name in mapping.names.items() if name in network and _is_requested(part, name)]
+  for key in [*matched, *(key_of[name] for name in folded)]:
+    if not np.isfinite(arrays[key]).all():
+      raise ValueError(f"model.pretrained: {path} has NaN or infinity in {key}: give an undamaged file")
+  values = {mapping.names[key]: arrays[key] for key in matched}
+  reordered = _reordered(mapping, values)
+  values |= reordered
+  for name, mean in folded.items():
+    values[mean] = values[mean] - arrays[key_of[name]]
   filled = {
-    leaves[ours]: _our_axes(leaves[ours][-1], array).reshape(_at(trees, leaves[ours]).shape)
-    for ours, array in values.items()
+    leaves[name]: _our_axes(leaves[name][-1], array).reshape(_at(trees, leaves[name]).shape)
+    for name, array in values.items()
   }
-  expected = architecture.family_fields(names.family, fields, part)
-  used = {*matched, *(file_name[ours] for ours in folded)}
+  expected = architecture.family_fields(mapping.family, held, part)
+  used = {*matched, *(key_of[name] for name in folded)}
   report = Report(
     path=str(path),
-    architecture=described,
+    architecture=held.describe(),
     matched=tuple(matched),
-    transposed=tuple(name for name in matched if leaves[names.ours[name]][-1] == "kernel"),
-    reordered=tuple(file_name[ours] for ours in reordered),
-    folded=tuple(file_name[ours] for ours in folded),
-    left_out=tuple(name for name in arrays if name not in used),
-    missing=tuple(missing),
+    transposed=tuple(key for key in matched if leaves[mapping.names[key]][-1] == "kernel"),
+    reordered=tuple(key_of[name] for name in reordered),
+    folded=tuple(key_of[name] for name in folded),
+    left_out=tuple(key for key in arrays if key not in used),
+    missing=tuple(_missing(shapes, network, part)),
     expected=tuple(f"{field}={_shown(value)}" for field, value in expected.items()),
     different=tuple(
       f"model.{field}={_shown(config_model[field])}"
@@ -172,47 +136,91 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
 
 
 def _refuse_other_architecture(
-  path: str,
-  names: key_names.Names,
-  found: architecture.Shapes,
-  network: architecture.Shapes,
-  part: str,
-) -> dict[str, Any]:
-  """Returns the fields that the file's arrays tell, where they are those of the network."""
-  ours = architecture.fields_from_shapes(key_names.translate(network), network)
-  held = architecture.fields_from_shapes(names, found)
-  if "backbone" not in held and "backbone" in ours:
-    listed = ", ".join([*names.ours, *names.harmless][:3]) or "nothing"
+  path: str, mapping: key_names.KeyMapping, shapes: Shapes, network: Shapes, part: str
+) -> architecture.Architecture:
+  """Returns the architecture of the file, where it is that of the network."""
+  ours = architecture.from_shapes(network)
+  held = architecture.from_shapes(shapes, mapping.head)
+  if ours.backbone and not held.backbone:
+    kernels = (name for name, shape in network.items() if name.startswith("backbone.") and len(shape) == 4)
+    example = next(kernels, "none").removeprefix("backbone.")
+    listed = ", ".join([*mapping.names, *mapping.ignored][:3]) or "nothing"
     raise ValueError(
-      f"model.pretrained: {path} holds no ResNet or HRNet: expected names like layer1.0.conv1.weight, found {listed}"
+      f"model.pretrained: {path} holds no backbone that is known; expected names like {example}, found {listed}: "
+      f"give a file of {ours.backbone['backbone']}"
     )
-  if "backbone" not in ours:
+  if not ours.backbone:
     return held
-  of_part = ("backbone", "stem") if part == "backbone" else tuple(ours)
-  different = {field: held[field] for field in of_part if field in held and held[field] != ours.get(field)}
-  held_classes, our_classes = architecture.classes(found), architecture.classes(network)
-  words = f"model.pretrained: {path} holds {architecture.describe(held, held_classes)}"
-  shown = {field: value for field, value in ours.items() if field in of_part}
-  but = f"but the network is {architecture.describe(shown, our_classes)}"
-  if different and not architecture.is_built(held["backbone"]):
-    raise ValueError(f"{words}, {but}: give a file of {ours['backbone']}")
+  compared = ours.backbone if part == "backbone" else ours.fields
+  different = {
+    field: held.fields[field]
+    for field, value in compared.items()
+    if field in held.fields and held.fields[field] != value
+  }
+  words = f"model.pretrained: {path} holds {held.describe()}"
+  but = f"but the network is {(ours._replace(head={}) if part == 'backbone' else ours).describe()}"
+  if different and not held.is_built:
+    raise ValueError(f"{words}, {but}: give a file of {ours.backbone['backbone']}")
   alone = "set model.pretrained_part=backbone to import the backbone alone"
-  if part == "all" and "name" in ours and "name" not in held:
-    unknown = [name.partition("?")[2] for name in names.ours.values() if "?" in name]
+  if part == "all" and ours.head and not held.head:
+    unknown = [name.partition("?")[2] for name in mapping.names.values() if "?" in name]
     without = f"and a head that is not built here ({unknown[0]})" if unknown else "and no head"
     raise ValueError(f"{words} {without}: {alone}")
+  other_classes = part == "all" and held.num_classes != ours.num_classes
   if different:
     fields = " ".join(f"model.{field}={_shown(value)}" for field, value in different.items())
-    also = f", and {alone}" if part == "all" and held_classes != our_classes else ""
-    raise ValueError(f"{words}, {but}: set {fields}{also}, or give a file of {ours['backbone']}")
-  if part == "all" and held_classes != our_classes:
+    also = f", and {alone}" if other_classes else ""
+    raise ValueError(f"{words}, {but}: set {fields}{also}, or give a file of {ours.backbone['backbone']}")
+  if other_classes:
     raise ValueError(f"{words}, {but}: {alone}")
   return held
 
 
-def _refuse_twice(path: str, ours: Mapping[str, str]) -> None:
+def _refuse_other_arrays(
+  path: str,
+  mapping: key_names.KeyMapping,
+  held: architecture.Architecture,
+  shapes: Shapes,
+  network: Shapes,
+  part: str,
+) -> None:
+  """Refuses arrays of other shapes, missing arrays, and arrays that the network lacks."""
+  key_of = {name: key for key, name in mapping.names.items()}
+  scalar = ((), (1,))
+  for name in sorted(network.keys() & shapes.keys()):
+    is_same = shapes[name] == network[name] or (shapes[name] in scalar and network[name] in scalar)
+    if _is_requested(part, name) and not is_same:
+      raise ValueError(
+        f"model.pretrained: {path} has {key_of[name]} of shape {shapes[name]}, expected {network[name]}: "
+        f"it seems to be a variant of {held.describe()} that is not built here"
+      )
+  # A file without an auxiliary head, or of a network that had no projection, is complete nevertheless.
+  optional = ("projection.",) if _has_auxiliary_head(shapes) else ("projection.", "aux_head.")
+  missing = [name for name in _missing(shapes, network, part) if not name.startswith(optional)]
+  if missing:
+    raise ValueError(
+      f"model.pretrained: {path} holds {held.describe()}, but lacks {_listed(missing)}: give a complete file"
+    )
+  folded = _folded_biases(shapes, network, part)
+  unknown = [
+    key_of[name]
+    for name in shapes
+    if name not in network
+    and name not in folded
+    and _is_requested(part, name)
+    # An auxiliary head serves training alone; a network without one has no use for the file's.
+    and not (name.startswith("aux_head.") and not _has_auxiliary_head(network))
+  ]
+  if unknown:
+    raise ValueError(
+      f"model.pretrained: {path} seems to hold {held.describe()}, but has {_listed(unknown)}, which this network "
+      "lacks: it is a variant that is not built here"
+    )
+
+
+def _refuse_duplicates(path: str, names: Mapping[str, str]) -> None:
   seen = set()
-  for name in ours.values():
+  for name in names.values():
     if name in seen:
       plain = name.removeprefix("backbone.")
       raise ValueError(
@@ -221,12 +229,30 @@ def _refuse_twice(path: str, ours: Mapping[str, str]) -> None:
     seen.add(name)
 
 
-def _requests(part: str, name: str) -> bool:
+def _missing(shapes: Shapes, network: Shapes, part: str) -> list[str]:
+  """Lists the arrays of the requested part that a file lacks."""
+  return [name for name in sorted(network) if _is_requested(part, name) and name not in shapes]
+
+
+def _has_auxiliary_head(names: Iterable[str]) -> bool:
+  return any(name.startswith("aux_head.") for name in names)
+
+
+def _is_requested(part: str, name: str) -> bool:
   return part == "all" or name.startswith("backbone.")
 
 
-def _norm_behind(bias: str, network: Mapping[str, Any]) -> str | None:
-  """Returns the name of the mean of the BatchNorm right behind a convolution whose bias the network has not."""
+def _folded_biases(shapes: Shapes, network: Shapes, part: str) -> dict[str, str]:
+  """Maps biases that the network lacks to the mean of the BatchNorm behind, from which they can be subtracted."""
+  return {
+    name: mean
+    for name in shapes
+    if name not in network and _is_requested(part, name) and (mean := _mean_behind(name, network))
+  }
+
+
+def _mean_behind(bias: str, network: Shapes) -> str | None:
+  """Returns the mean of the BatchNorm right behind a convolution; None where ``bias`` is no such convolution's."""
   layer, _, leaf = bias.rpartition(".")
   if leaf != "bias" or f"{layer}.weight" not in network:
     return None
@@ -238,17 +264,14 @@ def _norm_behind(bias: str, network: Mapping[str, Any]) -> str | None:
   return next((mean for mean in means if mean in network), None)
 
 
-def _pool_last(names: key_names.Names, values: dict[str, np.ndarray]) -> list[str]:
-  """Moves the input channels of ASPP's pooled branch to the end, in place; returns what it changed."""
-  fuse, pool = "head.fuse.conv.weight", "head.aspp.pool.conv.weight"
-  if (names.family, names.head) not in key_names.POOLED_FIRST or fuse not in values:
-    return []
-  values[fuse] = np.roll(values[fuse], -values[pool].shape[0], axis=1)
-  return [fuse]
+def _reordered(mapping: key_names.KeyMapping, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Returns the arrays whose channels the file's family orders otherwise, in this project's order."""
+  published = models.heads()[mapping.head].published.get(mapping.family) if mapping.head else None
+  return published.reorder(values) if published and published.reorder else {}
 
 
 def _float32(array: np.ndarray) -> np.ndarray:
-  # 8-byte and unsigned kinds are counters; every other dtype here, bfloat16 included, is a float of some width.
+  # Integers are counters; every other dtype here, bfloat16 included, is a float of some width.
   return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 

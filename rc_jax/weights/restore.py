@@ -15,16 +15,17 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
   """Restores the model of a checkpoint, or of a file of weights, for the config's network.
 
   Args:
-    network: functions of the network.
-    config: what it was built from.
+    network: of the config.
+    config: of the run.
     path: as for ``checkpoint.find``, or a file that ``pretrained.load`` reads, with the head.
 
   Returns:
-    The model alone, on all devices; of a file of weights, ``step`` is 0.
+    The model, on all devices; ``step`` is 0 for a file of weights.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: the run that saved it has another network, or another data set; dilations, say, change no shape.
+    ValueError: the run that saved it has another network or another data set, also where no shape differs, as with
+      other dilations.
   """
   if path.is_file():
     return _imported(network, config, path)
@@ -42,16 +43,20 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
 
 
 def origin(path: pathlib.Path) -> pathlib.Path:
-  """Returns what ``restore`` reads: the folder of one step, or the file of weights. Raises as ``checkpoint.find``."""
+  """Returns the path that ``restore`` reads: the folder of one step, or the file of weights.
+
+  Raises:
+    FileNotFoundError: there is neither.
+  """
   return path.resolve() if path.is_file() else checkpoint.find(path)
 
 
 def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
   variables = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
-  whole = config.model.copy_and_resolve_references()
-  whole.pretrained_part = "all"
+  model = config.model.copy_and_resolve_references()
+  model.pretrained_part = "all"
   try:
-    variables, report = pretrained.load(str(path), variables, whole)
+    variables, report = pretrained.load(str(path), variables, model)
   except ValueError as error:
     raise ValueError(str(error).replace("model.pretrained:", "--checkpoint:", 1)) from error
   say(report.summary())
@@ -65,7 +70,7 @@ def locate(workdir: pathlib.Path, checkpoint: pathlib.Path | None) -> pathlib.Pa
   Args:
     workdir: the run's folder.
     checkpoint: a run's folder, one of its checkpoints, a file of weights, or the number of one of ``workdir``'s steps,
-      ``Path("12000")``; None: ``workdir``, whose newest checkpoint ``restore`` takes.
+      ``Path("12000")``; None: ``workdir``, of which ``restore`` reads the newest checkpoint.
   """
   if checkpoint is None:
     return workdir

@@ -1,4 +1,4 @@
-"""Whole networks: the contract of ``build``, and logits, gradients and statistics of the PyTorch originals."""
+"""Networks: the contract of ``build``, and logits, gradients and statistics of the PyTorch originals."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def images(size, batch=2, seed=0):
 
 @pytest.fixture(scope="module")
 def tiny():
-  """A network in bfloat16 with heavy dropout, its variables, and both compiled functions."""
+  """A network in bfloat16 with dropout 0.5, its variables, and both compiled functions."""
   network = models.build(config(dtype="bfloat16", dropout=0.5), CLASSES)
   variables = network.init(jax.random.key(0), (65, 97))
   return network, variables, jax.jit(network.train), jax.jit(network.predict)
@@ -73,7 +73,7 @@ def test_dropout_works_in_training_and_only_there(tiny):
   np.testing.assert_allclose(predict(*variables, batch).logits, read, rtol=1e-5, atol=1e-5)
 
 
-def test_float_images_of_0_to_255_are_as_good_as_uint8(tiny):
+def test_float_images_of_0_to_255_give_the_same_as_uint8(tiny):
   _, variables, _, predict = tiny
   batch = images((65, 97))
   as_float = predict(*variables, batch.astype(np.float32)).logits
@@ -124,11 +124,11 @@ def test_resnet50_from_a_file_gives_the_originals_logits(tmp_path):
   backbone = torch_reference.ResNet(plan, True, 64, "64-64-128", "3x3")
   original = torch_reference.DeepLabV3(backbone, 2048, 16, (12, 24, 36), CLASSES)
   torch_reference.randomize(original, seed=4).eval()
-  torch.save({"state_dict": original.state_dict()}, tmp_path / "whole.pth")
+  torch.save({"state_dict": original.state_dict()}, tmp_path / "network.pth")
 
   model = config(backbone="resnet50", multi_grid=(2, 2, 4), aspp_rates=(12, 24, 36), pretrained_part="all")
   network = models.build(model, CLASSES)
-  variables, report = pretrained.load(str(tmp_path / "whole.pth"), network.init(jax.random.key(0)), model)
+  variables, report = pretrained.load(str(tmp_path / "network.pth"), network.init(jax.random.key(0)), model)
   assert not report.missing
   batch = images((66, 97), batch=1)
   with torch.no_grad():
@@ -174,12 +174,11 @@ def test_training_gradients_and_statistics_equal_the_originals():
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
-    ({"backbone": "resnet_50"}, ("model.backbone", "'resnet_50'", "resnet18", "closest is resnet50")),
-    ({"name": "deeplab"}, ("model.name", "closest is deeplabv3")),
-    ({"output_stride": 4}, ("model.output_stride", "4", "8, 16, 32")),
-    ({"dtype": "bf16"}, ("model.dtype", "closest is bfloat16")),
-    ({"stride_on": "2x2"}, ("model.stride_on", "3x3, 1x1")),
-    ({"multi_grid": (1, 2, 4)}, ("model.multi_grid", "(1, 2, 4)", "resnet_tiny", "2 blocks")),
+    ({"name": "deeplab"}, ("config.model.name", "closest is deeplabv3")),
+    ({"dtype": "bf16"}, ("config.model.dtype: is 'bf16'", "'bfloat16', 'float32'")),
+    ({"dropout": 1.0}, ("config.model.dropout: is 1.0", "below 1")),
+    # The chosen head's own field is checked, too; another head's is not.
+    ({"name": "fcn", "fcn_kernel_size": 2}, ("config.model.fcn_kernel_size: is 2", "an odd number")),
   ],
 )
 def test_a_wrong_field_is_named_with_its_choices(fields, words):
@@ -188,3 +187,20 @@ def test_a_wrong_field_is_named_with_its_choices(fields, words):
   assert "\n" not in str(error.value)
   for word in words:
     assert word in str(error.value)
+
+
+def test_a_function_counts_as_a_head_that_may_read_any_field(monkeypatch):
+  assert models.readers("model.psp_bins") == ("pspnet",) and models.readers("model.channels") == ()
+  assert models.reads("model.psp_bins", "pspnet", "resnet50")
+  assert not models.reads("model.psp_bins", "fcn", "resnet50")
+  assert models.reads("model.channels", "fcn", "resnet50")
+  monkeypatch.setitem(models.HEADS, "users", lambda model, num_classes: None)
+  assert models.reads("model.psp_bins", "users", "resnet50")
+  monkeypatch.setitem(models.BACKBONES, "users", lambda model: None)
+  assert models.reads("model.stem", "fcn", "users")
+  assert "users" not in models.readers("model.psp_bins")
+
+
+def test_each_field_is_stated_once():
+  paths = [field.path for field in models.fields()]
+  assert len(paths) == len(set(paths)) and {path.partition(".")[0] for path in paths} == {"model", "loss"}

@@ -208,7 +208,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, mod
   variables = network.init(jax.random.key(3))
   trees = {"params": variables.params, "batch_stats": variables.batch_stats}
   arrays = {}
-  for name, where in key_names.our_names(**trees).items():
+  for name, where in key_names.array_paths(**trees).items():
     leaf = trees
     for key in where:
       leaf = leaf[key]

@@ -57,7 +57,7 @@ def test_names_order_of_branches_and_folded_bias(tmp_path):
   _, model, variables, report = originals.imported(
     checkpoint(state | queues), tmp_path, CLASSES, aspp_rates=(2, 4, 6), **fields
   )
-  assert report.architecture == f"deeplabv3 on resnet_tiny with the deep stem 64-64-128, {CLASSES} classes"
+  assert report.architecture == f"deeplabv3 on resnet_tiny with stem 64-64-128, {CLASSES} classes"
   assert report.reordered == ("module.decoder.head.0.weight",)
   assert report.folded == ("module.auxor.aux.0.bias",)
   assert not report.missing

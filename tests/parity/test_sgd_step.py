@@ -8,7 +8,7 @@ from rc_jax.config import defaults
 from rc_jax.train_state import TrainState
 from rc_jax.training import optimizer
 from rc_jax.training.train_step import make_train_step
-from rc_jax.weights.key_names import our_names, translate
+from rc_jax.weights.key_names import array_paths, map_keys
 from tests.support import originals
 
 CLASSES, BATCH, SIZE = 5, 6, (33, 49)
@@ -135,12 +135,12 @@ def test_a_step_of_deeplabv3_changes_every_array_as_in_pytorch(tmp_path):
 
   trees = {"params": state.params, "batch_stats": state.batch_stats}
   ours = {}
-  for name, path in our_names(**trees).items():
+  for name, path in array_paths(**trees).items():
     leaf = trees
     for key in path:
       leaf = leaf[key]
     ours[name] = np.asarray(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf)
-  names = translate(before).ours
+  names = map_keys(before).names
   assert set(names.values()) == set(ours)
   changed = {theirs: ours[name] for theirs, name in names.items()}
   errors = errors_of_changes(before, changed, exact)

@@ -28,7 +28,7 @@ def test_logits_at_an_odd_and_an_even_size_and_auxiliary_logits(head, backbone, 
   network, model, variables, report = originals.imported(
     theirs.state_dict(), tmp_path, CLASSES, name=head, backbone=backbone, **FIELDS, **HEADS[head]
   )
-  assert report.architecture == f"{head} on {backbone} with a plain 7x7 stem, {CLASSES} classes"
+  assert report.architecture == f"{head} on {backbone} with stem 7x7, {CLASSES} classes"
   assert not (report.missing or report.folded or report.reordered or report.different)
   assert all(name.endswith("num_batches_tracked") for name in report.left_out)
 

@@ -1,4 +1,4 @@
-"""The PyTorch originals, imported on a machine without their compiled operations."""
+"""Imports the PyTorch originals on a machine without their compiled operations."""
 
 import importlib
 import importlib.machinery
@@ -12,7 +12,8 @@ import pytest
 from rc_jax import models
 from rc_jax.config import defaults
 from rc_jax.models.heads.fcn import FCNHead
-from rc_jax.models.segmenter import BACKBONES, HEADS, PIXEL_MEAN, PIXEL_STD, numerics
+from rc_jax.models.layers import numerics
+from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
 from rc_jax.weights import pretrained
 
 torch = pytest.importorskip("torch")
@@ -26,8 +27,8 @@ OPERATIONS = (
 _library = None
 
 
-class _StandIn(nn.Module):
-  """Takes the place of a compiled operation of mmcv that no network here uses."""
+class _Unused(nn.Module):
+  """Replaces a compiled operation of mmcv that no network here uses."""
 
   def __init__(self, *args, **kwargs):
     super().__init__()
@@ -39,7 +40,7 @@ class _Operations(types.ModuleType):
   def __getattr__(self, name):
     if name.startswith("__"):
       raise AttributeError(name)
-    return type(name, (_StandIn,), {})
+    return type(name, (_Unused,), {})
 
 
 def torchvision():
@@ -63,7 +64,7 @@ def timm():
 
 
 def mmsegmentation():
-  """Returns mmsegmentation's registry of models, with mmcv's compiled operations stood in for."""
+  """Returns mmsegmentation's registry of models; mmcv's compiled operations are replaced by empty modules."""
   torchvision()
   pytest.importorskip("mmcv", exc_type=ImportError)
   for name in ("mmcv.ops", "mmcv.ops.point_sample", "mmcv.ops.nms"):
@@ -78,7 +79,7 @@ def mmsegmentation():
 
 
 def randomize(module, seed):
-  """Gives all parameters and statistics values that no default has, of a size that keeps activations near 1."""
+  """Gives all parameters and statistics values other than the defaults, of a size that keeps activations near 1."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for part in module.modules():
@@ -108,9 +109,16 @@ def settle(module, batch):
 
 
 def imported(saved, folder, classes, **fields):
-  """Saves what ``torch.save`` takes, and imports it whole: the network, its config, its variables and the report.
+  """Saves a checkpoint and imports it.
 
-  ``fields`` are those of ``config.model``, in float32 and without dropout unless they say otherwise.
+  Args:
+    saved: for ``torch.save``.
+    folder: for the file.
+    classes: ``N``.
+    **fields: of ``config.model``; float32, no dropout and an import of the head too, unless stated.
+
+  Returns:
+    The network, ``config.model``, the variables and the report.
   """
   path = folder / "original.pth"
   torch.save(saved, path)
@@ -138,8 +146,8 @@ def both_logits(model, variables, batch):
   classes = variables.params["aux_head"]["classifier"]["bias"].shape[0]
   options = numerics(model)
   parts = {
-    "backbone": BACKBONES[model.backbone](model),
-    "head": HEADS[model.name](model, classes),
+    "backbone": models.backbones()[model.backbone].build(model),
+    "head": models.heads()[model.name].build(model, classes),
     "aux_head": FCNHead(classes, model.aux_channels, **options),
   }
 

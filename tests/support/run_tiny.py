@@ -10,7 +10,7 @@ import time
 
 from rc_jax import models
 from rc_jax.config import Config, defaults
-from rc_jax.models.backbones.resnet import RESNETS, Layout
+from rc_jax.models.backbones import resnet
 from tests.support import processes
 
 ROOT = processes.ROOT
@@ -18,8 +18,7 @@ STEPS = 12
 
 # Compiling is most of what these runs take, and it grows with the number of layers.
 BACKBONE = "resnet_least"
-RESNETS[BACKBONE] = Layout((1, 1, 1, 1), bottleneck=False, width=16)
-models.BACKBONES[BACKBONE] = models.BACKBONES["resnet_tiny"]
+models.BACKBONES[BACKBONE] = resnet.backbone(resnet.ResNetSpec((1, 1, 1, 1), bottleneck=False, width=16))
 
 
 def get_config() -> Config:

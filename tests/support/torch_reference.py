@@ -56,9 +56,9 @@ class ResNet(nn.Module):
       setattr(self, f"layer{i + 1}", nn.Sequential(*stage))
 
   def forward(self, x):
-    early = self.layer1(self.pool(self.bn1(self.conv1(x)).relu()))
-    middle = self.layer3(self.layer2(early))
-    return early, middle, self.layer4(middle)
+    stage1 = self.layer1(self.pool(self.bn1(self.conv1(x)).relu()))
+    stage3 = self.layer3(self.layer2(stage1))
+    return stage1, stage3, self.layer4(stage3)
 
 
 class ConvNormRelu(nn.Module):
@@ -108,11 +108,14 @@ class FCN(nn.Module):
       self.fuse = ConvNormRelu((outputs if convs else inputs) + inputs, outputs, size)
     self.classifier = nn.Conv2d(outputs if convs or concat else inputs, classes, 1)
 
-  def forward(self, x):
+  def features(self, x):
     y = x
     for i in range(self.convs):
       y = getattr(self, f"conv{i}")(y)
-    return self.classifier(self.fuse(torch.cat([x, y], 1)) if self.concat else y)
+    return self.fuse(torch.cat([x, y], 1)) if self.concat else y
+
+  def forward(self, x):
+    return self.classifier(self.features(x))
 
 
 class DeepLabV3(nn.Module):
@@ -126,12 +129,12 @@ class DeepLabV3(nn.Module):
     """Takes ``[B,3,H,W]`` of 0 to 255; returns logits and auxiliary logits on their own grids."""
     mean = torch.tensor([0.485, 0.456, 0.406], dtype=images.dtype).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225], dtype=images.dtype).view(3, 1, 1)
-    _, middle, last = self.backbone((images / 255 - mean) / std)
-    return self.head(last), self.aux_head(middle)
+    _, stage3, last = self.backbone((images / 255 - mean) / std)
+    return self.head(last), self.aux_head(stage3)
 
 
 def randomize(module, seed):
-  """Gives all parameters and statistics values that no default has, of a size that keeps activations near 1."""
+  """Gives all parameters and statistics values other than the defaults, of a size that keeps activations near 1."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for part in module.modules():
@@ -145,21 +148,42 @@ def randomize(module, seed):
         part.bias.normal_(0, 0.3, generator=generator)
         part.running_mean.normal_(0, 0.3, generator=generator)
         part.running_var.uniform_(0.5, 2, generator=generator)
+    _randomize_encodings_and_attention(module, generator)
   return module
 
 
+def _randomize_encodings_and_attention(module, generator):
+  for part in module.modules():
+    if isinstance(part, nn.Linear):
+      part.weight.normal_(0, part.in_features**-0.5, generator=generator)
+      part.bias.normal_(0, 0.5, generator=generator)
+    if isinstance(part, nn.BatchNorm1d):
+      part.weight.uniform_(0.5, 1.5, generator=generator)
+      part.bias.normal_(0, 0.3, generator=generator)
+      part.running_mean.normal_(0, 0.3, generator=generator)
+      part.running_var.uniform_(2, 8, generator=generator)
+  for name, parameter in module.named_parameters():
+    if name.endswith("gamma"):
+      parameter.uniform_(0.5, 1.5, generator=generator)
+    if name.endswith("codewords"):
+      parameter.normal_(0.5, 0.5, generator=generator)
+    if name.endswith("smoothing"):
+      parameter.uniform_(-1, 0, generator=generator)
+
+
 def as_trees(state):
-  """A state dict as (params, batch_stats) of nested dicts, part by part of its names."""
+  """Returns a state dict as (params, batch_stats), nested dicts along its names, with Flax's leaf names and axes."""
   params, batch_stats = {}, {}
-  leaf_names = {"bias": "bias", "running_mean": "mean", "running_var": "var"}
   for name, tensor in state.items():
-    *path, last = name.split(".")
-    if last == "num_batches_tracked":
+    *path, leaf = name.split(".")
+    if leaf == "num_batches_tracked":
       continue
     array = tensor.float().numpy()
-    leaf = ("kernel" if array.ndim == 4 else "scale") if last == "weight" else leaf_names[last]
-    tree = batch_stats if leaf in ("mean", "var") else params
+    if leaf == "weight":
+      leaf = "scale" if array.ndim == 1 else "kernel"
+      array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    tree = batch_stats if leaf.startswith("running_") else params
     for part in path:
       tree = tree.setdefault(part, {})
-    tree[leaf] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    tree[leaf.removeprefix("running_")] = array
   return params, batch_stats

@@ -1,27 +1,29 @@
 """HRNetV2 backbones (Wang et al., *Deep High-Resolution Representation Learning*, TPAMI 2020).
 
-Maps at strides 4, 8, 16 and 32 run side by side and are summed into each other again and again, so that the finest
-is never recovered from a coarse one. Names follow the authors' keys part by part, which timm and mmsegmentation
-share: ``stage3.1.branches.0.2.conv1.weight`` is ``params["stage3"]["1"]["branches"]["0"]["2"]["conv1"]["kernel"]``.
+Branches at strides 4, 8, 16 and 32 run in parallel and are fused repeatedly; the finest map is never upsampled from a
+coarse one. Names follow the authors' keys part by part, which timm and mmsegmentation share:
+``stage3.1.branches.0.2.conv1.weight`` is ``params["stage3"]["1"]["branches"]["0"]["2"]["conv1"]["kernel"]``.
 """
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, one_of
+from rc_jax.fields import Config, Field, one_of, require
 from rc_jax.models.backbones.resnet import Stage
-from rc_jax.models.layers import BatchNorm, Conv
-from rc_jax.models.network import Stages
+from rc_jax.models.layers import BatchNorm, Conv, numerics
+from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.resample import apply_separable, interpolation, upsample
 
 OUTPUT_STRIDE = 4
 
-# How a coarser branch comes to a finer one's grid; see HRNet.upsampling.
+# How a coarser branch is upsampled to a finer grid; see HRNet.upsampling.
 UPSAMPLINGS = ("bilinear", "bilinear-twice", "nearest")
 
 FIELDS = (
@@ -36,13 +38,13 @@ FIELDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """What tells one HRNet from another.
+class HRNetSpec:
+  """Width and depth of an HRNet.
 
   Attributes:
     width: channels of the finest branch; each coarser one has twice as many.
     modules: exchanges between the branches in stages 2, 3 and 4, which have 2, 3 and 4 branches.
-    blocks: bottlenecks in stage 1, and basic blocks of each branch before an exchange.
+    blocks: number of bottlenecks in stage 1, and of basic blocks of each branch before an exchange.
     stem: channels of the first two convolutions and of stage 1's 3x3s.
   """
 
@@ -50,15 +52,6 @@ class Layout:
   modules: tuple[int, int, int] = (1, 4, 3)
   blocks: int = 4
   stem: int = 64
-
-
-HRNETS = {
-  "hrnetv2_w18": Layout(18),
-  "hrnetv2_w32": Layout(32),
-  "hrnetv2_w48": Layout(48),
-  # Not from the literature: to train in minutes on a laptop.
-  "hrnetv2_tiny": Layout(8, modules=(1, 1, 1), blocks=2, stem=16),
-}
 
 
 class ConvNorm(nn.Module):
@@ -81,7 +74,7 @@ class Descent(nn.Module):
   """3x3 convolutions with stride 2, ``"0"``, ``"1"``, ..., each with its BatchNorm, and ReLUs between them.
 
   Attributes:
-    features: channels of each; the map halves as often.
+    features: channels of each; each halves the map.
   """
 
   features: tuple[int, ...]
@@ -98,7 +91,7 @@ class Descent(nn.Module):
 
 
 class Transition(nn.Module):
-  """Starts a stage: passes the branches on, widened where needed, and adds one of half the coarsest one's grid.
+  """Starts a stage: passes the branches on, widened where needed, and adds a branch at half the coarsest grid.
 
   Attributes:
     features: channels of each branch afterwards, one branch more than before.
@@ -122,10 +115,10 @@ class Transition(nn.Module):
 
 
 class Branches(nn.Module):
-  """Basic blocks on each branch by itself.
+  """Basic blocks on each branch.
 
   Attributes:
-    blocks: how many on each.
+    blocks: their number on each branch.
   """
 
   blocks: int
@@ -152,7 +145,7 @@ class Branches(nn.Module):
 
 
 class FuseLayer(nn.Module):
-  """Sums all branches on the grid of one: coarser ones by a 1x1 and interpolation, finer ones by strided 3x3s.
+  """Sums all branches on the grid of one: coarser branches by a 1x1 and interpolation, finer ones by strided 3x3s.
 
   Attributes:
     target: the branch whose grid and channels the sum has.
@@ -199,7 +192,7 @@ class FuseLayers(nn.Module):
 
 
 class Exchange(nn.Module):
-  """A high-resolution module: blocks on each branch, then every branch takes in all others.
+  """A high-resolution module: blocks on each branch, then a sum over all branches on each branch's grid.
 
   ``maps[i]`` is ``[B,h/2^i,w/2^i,2^i width]``, before and after.
   """
@@ -244,18 +237,18 @@ class HRNet(nn.Module):
   """HRNetV2 without its classifier.
 
   Attributes:
-    layout: width and depth.
-    upsampling: how a coarser branch comes to a finer one's grid in an exchange: ``"bilinear"``, in one step, as in
-      the authors' segmentation; ``"bilinear-twice"``, by a power of two and then to the finer one's size, which may
-      be smaller by some pixels, both unaligned, as in mmsegmentation; ``"nearest"``, as in the authors' and timm's
-      classifiers, where each branch has exactly half the sides of the finer one.
+    spec: width and depth.
+    upsampling: how an exchange upsamples a coarser branch to a finer grid. ``"bilinear"``: in one step, as in the
+      authors' segmentation code. ``"bilinear-twice"``: by a power of two and then to the finer grid, which may be
+      smaller by some pixels, both with unaligned corners, as in mmsegmentation. ``"nearest"``: as in the authors' and
+      timm's classifiers, where each branch has exactly half the sides of the finer one.
     align_corners: of ``"bilinear"`` exchanges, and of the interpolation before the concatenation.
     dtype: of the computation.
-    momentum: fraction of BatchNorm's running statistics kept at a step.
+    momentum: fraction of BatchNorm's running statistics kept at each step.
     epsilon: of BatchNorm.
   """
 
-  layout: Layout
+  spec: HRNetSpec
   upsampling: str = "bilinear"
   align_corners: bool = True
   dtype: jnp.dtype = jnp.float32
@@ -272,7 +265,7 @@ class HRNet(nn.Module):
 
     Returns:
       ``stage1`` is the finest branch ``[B,ceil(H/4),ceil(W/4),width]``, ``stage3`` None, ``last`` all four branches
-      on the finest one's grid, side by side: ``15 width`` channels, 270 for W18 and 720 for W48.
+      on the finest grid, concatenated: ``15 width`` channels, 270 for W18 and 720 for W48.
 
     Raises:
       ValueError: ``"nearest"`` with images that do not halve evenly.
@@ -284,14 +277,14 @@ class HRNet(nn.Module):
       )
     norm: tuple[Any, ...] = (self.dtype, self.momentum, self.epsilon)
     for i in (1, 2):
-      x = Conv(self.layout.stem, 3, 2, dtype=self.dtype, name=f"conv{i}")(x)
+      x = Conv(self.spec.stem, 3, 2, dtype=self.dtype, name=f"conv{i}")(x)
       x = nn.relu(BatchNorm(self.momentum, self.epsilon, name=f"bn{i}")(x, train))
-    grid = (1,) * self.layout.blocks
-    maps = [Stage(self.layout.stem, True, grid, (1, 1, 1), "3x3", *norm, name="layer1")(x, train)]
-    for i, modules in enumerate(self.layout.modules, start=1):
-      widths = tuple(self.layout.width * 2**branch for branch in range(i + 1))
+    grid = (1,) * self.spec.blocks
+    maps = [Stage(self.spec.stem, True, grid, (1, 1, 1), "3x3", *norm, name="layer1")(x, train)]
+    for i, modules in enumerate(self.spec.modules, start=1):
+      widths = tuple(self.spec.width * 2**branch for branch in range(i + 1))
       maps = Transition(widths, *norm, name=f"transition{i}")(maps, train)
-      options = (modules, self.layout.blocks, self.upsampling, self.align_corners, *norm)
+      options = (modules, self.spec.blocks, self.upsampling, self.align_corners, *norm)
       maps = Exchanges(*options, name=f"stage{i + 1}")(maps, train)
     finest, *coarser = maps
     size = (finest.shape[1], finest.shape[2])
@@ -302,14 +295,80 @@ class HRNet(nn.Module):
 def _upsample(
   x: jax.Array, size: tuple[int, int], factor: int, upsampling: str, align_corners: bool
 ) -> jax.Array:
-  """Brings ``x [B,h,w,C]`` to ``size``, about ``factor`` times its own."""
+  """Upsamples ``x [B,h,w,C]`` to ``size``, which is about ``factor`` times ``(h,w)``."""
   if upsampling == "bilinear":
     return upsample(x, size, align_corners)
   if upsampling == "nearest":
     return x.repeat(factor, axis=1).repeat(factor, axis=2)
-  # Both steps are matrices: their product, made while tracing, costs as much as one of them.
+  # Both steps are matrices. Their product is computed while tracing, and costs as much as one of them.
   rows, columns = (
     interpolation(factor * source, target, False) @ interpolation(source, factor * source, False)
     for source, target in zip(x.shape[1:3], size, strict=True)
   )
   return apply_separable(x, rows, columns)
+
+
+def backbone(spec: HRNetSpec) -> Backbone:
+  """Returns the backbone of an HRNet, for a line of ``rc_jax.models.BACKBONES``."""
+  return Backbone(
+    build=functools.partial(_build, spec),
+    fields=FIELDS,
+    fields_from_shapes=functools.partial(_fields_from_shapes, spec),
+    description=_description,
+    # What timm's and the authors' classifiers hold behind the branches.
+    ignored_layers=("classifier", r"incre_modules\..*", r"downsamp_modules\..*", r"final_layer\..*"),
+    family_fields=_family_fields,
+  )
+
+
+def _build(spec: HRNetSpec, model: Config) -> nn.Module:
+  stride = model.output_stride
+  require(stride == OUTPUT_STRIDE, "model.output_stride", stride, f"{OUTPUT_STRIDE} with {model.backbone}")
+  return HRNet(
+    spec=spec,
+    upsampling=model.hrnet_upsample,
+    align_corners=bool(model.align_corners),
+    **numerics(model),
+  )
+
+
+def _spec_from_shapes(shapes: Shapes) -> HRNetSpec | None:
+  """Infers the spec of an HRNet, built here or not; None where the shapes are not an HRNet's."""
+  first = shapes.get("backbone.stage2.0.branches.0.0.conv1.weight")
+  if first is None:
+    return None
+
+  def count(pattern: str) -> int:
+    matches = [re.match(rf"backbone\.{pattern}", name) for name in shapes]
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+  return HRNetSpec(
+    width=first[0],
+    modules=(count(r"stage2\.(\d+)\."), count(r"stage3\.(\d+)\."), count(r"stage4\.(\d+)\.")),
+    blocks=count(r"stage2\.0\.branches\.0\.(\d+)\."),
+    stem=shapes.get("backbone.conv1.weight", (0,))[0],
+  )
+
+
+def _fields_from_shapes(spec: HRNetSpec, shapes: Shapes) -> dict[str, Any] | None:
+  return {} if _spec_from_shapes(shapes) == spec else None
+
+
+def _description(shapes: Shapes) -> str:
+  spec = _spec_from_shapes(shapes)
+  if spec is None:
+    return ""
+  return f"an HRNet of {'-'.join(map(str, spec.modules))} modules, {spec.width} channels wide"
+
+
+def _family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+  return {"hrnet_upsample": "bilinear-twice"} if (family, part) == ("mmsegmentation", "all") else {}
+
+
+BACKBONES = {
+  "hrnetv2_w18": backbone(HRNetSpec(18)),
+  "hrnetv2_w32": backbone(HRNetSpec(32)),
+  "hrnetv2_w48": backbone(HRNetSpec(48)),
+  # Not from the literature: to train in minutes on a laptop.
+  "hrnetv2_tiny": backbone(HRNetSpec(8, modules=(1, 1, 1), blocks=2, stem=16)),
+}

@@ -1,25 +1,28 @@
 """ResNet backbones (He et al., CVPR 2016) with dilation, multi-grid and PyTorch's arithmetic.
 
 Names follow torchvision's keys part by part: ``layer3.0.downsample.1.running_var`` is
-``batch_stats["layer3"]["0"]["downsample"]["1"]["var"]``; see ``rc_jax/pretrained.py``.
+``batch_stats["layer3"]["0"]["downsample"]["1"]["var"]``; see ``rc_jax/weights/key_names.py``.
 """
 
 import dataclasses
 import functools
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, one_of, positive_numbers
-from rc_jax.models.layers import BatchNorm, Conv
-from rc_jax.models.network import Stages
+from rc_jax.fields import Config, Field, one_of, positive_numbers, require
+from rc_jax.models.layers import BatchNorm, Conv, numerics
+from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.conv import max_pool
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-  """What tells one ResNet from another.
+class ResNetSpec:
+  """Depth, kind of block and width of a ResNet.
 
   Attributes:
     blocks: blocks in each of the four stages.
@@ -32,19 +35,9 @@ class Layout:
   width: int = 64
 
 
-RESNETS = {
-  "resnet18": Layout((2, 2, 2, 2), bottleneck=False),
-  "resnet34": Layout((3, 4, 6, 3), bottleneck=False),
-  "resnet50": Layout((3, 4, 6, 3), bottleneck=True),
-  "resnet101": Layout((3, 4, 23, 3), bottleneck=True),
-  "resnet152": Layout((3, 8, 36, 3), bottleneck=True),
-  # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
-  "resnet_tiny": Layout((2, 2, 2, 2), bottleneck=False, width=16),
-}
-
 OUTPUT_STRIDES = (8, 16, 32)
 
-# Channels of the convolutions before the pooling, at the width 64 of all published ResNets.
+# Channels of the convolutions before the pooling, at width 64, which all published ResNets have.
 STEMS = ("7x7", "32-32-64", "64-64-128")
 STRIDE_PLACES = ("3x3", "1x1")
 
@@ -77,12 +70,17 @@ FIELDS = (
 
 
 def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
-  """Plans strides and dilations: (stride, dilation before the stride, dilation after it) for each stage.
+  """Plans the stages of a dilated network.
 
-  A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation
-  instead, so that a dilated network computes, at every position, what the strided one computes at its own.
-  The convolution that lost its stride is still read on the old grid: it has the *previous* dilation, as in
-  torchvision.
+  A stage whose stride would exceed ``output_stride`` keeps its input's grid and doubles the dilation. A dilated network
+  thus computes the strided network's values at more positions. The convolution that loses its stride reads the old
+  grid: it keeps the previous dilation, as in torchvision.
+
+  Args:
+    output_stride: image pixels for each cell of the last map.
+
+  Returns:
+    (stride, dilation before the stride, dilation after it) of each stage.
   """
   steps = []
   current, dilation = 4, 1
@@ -96,7 +94,7 @@ def stage_steps(output_stride: int) -> tuple[tuple[int, int, int], ...]:
 
 
 class Shortcut(nn.Module):
-  """The 1x1 convolution and BatchNorm that bring a block's input to its output's shape."""
+  """The 1x1 convolution and BatchNorm that give a block's input the shape of its output."""
 
   features: int
   stride: int
@@ -115,8 +113,8 @@ class Block(nn.Module):
 
   Attributes:
     features: channels of the 3x3 convolutions.
-    bottleneck: which kind.
-    stride: of the whole block.
+    bottleneck: whether the block is a bottleneck; otherwise basic.
+    stride: of the block.
     dilation: of the 3x3 (bottleneck) or the first 3x3 (basic).
     dilation_after: of the second 3x3 of a basic block, which is always behind the stride.
     stride_on: the bottleneck's convolution that has the stride, ``"3x3"`` or the first ``"1x1"``.
@@ -178,7 +176,7 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     stride, previous, dilation = self.steps
-    # A stride on the first 1x1 lies before the 3x3, which then reads the new grid.
+    # A stride on the first 1x1 comes before the 3x3, which then reads the new grid.
     first = dilation if self.bottleneck and self.stride_on == "1x1" else previous
     for i, factor in enumerate(self.grid):
       x = Block(
@@ -223,21 +221,21 @@ class ResNet(nn.Module):
   """ResNet without its classifier.
 
   Attributes:
-    layout: depth, kind of block and width.
+    spec: depth, kind of block and width.
     output_stride: 8, 16 or 32.
     multi_grid: factors on the dilations of stage 4's blocks.
-    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 of so many channels: ``"64-64-128"`` as in the
+    stem: one ``"7x7"`` convolution as in torchvision, or three 3x3 with these channels: ``"64-64-128"`` as in the
       authors' code, ``"32-32-64"`` as in ResNetV1c.
     stride_on: the convolution of a bottleneck that has the stride: ``"3x3"`` as in torchvision, or the first
-      ``"1x1"`` as in the original. A basic block has it on its first 3x3 always.
-    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code: of 240
-      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same either way.
+      ``"1x1"`` as in the original. In a basic block it is always the first 3x3.
+    ceil_pool: whether the max pooling keeps a last window that lies half outside, as in the authors' code. From 240
+      rows it then makes 121, not 120. Odd numbers, such as the 385 of a crop of 769, give the same result either way.
     dtype: of the computation.
-    momentum: fraction of BatchNorm's running statistics kept at a step.
+    momentum: fraction of BatchNorm's running statistics kept at each step.
     epsilon: of BatchNorm.
   """
 
-  layout: Layout
+  spec: ResNetSpec
   output_stride: int = 8
   multi_grid: tuple[int, ...] = (2, 2, 4)
   stem: str = "64-64-128"
@@ -258,7 +256,7 @@ class ResNet(nn.Module):
     Returns:
       The stages; 256, 1024 and 2048 channels for a ResNet-50.
     """
-    width = self.layout.width
+    width = self.spec.width
     if self.stem == "7x7":
       x = Conv(width, 7, 2, dtype=self.dtype, name="conv1")(x)
     else:
@@ -267,12 +265,10 @@ class ResNet(nn.Module):
     x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn1")(x, train))
     x = max_pool(x, self.ceil_pool)
     stages = []
-    for i, (blocks, steps) in enumerate(
-      zip(self.layout.blocks, stage_steps(self.output_stride), strict=True)
-    ):
+    for i, (blocks, steps) in enumerate(zip(self.spec.blocks, stage_steps(self.output_stride), strict=True)):
       x = Stage(
         features=width * 2**i,
-        bottleneck=self.layout.bottleneck,
+        bottleneck=self.spec.bottleneck,
         grid=tuple(self.multi_grid) if i == 3 else (1,) * blocks,
         steps=steps,
         stride_on=self.stride_on,
@@ -283,3 +279,112 @@ class ResNet(nn.Module):
       )(x, train)
       stages.append(x)
     return Stages(stage1=stages[0], stage3=stages[2], last=stages[3])
+
+
+def backbone(spec: ResNetSpec) -> Backbone:
+  """Returns the backbone of a ResNet, for a line of ``rc_jax.models.BACKBONES``."""
+  return Backbone(
+    build=functools.partial(_build, spec),
+    fields=FIELDS,
+    fields_from_shapes=functools.partial(_fields_from_shapes, spec),
+    description=_description,
+    key_rules=KEY_RULES,
+    ignored_layers=("fc",),  # ImageNet's classifier
+    family_fields=functools.partial(_family_fields, spec),
+  )
+
+
+def _build(spec: ResNetSpec, model: Config) -> nn.Module:
+  stride = model.output_stride
+  require(stride in OUTPUT_STRIDES, "model.output_stride", stride, f"8, 16 or 32 with {model.backbone}")
+  blocks, multi_grid = spec.blocks[3], tuple(model.multi_grid)
+  require(
+    len(multi_grid) == blocks and min(multi_grid) >= 1,
+    "model.multi_grid",
+    multi_grid,
+    f"{blocks} factors of 1 or more, for the {blocks} blocks of stage 4 of {model.backbone}, such as "
+    f"{(2, 2, 4)[-blocks:]}",
+  )
+  return ResNet(
+    spec=spec,
+    output_stride=stride,
+    multi_grid=multi_grid,
+    stem=model.stem,
+    stride_on=model.stride_on,
+    ceil_pool=model.ceil_pool,
+    **numerics(model),
+  )
+
+
+def _spec_from_shapes(shapes: Shapes) -> ResNetSpec | None:
+  """Infers the spec of a ResNet, built here or not; None where the shapes are not a ResNet's."""
+  first = shapes.get("backbone.layer1.0.conv1.weight")
+  blocks = [0, 0, 0, 0]
+  for name in shapes:
+    if match := re.match(r"backbone\.layer([1-4])\.(\d+)\.conv1\.weight$", name):
+      stage = int(match[1]) - 1
+      blocks[stage] = max(blocks[stage], int(match[2]) + 1)
+  # An HRNet has a layer1, too, and no other.
+  if first is None or not all(blocks):
+    return None
+  bottleneck = "backbone.layer1.0.conv3.weight" in shapes
+  return ResNetSpec((blocks[0], blocks[1], blocks[2], blocks[3]), bottleneck, first[0])
+
+
+def _fields_from_shapes(spec: ResNetSpec, shapes: Shapes) -> dict[str, Any] | None:
+  if _spec_from_shapes(shapes) != spec:
+    return None
+  channels = [shapes.get(f"backbone.conv1.{i}.weight", (0,))[0] for i in (0, 3, 6)]
+  if not any(channels):
+    return {"stem": "7x7"}
+  # ``model.stem`` states channels at the width 64 of all published ResNets.
+  return {"stem": "-".join(str(64 * number // spec.width) for number in channels)}
+
+
+def _description(shapes: Shapes) -> str:
+  spec = _spec_from_shapes(shapes)
+  if spec is None:
+    return ""
+  kind = "bottleneck" if spec.bottleneck else "basic"
+  return f"a ResNet of {'-'.join(map(str, spec.blocks))} {kind} blocks, {spec.width} channels wide"
+
+
+def _family_fields(spec: ResNetSpec, family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+  if family not in ("imagenet", "torchvision", "mmsegmentation", "regioncontrast"):
+    return {}
+  authors = family == "regioncontrast"
+  family_fields: dict[str, Any] = {"stride_on": "3x3"} if spec.bottleneck else {}
+  # ImageNet's weights of deep stems come with either pooling.
+  if family != "imagenet" or fields["stem"] == "7x7":
+    family_fields["ceil_pool"] = authors
+  if part == "all" and family != "imagenet":
+    family_fields["output_stride"] = 8
+    family_fields["multi_grid"] = (2, 2, 4) if authors else (1,) * spec.blocks[3]
+  return family_fields
+
+
+# The deep stem under the names that other releases give it.
+KEY_RULES = {
+  "stem.0.weight": (
+    (r"stem\.([01346])\.", r"conv1.\1."),
+    (r"stem\.7\.", "bn1."),
+  ),
+  "conv3.weight": (
+    (r"conv1\.", "conv1.0."),
+    (r"bn1\.", "conv1.1."),
+    (r"conv2\.", "conv1.3."),
+    (r"bn2\.", "conv1.4."),
+    (r"conv3\.", "conv1.6."),
+    (r"bn3\.", "bn1."),
+  ),
+}
+
+BACKBONES = {
+  "resnet18": backbone(ResNetSpec((2, 2, 2, 2), bottleneck=False)),
+  "resnet34": backbone(ResNetSpec((3, 4, 6, 3), bottleneck=False)),
+  "resnet50": backbone(ResNetSpec((3, 4, 6, 3), bottleneck=True)),
+  "resnet101": backbone(ResNetSpec((3, 4, 23, 3), bottleneck=True)),
+  "resnet152": backbone(ResNetSpec((3, 8, 36, 3), bottleneck=True)),
+  # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
+  "resnet_tiny": backbone(ResNetSpec((2, 2, 2, 2), bottleneck=False, width=16)),
+}

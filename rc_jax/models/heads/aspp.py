@@ -1,11 +1,15 @@
 """Atrous spatial pyramid pooling (Chen et al., *Rethinking Atrous Convolution*, 2017)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rc_jax.fields import Field, positive_numbers
 from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu
+from rc_jax.models.network import Arrays, Shapes
 
 FIELDS = (
   Field(
@@ -23,14 +27,14 @@ FIELDS = (
 
 
 class ASPP(nn.Module):
-  """Looks at each position at several scales: 1x1, a dilated 3x3 for each rate, and the whole image's mean.
+  """Concatenates convolutions at several scales: a 1x1, a dilated 3x3 for each rate, and a 1x1 of the image's mean.
 
   Attributes:
     features: channels of each branch.
     rates: dilations of the 3x3 branches.
-    project: adds torchvision's 1x1 convolution back to ``features`` channels after the concatenation. The
-      authors of RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
-    separable: the dilated branches are depthwise separable, as in DeepLabV3+.
+    project: adds torchvision's 1x1 convolution to ``features`` channels after the concatenation. The authors of
+      RegionContrast have none: their 3x3 fusing convolution reads the concatenation.
+    separable: whether the dilated branches are depthwise separable, as in DeepLabV3+.
   """
 
   features: int = 256
@@ -60,3 +64,16 @@ class ASPP(nn.Module):
     branches.append(jnp.broadcast_to(pooled, branches[0].shape))
     x = jnp.concatenate(branches, axis=-1)
     return pointwise("project")(x, train) if self.project else x
+
+
+def fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  """Infers the fields of ASPP, see ``Head.fields_from_shapes``."""
+  return {"aspp_project": "head.aspp.project.conv.weight" in shapes}
+
+
+def pooled_branch_last(arrays: Arrays) -> dict[str, np.ndarray]:
+  """Reorders the fusing convolution of networks that concatenate the pooled branch first; here it comes last."""
+  fuse, pool = "head.fuse.conv.weight", "head.aspp.pool.conv.weight"
+  if fuse not in arrays or pool not in arrays:
+    return {}
+  return {fuse: np.roll(arrays[fuse], -arrays[pool].shape[0], axis=1)}

@@ -4,17 +4,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
-from rc_jax.models.layers import Conv, ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.fields import Config, Field, at_least
+from rc_jax.models.layers import Conv, ConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 
 FIELDS = (Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross attention.", at_least(1)),)
 
 
 def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Gives each pixel the mean of the values in its row and its column, itself counted once.
+  """Averages, for each pixel, the values in its row and its column, itself counted once.
 
-  The weights are one softmax over these ``h + w - 1`` pixels of ``query . key``.
+  The weights are one softmax of ``query . key`` over these ``h + w - 1`` pixels.
 
   Args:
     query: ``[B,h,w,D]``.
@@ -22,7 +22,7 @@ def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> ja
     value: ``[B,h,w,C]``.
 
   Returns:
-    ``[B,h,w,C]`` float32; softmax and sums are in float32 whatever the inputs' dtype. The largest array has
+    ``[B,h,w,C]`` float32; softmax and sums are in float32 for any dtype of the inputs. The largest array is
     ``[B,h,w,h+w]``.
   """
   height = query.shape[1]
@@ -60,15 +60,15 @@ class CrissCrossAttention(nn.Module):
 
 
 class CCNetHead(nn.Module):
-  """Rounds of criss-cross attention between two 3x3 convolutions, and a third that fuses with the backbone's map.
+  """Rounds of criss-cross attention between two 3x3 convolutions; a third fuses the result with the backbone's map.
 
-  After two rounds each pixel has heard from every other.
+  After two rounds each pixel depends on every other.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each convolution and of the features; 512 in mmsegmentation.
     recurrence: rounds of attention, with the same weights in each.
-    dropout: the share of channels dropped before the classifier in training.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; attention weights and the classifier are computed in float32.
   """
 
@@ -91,3 +91,33 @@ class CCNetHead(nn.Module):
     both = jnp.concatenate([stages.last, x], axis=-1)
     features = ConvNormRelu(*options, name="fuse")(both, train)
     return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return CCNetHead(
+    num_classes,
+    model.channels,
+    recurrence=model.ccnet_recurrence,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.attention.",),
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.convs\.0\.", "head.before."),
+        (r"decode_head\.convs\.1\.", "head.after."),
+        (r"decode_head\.cca\.(query|key|value)_conv\.", r"head.attention.\1."),
+        (r"decode_head\.cca\.gamma\.scale", "head.attention.gamma"),
+        (r"decode_head\.conv_cat\.", "head.fuse."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+      fields={"ccnet_recurrence": 2},
+    )
+  },
+)

@@ -2,14 +2,15 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
-from rc_jax.models.layers import Conv, ConvNormRelu, classify
-from rc_jax.models.network import ExtraOutput, Outputs, Stages
+from rc_jax.fields import Config, Field, at_least
+from rc_jax.models.layers import Conv, ConvNormRelu, classify, numerics
+from rc_jax.models.network import ExtraOutput, Head, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
   Field(
@@ -27,11 +28,11 @@ FIELDS = (
 )
 
 
-# The backward pass computes the similarities anew, one product over the few key channels: kept, they would be the
-# largest arrays of a training step by far, 354 MB an image at a crop of 769 in float32.
+# The backward pass recomputes the similarities, one product over the few key channels. Kept, they would be the largest
+# arrays of a training step: 354 MB for each image at a crop of 769 in float32.
 @jax.checkpoint
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-  """Gives each position the mean of all values, weighted by ``softmax over k of query_q . key_k``.
+  """Averages all values for each position, weighted by ``softmax over k of query_q . key_k``.
 
   Args:
     query: ``[B,Q,D]``.
@@ -39,7 +40,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     value: ``[B,K,C]``.
 
   Returns:
-    ``[B,Q,C]`` float32; softmax and sums are in float32 whatever the inputs' dtype.
+    ``[B,Q,C]`` float32; softmax and sums are in float32 for any dtype of the inputs.
   """
   similarity = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
   weights = jax.nn.softmax(similarity, axis=-1).astype(value.dtype)
@@ -47,10 +48,10 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def attend_channels(x: jax.Array) -> jax.Array:
-  """Gives each channel the mean of all channels, weighted by ``softmax over d of -x_c . x_d``.
+  """Averages all channels for each channel, weighted by ``softmax over d of -x_c . x_d``.
 
-  The product of two channels is over all positions. The sign is that of the authors' code (their softmax is of each
-  row's maximum less the product), where the paper's Eq. 3 has none.
+  The product of two channels is over all positions. The sign is that of the authors' code, whose softmax reads each
+  row's maximum minus the product; Eq. 3 of the paper has none.
 
   Args:
     x: ``[B,n,C]``, the features of ``n`` positions.
@@ -58,8 +59,8 @@ def attend_channels(x: jax.Array) -> jax.Array:
   Returns:
     ``[B,n,C]`` float32.
   """
-  # Products of thousands of positions are in the thousands themselves: rounded to bfloat16 or TF32, as accelerators
-  # multiply float32 by default, their differences would be noise in the exponent.
+  # Sums over thousands of positions are in the thousands. Accelerators multiply float32 in bfloat16 or TF32 by default:
+  # so rounded, the differences of the sums would be noise in the exponent.
   exact = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
   product = jnp.einsum("bnc,bnd->bcd", x, x, **exact)
   weights = jax.nn.softmax(-product, axis=-1).astype(x.dtype)
@@ -69,10 +70,10 @@ def attend_channels(x: jax.Array) -> jax.Array:
 class PositionAttention(nn.Module):
   """``x + gamma attend(query(x), key(x), value(x))`` with 1x1 convolutions: ``[B,h,w,C]``, like ``x``.
 
-  ``gamma`` starts at 0, so that a fresh network is the one without attention. Source: section 3.2.
+  ``gamma`` starts at 0: initially the network has no attention. Source: section 3.2.
 
   Attributes:
-    key_channels: of queries and keys.
+    key_channels: channels of queries and keys.
   """
 
   key_channels: int
@@ -103,12 +104,12 @@ class ChannelAttention(nn.Module):
 
 
 class Branch(nn.Module):
-  """An attention between two 3x3 convolutions, and in training a classifier of its own.
+  """An attention between two 3x3 convolutions, and in training a classifier.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``.
-    attention: from a name to the attention.
+    attention: from a name to the attention module.
     dropout: see ``DANetHead``.
   """
 
@@ -139,7 +140,7 @@ class DANetHead(nn.Module):
     num_classes: ``N``.
     channels: ``C``, of both branches and of the features; 512 in mmsegmentation.
     key_channels: of the position attention's queries and keys.
-    dropout: the share of channels dropped before each classifier in training.
+    dropout: share of channels dropped before each classifier in training.
     dtype: of the computation up to the features; attention weights and classifiers are computed in float32.
   """
 
@@ -168,3 +169,41 @@ class DANetHead(nn.Module):
     branches = {"branch0": position_logits, "branch1": channel_logits}
     extra = {name: ExtraOutput(branch_logits, term="branch") for name, branch_logits in branches.items()}
     return Outputs(logits, features, extra)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return DANetHead(
+    num_classes,
+    model.channels,
+    key_channels=model.danet_key_channels,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  return {"danet_key_channels": shapes.get("head.position.attention.query.weight", (0,))[0]}
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.position.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.pam_in_conv\.", "head.position.before."),
+        (r"decode_head\.pam_out_conv\.", "head.position.after."),
+        (r"decode_head\.pam_conv_seg\.", "head.position.classifier."),
+        (r"decode_head\.pam\.gamma\.scale", "head.position.attention.gamma"),
+        (r"decode_head\.cam_in_conv\.", "head.channel.before."),
+        (r"decode_head\.cam_out_conv\.", "head.channel.after."),
+        (r"decode_head\.cam_conv_seg\.", "head.channel.classifier."),
+        (r"decode_head\.cam\.gamma\.scale", "head.channel.attention.gamma"),
+        (r"decode_head\.pam\.(query|key|value)_project\.", r"head.position.attention.\1."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+    )
+  },
+)

@@ -1,13 +1,15 @@
 """DeepLabV3+'s head (Chen et al., *Encoder-Decoder with Atrous Separable Convolution*, ECCV 2018)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
+from rc_jax.fields import Config, Field, at_least
 from rc_jax.models.heads import aspp
 from rc_jax.models.heads.aspp import ASPP
-from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, Outputs, PublishedHead, Shapes, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
@@ -18,18 +20,18 @@ FIELDS = (
 
 
 class DeepLabV3PlusHead(nn.Module):
-  """ASPP, upsampled to the backbone's finest stage and refined beside it; logits on that stage's grid.
+  """ASPP, upsampled to stage 1, concatenated with it and refined; logits on stage 1's grid.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each ASPP branch and of the features.
     rates: ASPP's dilations.
-    project: brings ASPP's concatenation to ``channels`` with a 1x1 convolution, as the paper's; otherwise with a
-      3x3, as mmsegmentation's.
-    early_channels: what a 1x1 convolution brings the finest stage to.
-    separable: ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
-    align_corners: how ASPP's result is brought to the finest stage's grid.
-    dropout: the share of channels dropped before the classifier in training.
+    project: whether a 1x1 convolution reduces ASPP's concatenation to ``channels``, as in the paper; otherwise a 3x3
+      does, as in mmsegmentation.
+    early_channels: channels to which a 1x1 convolution reduces stage 1.
+    separable: whether ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
+    align_corners: of the upsampling of ASPP's result.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -60,3 +62,60 @@ class DeepLabV3PlusHead(nn.Module):
     for i in range(2):
       x = refine(self.channels, 3, 1, *norm, name=f"refine{i}")(x, train)
     return Outputs(classify(x, self.num_classes, self.dropout, train), x)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return DeepLabV3PlusHead(
+    num_classes,
+    model.channels,
+    rates=tuple(model.aspp_rates),
+    project=model.aspp_project,
+    early_channels=model.early_channels,
+    separable=model.separable,
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  return aspp.fields_from_shapes(shapes) | {
+    "early_channels": shapes.get("head.early.conv.weight", (0,))[0],
+    "separable": "head.refine0.depthwise.weight" in shapes,
+  }
+
+
+_SEPARABLE_PARTS = (
+  (r"depthwise_conv\.conv\.", "depthwise."),
+  (r"depthwise_conv\.bn\.", "depthwise_bn."),
+  (r"pointwise_conv\.", "pointwise."),
+)
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.aspp.", "head.early."),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.image_pool\.1\.", "head.aspp.pool."),
+        (r"decode_head\.aspp_modules\.0\.", "head.aspp.conv1x1."),
+        *(
+          (rf"decode_head\.aspp_modules\.{i + 1}\.{theirs}", f"head.aspp.rate{i}.{ours}")
+          for i in range(3)
+          for theirs, ours in _SEPARABLE_PARTS
+        ),
+        (r"decode_head\.bottleneck\.", "head.fuse."),
+        (r"decode_head\.c1_bottleneck\.", "head.early."),
+        *(
+          (rf"decode_head\.sep_bottleneck\.(\d+)\.{theirs}", rf"head.refine\1.{ours}")
+          for theirs, ours in _SEPARABLE_PARTS
+        ),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+      fields={"aspp_rates": (12, 24, 36)},
+      reorder=aspp.pooled_branch_last,
+    )
+  },
+)

@@ -2,15 +2,16 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
+from rc_jax.fields import Config, Field, at_least
 from rc_jax.losses.presence import presence_loss
-from rc_jax.models.layers import BatchNorm, ConvNormRelu, classify
-from rc_jax.models.network import ExtraOutput, Outputs, Stages
+from rc_jax.models.layers import BatchNorm, ConvNormRelu, Linear, classify, numerics
+from rc_jax.models.network import ExtraOutput, Head, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
   Field("model.encnet_codes", 32, "EncNet: number of codewords.", at_least(1)),
@@ -24,22 +25,22 @@ FIELDS = (
 
 
 def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Array:
-  """Sums each codeword's residuals, softly assigned.
+  """Sums the residuals of all positions to each codeword, weighted by a soft assignment.
 
   ``E_k = sum over i of a_ik (x_i - c_k)`` with ``a_ik = softmax over k of s_k |x_i - c_k|^2``.
 
   Args:
     x: ``[B,n,C]``, the features of ``n`` positions.
     codewords: ``c [K,C]`` float32.
-    smoothing: ``s [K]`` float32, negative: the softness of each assignment.
+    smoothing: ``s [K]`` float32, negative.
 
   Returns:
     ``E [B,K,C]`` float32. No array has ``[B,n,K,C]``: squares and sums are expanded into matrix products.
 
   Source: section 3.1; the sign of ``s`` is that of the authors' code.
   """
-  # Distances and residuals are the same from any origin. Amid the codewords the terms of an expanded square are of
-  # the distance's own size; from afar, most digits would cancel.
+  # Distances and residuals do not depend on the origin. From an origin amid the codewords, the terms of the expanded
+  # square have the size of the distance; from a far one, most digits would cancel.
   origin = jax.lax.stop_gradient(jnp.mean(codewords, axis=0))
   x, codewords = x.astype(jnp.float32) - origin, codewords - origin
   # Accelerators multiply float32 in fewer bits by default, too few for differences in an exponent.
@@ -51,7 +52,7 @@ def encode(x: jax.Array, codewords: jax.Array, smoothing: jax.Array) -> jax.Arra
 
 
 class Encoding(nn.Module):
-  """``encode``, BatchNorm of each codeword, ReLU, and the mean over codewords: ``[B,h,w,C] -> [B,C]`` float32.
+  """Encodes a map by ``encode``, BatchNorm of each codeword, ReLU, mean over codewords: ``[B,h,w,C] -> [B,C]`` float32.
 
   Attributes:
     codes: ``K``.
@@ -75,7 +76,7 @@ class Encoding(nn.Module):
 
 
 class EncNetHead(nn.Module):
-  """A 3x3 convolution, and gates on its channels that read an encoding of the whole image.
+  """A 3x3 convolution, and gates on its channels that read an encoding of the image.
 
   In training, the extra output ``presence`` predicts from the encoding which classes the image shows.
 
@@ -83,7 +84,7 @@ class EncNetHead(nn.Module):
     num_classes: ``N``.
     channels: ``C``, of the convolutions and of the features; 512 in mmsegmentation.
     codes: ``K``, codewords.
-    dropout: the share of channels dropped before the classifier in training.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the maps; the encoding, its gates and the classifier are computed in float32.
   """
 
@@ -101,11 +102,47 @@ class EncNetHead(nn.Module):
     x = ConvNormRelu(self.channels, 3, 1, self.dtype, *norm, name="reduce")(stages.last, train)
     projected = ConvNormRelu(self.channels, 1, 1, self.dtype, *norm, name="project")(x, train)
     encoding = Encoding(self.codes, *norm, name="encoding")(projected, train)  # [B,C]
-    gates = nn.sigmoid(nn.Dense(self.channels, name="gate")(encoding))
-    # What the authors' ReLU over this would remove cannot arise: neither factor is negative.
+    gates = nn.sigmoid(Linear(self.channels, name="gate")(encoding))
+    # The authors' ReLU over this product would change nothing: neither factor is negative.
     features = (x * (1 + gates[:, None, None, :])).astype(self.dtype)
     logits = classify(features, self.num_classes, self.dropout, train)
     if not train:
       return Outputs(logits, features)
-    presence_logits = nn.Dense(self.num_classes, name="presence")(encoding)  # [B,N]
+    presence_logits = Linear(self.num_classes, name="presence")(encoding)  # [B,N]
     return Outputs(logits, features, {"presence": ExtraOutput(presence_logits, "presence", presence_loss)})
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return EncNetHead(
+    num_classes,
+    model.channels,
+    codes=model.encnet_codes,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  return {"encnet_codes": shapes.get("head.encoding.codewords", (0,))[0]}
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.encoding.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.bottleneck\.", "head.reduce."),
+        (r"decode_head\.enc_module\.encoding_project\.", "head.project."),
+        (r"decode_head\.enc_module\.encoding\.0\.codewords", "head.encoding.codewords"),
+        (r"decode_head\.enc_module\.encoding\.0\.scale", "head.encoding.smoothing"),
+        (r"decode_head\.enc_module\.encoding\.1\.", "head.encoding.bn."),
+        (r"decode_head\.enc_module\.fc\.0\.", "head.gate."),
+        (r"decode_head\.se_layer\.", "head.presence."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+    )
+  },
+)

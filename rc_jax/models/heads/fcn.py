@@ -1,11 +1,14 @@
-"""The fully convolutional head (Long et al., CVPR 2015): of whole networks, and of stage 3 during training."""
+"""The fully convolutional head (Long et al., CVPR 2015), also the auxiliary head on stage 3 in training."""
+
+import re
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rc_jax.fields import Check, Field, at_least
-from rc_jax.models.layers import ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.fields import Check, Config, Field, at_least
+from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, KeyRules, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
   Field(
@@ -29,15 +32,16 @@ FIELDS = (
 
 
 class FCNHead(nn.Module):
-  """Convolutions, dropout of whole channels, and a 1x1 classifier.
+  """Convolutions, dropout of channels, and a 1x1 classifier.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each convolution and of the features.
-    convs: how many: 1 as in torchvision and in auxiliary heads, 2 in mmsegmentation's FCN.
+    convs: number of convolutions: 1 in torchvision and in auxiliary heads, 2 in mmsegmentation's FCN.
     kernel_size: of each; 1 with one convolution is HRNetV2's head.
-    concat_input: one more convolution reads the backbone's map beside the last convolution's, as in mmsegmentation.
-    dropout: the share of channels dropped before the classifier in training.
+    concat_input: whether one more convolution reads the backbone's map and the last convolution's, concatenated, as in
+      mmsegmentation.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -61,3 +65,67 @@ class FCNHead(nn.Module):
       both = jnp.concatenate([stages.last, features], axis=-1)
       features = ConvNormRelu(self.channels, *options, name="fuse")(both, train)
     return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return FCNHead(
+    num_classes,
+    model.channels,
+    convs=model.fcn_convs,
+    kernel_size=model.fcn_kernel_size,
+    concat_input=model.fcn_concat_input,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  fields: dict[str, Any] = {
+    "fcn_convs": len({m[0] for name in shapes if (m := re.match(r"head\.conv\d+\.", name))}),
+    "fcn_concat_input": "head.fuse.conv.weight" in shapes,
+  }
+  kernel = shapes.get("head.conv0.conv.weight") or shapes.get("head.fuse.conv.weight")
+  return fields | ({"fcn_kernel_size": kernel[-1]} if kernel else {})
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.conv0.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.convs\.(\d+)\.", r"head.conv\1."),
+        (r"decode_head\.conv_cat\.", "head.fuse."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+    ),
+    "torchvision": PublishedHead(
+      key_rules=(
+        (r"classifier\.0\.", "head.conv0.conv."),
+        (r"classifier\.1\.", "head.conv0.bn."),
+        (r"classifier\.4\.", "head.classifier."),
+      ),
+    ),
+  },
+)
+
+# Family -> the rules for the auxiliary head on stage 3, which is an FCNHead beside any head.
+AUXILIARY_KEY_RULES: dict[str, KeyRules] = {
+  "mmsegmentation": (
+    (r"auxiliary_head\.convs\.(\d+)\.", r"aux_head.conv\1."),
+    (r"auxiliary_head\.conv_cat\.", "aux_head.fuse."),
+    (r"auxiliary_head\.conv_seg\.", "aux_head.classifier."),
+  ),
+  "torchvision": (
+    (r"aux_classifier\.0\.", "aux_head.conv0.conv."),
+    (r"aux_classifier\.1\.", "aux_head.conv0.bn."),
+    (r"aux_classifier\.4\.", "aux_head.classifier."),
+  ),
+  "regioncontrast": (
+    (r"auxor\.aux\.0\.", "aux_head.conv0.conv."),
+    (r"auxor\.aux\.1\.", "aux_head.conv0.bn."),
+    (r"auxor\.aux\.4\.", "aux_head.classifier."),
+  ),
+}

@@ -1,14 +1,16 @@
 """OCRNet's head (Yuan et al., *Object-Contextual Representations for Semantic Segmentation*, ECCV 2020)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Field, at_least
+from rc_jax.fields import Config, Field, at_least
 from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.models.heads.fcn import FCNHead
-from rc_jax.models.layers import ConvNormRelu, classify
-from rc_jax.models.network import ExtraOutput, Outputs, Stages
+from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.network import ExtraOutput, Head, Outputs, PublishedHead, Shapes, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
@@ -24,18 +26,18 @@ FIELDS = (
 class OCRHead(nn.Module):
   """Describes each pixel by the object regions that it resembles.
 
-  A coarse prediction, the extra output ``aux``, says where each class's region lies; a region's vector is the
-  mean of the pixels under it; each pixel attends to the ``N`` regions, and a 1x1 convolution fuses what it read with
-  the pixel itself. The coarse prediction comes from the backbone's middle stage through a 3x3 convolution, or, where
-  there is none (HRNet), from the last through a 1x1 that keeps its channels: mmsegmentation's choices.
+  A coarse prediction, the extra output ``aux``, gives the soft region of each class. The vector of a region is the
+  mean of the pixels under it. Each pixel attends to the ``N`` regions, and a 1x1 convolution fuses the result with the
+  pixel. As in mmsegmentation, the coarse prediction reads stage 3 through a 3x3 convolution; on a backbone without
+  stage 3 (HRNet), it reads the last map through a 1x1 that keeps its channels.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of the pixels' vectors and of the features.
     key_channels: of queries, keys and values between pixels and regions.
-    coarse_channels: of the convolution on the middle stage.
-    align_corners: how the coarse prediction is brought to another grid, where the middle stage has one.
-    dropout: the share of channels dropped before both classifiers in training.
+    coarse_channels: of the convolution on stage 3.
+    align_corners: of the resampling of the coarse prediction, where stage 3 has another grid than stage 4.
+    dropout: share of channels dropped before both classifiers in training.
     dtype: of the computation up to the features; classifiers and softmaxes compute in float32.
   """
 
@@ -94,7 +96,7 @@ class OCRHead(nn.Module):
 
 
 def gather_regions(pixels: jax.Array, logits: jax.Array) -> jax.Array:
-  """Averages pixels under each class's soft region: ``f_k = sum_i softmax_i(P_ik) x_i`` (OCRNet, Eq. 2).
+  """Averages the pixels under each class's soft region: ``f_k = sum_i softmax_i(P_ik) x_i`` (OCRNet, Eq. 2).
 
   Args:
     pixels: ``x [B,h,w,C]``.
@@ -125,3 +127,46 @@ def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
   weights = jax.nn.softmax(similarity * keys.shape[-1] ** -0.5, axis=-1).astype(values.dtype)
   context = jnp.einsum("bhwn,bnk->bhwk", weights, values, preferred_element_type=jnp.float32)
   return context.astype(values.dtype)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return OCRHead(
+    num_classes,
+    model.channels,
+    key_channels=model.ocr_key_channels,
+    coarse_channels=model.aux_channels,
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+def _fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  fields = {"ocr_key_channels": shapes.get("head.query0.conv.weight", (0,))[0]}
+  coarse = shapes.get("head.coarse.conv0.conv.weight", ())
+  # Only the 3x3 on stage 3 has channels to choose; on an HRNet a 1x1 keeps those of the backbone.
+  return fields | ({"aux_channels": coarse[0]} if coarse[-1:] == (3,) else {})
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.coarse.",),
+  fields_from_shapes=_fields_from_shapes,
+  published={
+    # A cascade: the coarse prediction's head, then the head that refines it.
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.0\.convs\.(\d+)\.", r"head.coarse.conv\1."),
+        (r"decode_head\.0\.conv_seg\.", "head.coarse.classifier."),
+        (r"decode_head\.1\.bottleneck\.", "head.pixels."),
+        (r"decode_head\.1\.object_context_block\.query_project\.(\d+)\.", r"head.query\1."),
+        (r"decode_head\.1\.object_context_block\.key_project\.(\d+)\.", r"head.key\1."),
+        (r"decode_head\.1\.object_context_block\.value_project\.", "head.value."),
+        (r"decode_head\.1\.object_context_block\.out_project\.", "head.out."),
+        (r"decode_head\.1\.object_context_block\.bottleneck\.", "head.fuse."),
+        (r"decode_head\.1\.conv_seg\.", "head.classifier."),
+      ),
+    )
+  },
+)

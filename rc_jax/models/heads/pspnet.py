@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax.fields import Field, positive_numbers
-from rc_jax.models.layers import ConvNormRelu, classify
-from rc_jax.models.network import Outputs, Stages
+from rc_jax.fields import Config, Field, positive_numbers
+from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
@@ -21,14 +21,14 @@ FIELDS = (
 
 
 class PSPHead(nn.Module):
-  """The map beside its averages over coarse grids, a 3x3 fusing convolution, and a 1x1 classifier.
+  """The map concatenated with its averages over coarse grids, a 3x3 fusing convolution, and a 1x1 classifier.
 
   Attributes:
     num_classes: ``N``.
     channels: ``C``, of each grid's 1x1 convolution and of the features.
     bins: sides of the grids that the map is averaged to.
-    align_corners: how the averages are brought back to the map's grid.
-    dropout: the share of channels dropped before the classifier in training.
+    align_corners: of the upsampling of the averages.
+    dropout: share of channels dropped before the classifier in training.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -59,14 +59,14 @@ def average_to_grids(x: jax.Array, bins: tuple[int, ...]) -> list[jax.Array]:
 
   Args:
     x: ``[B,h,w,C]``.
-    bins: cells along each side of each grid; where one does not divide the map, its cells overlap by a pixel.
+    bins: cells along each side of each grid; cells of a side that does not divide the map overlap by a pixel.
 
   Returns:
     ``[B,b,b,C]`` for each ``b`` of ``bins``, in the dtype of ``x``; sums are in float32.
   """
   height, width = x.shape[1:3]
   options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-  # All grids' columns in one product: the wide map is read once. Zeros and ones, because a bfloat16 has no 1/97.
+  # One product for the columns of all grids reads the map once. Its weights are 0 and 1: bfloat16 cannot hold 1/97.
   columns = np.concatenate([cells(width, b) for b in bins]).astype(x.dtype)
   strips = jnp.einsum("bhwc,Ww->bhWc", x, columns, **options)
   averages, start = [], 0
@@ -80,7 +80,35 @@ def average_to_grids(x: jax.Array, bins: tuple[int, ...]) -> list[jax.Array]:
 
 
 def cells(length: int, bins: int) -> np.ndarray:
-  """Returns which of ``length`` pixels each cell holds, ``[bins,length]`` float32 of 0 and 1."""
+  """Returns the pixels of each cell, ``[bins,length]`` float32 of 0 and 1."""
   cell, pixel = np.arange(bins)[:, None], np.arange(length)
   first, end = cell * length // bins, -(-(cell + 1) * length // bins)
   return ((first <= pixel) & (pixel < end)).astype(np.float32)
+
+
+def _build(model: Config, num_classes: int) -> nn.Module:
+  return PSPHead(
+    num_classes,
+    model.channels,
+    bins=tuple(model.psp_bins),
+    align_corners=model.align_corners,
+    dropout=model.dropout,
+    **numerics(model),
+  )
+
+
+HEAD = Head(
+  build=_build,
+  fields=FIELDS,
+  markers=("head.bin0.",),
+  published={
+    "mmsegmentation": PublishedHead(
+      key_rules=(
+        (r"decode_head\.psp_modules\.(\d+)\.1\.", r"head.bin\1."),
+        (r"decode_head\.bottleneck\.", "head.fuse."),
+        (r"decode_head\.conv_seg\.", "head.classifier."),
+      ),
+      fields={"psp_bins": (1, 2, 3, 6)},
+    )
+  },
+)
