@@ -1,4 +1,4 @@
-"""How long a recipe's train step takes to trace and to compile, before anything runs.
+"""Times tracing and compiling of a recipe's train step.
 
 python -m benchmarks.compile_time --config=configs/cityscapes.py:hrnetv2_w48 [--batch_size=1]
 """

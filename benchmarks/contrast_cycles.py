@@ -1,10 +1,11 @@
-"""The contrastive loss on a TPU that is not there: the compiler's estimate of value and gradient, bfloat16 banks.
+"""Estimates the contrastive loss on TPUs that are not attached: value and gradient against bfloat16 banks.
 
   python -m benchmarks.contrast_cycles [--topology=v5e:2x4]
 
-Needs the extra ``tpu``, and no TPU. Cityscapes is compiled for one chip, ADE20K for one and for all. Loops are
-multiplied out, of ADE20K for as many queries as its images show classes, against full banks and against others, where
-what was never written has to be cleared. Messages between chips carry no estimate.
+Needs the extra ``tpu``, and no TPU. Compiles Cityscapes for one chip, and ADE20K for one and for all. The times are the
+compiler's estimate of cycles. Loop bodies are multiplied by their trip counts, for as many queries as the images show
+classes. Partly filled banks cost more, because the loss clears slots that were never written. The compiler has no
+estimate for messages between chips.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> None:
   mesh = sharding.topology_mesh(arguments.topology)
   devices = mesh.devices.size
   print(f"{arguments.topology}, jax {jax.__version__}")
-  print("| keys | chips | full banks | others | temporaries | messages |")
+  print("| keys | chips | full banks | partly filled banks | temporaries | messages |")
   print("|---|---|---|---|---|---|")
   for name, chips in (("cityscapes", 1), ("ade20k", 1), ("ade20k", devices)):
     size = SIZES[name]

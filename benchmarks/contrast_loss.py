@@ -1,11 +1,11 @@
-"""Value and gradient of the contrastive loss against full banks: dense, streamed, sharded; time and memory.
+"""Measures time and memory of the contrastive loss, value and gradient, against full banks: dense, streamed, sharded.
 
   python -m benchmarks.contrast_loss --size=cityscapes [--rounds=5]
   python -m benchmarks.contrast_loss --size=ade20k [--rounds=3]
 
-``dense`` makes all logits at once, as Eq. 4 is written, and is left out where they would not fit. With several devices
-(``XLA_FLAGS=--xla_force_host_platform_device_count=8`` makes a CPU pretend) the banks are also spread over them. Memory
-is what the compiled program needs beyond its arguments, of which the banks are nearly all.
+``dense`` computes all logits at once, as Eq. 4 is written; it is skipped where they would not fit. With several devices
+the banks are also spread over them (``XLA_FLAGS=--xla_force_host_platform_device_count=8`` simulates eight on a CPU).
+Memory is the memory of the compiled program besides its arguments, which are nearly all banks.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from rc_jax.contrast import loss as equation
 
 
 class Size(NamedTuple):
-  """Classes, training images, images of a batch, and classes that an image shows."""
+  """Numbers of classes, of training images, of images in a batch, and of classes in an image."""
 
   num_classes: int
   capacity: int
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def random_centers(size: Size) -> contrast.RegionCenters:
-  """Unit vectors, of so many classes an image."""
+  """Returns random unit vectors for ``size.present`` classes of each image."""
   rng = np.random.default_rng(0)
   present = np.zeros((size.batch, size.num_classes), bool)
   for row in present:
@@ -89,7 +89,7 @@ def random_centers(size: Size) -> contrast.RegionCenters:
 
 
 def dense(centers: contrast.RegionCenters, bank: contrast.MemoryBank, temperature: float) -> tuple[Any, Any]:
-  """Eq. 4 with all logits at once."""
+  """Computes Eq. 4 with all logits at once."""
   temperature = jnp.float32(temperature)
   terms = equation._contrast(centers.vectors, centers.present, bank.keys, bank.valid, temperature)
   return equation._mean_over_queries(*terms, temperature)
@@ -98,7 +98,7 @@ def dense(centers: contrast.RegionCenters, bank: contrast.MemoryBank, temperatur
 def compiled(
   function: Callable[..., Any], centers: contrast.RegionCenters, bank: contrast.MemoryBank
 ) -> tuple[Callable[[], Any], tuple[int, int]]:
-  """Returns value and gradient as a function to time; and bytes of a device: temporaries, and the banks."""
+  """Returns value and gradient as a function to time, and the bytes of temporaries and banks on a device."""
 
   def loss(vectors: jax.Array, bank: contrast.MemoryBank) -> jax.Array:
     value: jax.Array = function(contrast.RegionCenters(vectors, centers.present), bank, 0.2)[0]

@@ -1,8 +1,8 @@
-"""What the contrastive loss adds to a training step: one step of a recipe with it and without, in turn.
+"""Times the training step of a recipe with the contrastive loss and without it, in turn.
 
   python -m benchmarks.contrast_share --config=configs/camvid.py:cpu [--rounds=10] [--batch_size=1] [--crop_size=769]
 
-The banks are full, as after an epoch. A ratio above 1 is the cost.
+The banks are full, as after an epoch. The ratio minus 1 is the cost of the loss.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A training step on a CPU with XLA's own convolutions and max pool, and with those of ``rc_jax/ops/conv.py``.
+"""Times a training step on a CPU with XLA's convolutions and max pooling, and with those of ``rc_jax/ops/conv.py``.
 
 JAX_PLATFORMS=cpu python -m benchmarks.cpu_convolutions --config=configs/camvid.py:cpu [--rounds=5]
 """
@@ -28,7 +28,7 @@ def main() -> None:
     pads = [(1, 1 + (ceil and size % 2 == 0)) for size in x.shape[1:3]]
     return nn.max_pool(x, (3, 3), (2, 2), padding=pads)
 
-  # Compiled inside, so that it stays what it is outside.
+  # The step compiles inside the patches, and keeps its form outside.
   with (
     unittest.mock.patch.object(conv, "conv2d", xla),
     unittest.mock.patch.object(resnet, "max_pool", max_pool),

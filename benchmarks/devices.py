@@ -1,11 +1,11 @@
-"""The same run on 1 device, on 8 of one process, on 2 processes x 4, and killed on 8 and resumed on 2.
+"""Compares one run on 1 device, 8 devices, 2 processes x 4 devices, and killed on 8 devices and resumed on 2.
 
   python -m benchmarks.devices [--config=configs/demo.py] [--steps=10] [--learning_rate=1e-4]
 
-Devices are those that XLA makes of a CPU. Each run takes the first steps of the recipe and logs each. Printed are,
-against the first run, how far losses are apart, whether the same slots of the banks are filled, and how far the keys
-in them, which have unit length, are apart. Sums in another order round otherwise, and a young network magnifies that
-from step to step: the control is the run on 1 device with a learning rate that differs in its last bit.
+XLA simulates the devices on a CPU. Each run takes the first steps of the recipe and logs each. The table compares each
+run with the first: relative difference of the loss, whether the same bank slots are filled, and absolute difference of
+the keys in them, which have unit length. Another order of sums rounds differently, and a young network magnifies the
+difference from step to step. The control shows how much: 1 device, with a learning rate that differs in its last bit.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rc_jax.weights.checkpoint import Checkpoints
 def start(
   config: str, workdir: pathlib.Path, steps: int, processes: int, devices: int, *flags: str
 ) -> subprocess.Popen[bytes]:
-  """Starts the first steps of a recipe; ``devices`` of each process, and further ``flags``."""
+  """Starts the first steps of a recipe with ``devices`` devices in each process."""
   command = [
     *("launch/local.sh", str(processes)),
     *(f"--config={config}", f"--workdir={workdir}", "--config.train.log_every=1"),
@@ -55,7 +55,7 @@ def start(
 
 
 def logged(workdir: pathlib.Path) -> dict[int, dict[str, Any]]:
-  """Reads the lines of steps, by step."""
+  """Reads the logged lines of steps; step -> line."""
   path = workdir / "metrics.jsonl"
   lines = map(json.loads, path.read_text().splitlines()) if path.is_file() else ()
   return {line["step"]: line for line in lines if "loss" in line}

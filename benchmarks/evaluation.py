@@ -1,9 +1,9 @@
-"""Images per second of scoring, whole and by sliding window, against mmsegmentation's DeepLabV3 on ResNet-50.
+"""Times scoring against mmsegmentation's DeepLabV3 on ResNet-50: whole images and sliding windows.
 
 python -m benchmarks.evaluation
 
-Both score the same images of one size, which lie in memory, with the same random weights in float32, and count the
-pixels of each class; mmsegmentation as its own ``test`` does: ``inference``, ``argmax``, ``intersect_and_union``.
+Both score the same images of one size from memory, with the same random weights in float32, and count the pixels of
+each class. mmsegmentation runs the functions of its ``test`` loop: ``inference``, ``argmax``, ``intersect_and_union``.
 Needs the extra ``parity``; runs on the CPU.
 """
 
@@ -47,7 +47,7 @@ class InMemory:
 
 
 def original():
-  """mmsegmentation's network as its config ``deeplabv3_r50-d8`` has it."""
+  """Builds mmsegmentation's network of its config ``deeplabv3_r50-d8``."""
   common = COMMON | {"num_classes": CLASSES}
   head = common | {"type": "ASPPHead", "dilations": (1, 12, 24, 36), "in_channels": 2048, "channels": 512}
   network = {
@@ -60,7 +60,7 @@ def original():
 
 
 def scores_of_original(model, source: InMemory) -> np.ndarray:
-  """Returns its areas of intersection, union, prediction and label ``[4,N]``, summed over the images."""
+  """Returns areas of intersection, union, prediction and label ``[4,N]``, summed over the images."""
   from mmseg.evaluation import IoUMetric
 
   areas = []
@@ -79,7 +79,9 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=512)
   parser.add_argument("--window", type=int, default=192)
   parser.add_argument("--images", type=int, default=2)
-  parser.add_argument("--batch_size", type=int, default=1, help="of our network: images or windows")
+  parser.add_argument(
+    "--batch_size", type=int, default=1, help="images or windows that rc_jax computes at a time"
+  )
   parser.add_argument("--rounds", type=int, default=5)
   arguments = parser.parse_args()
   theirs = original()
@@ -95,7 +97,7 @@ def main() -> None:
     )
   stride = -(-window * 2 // 3)
   print(
-    f"{arguments.images} images of {size[0]} x {size[1]}, windows of {window} every {stride} pixels, our batch "
+    f"{arguments.images} images of {size[0]} x {size[1]}, windows of {window} every {stride} pixels, rc_jax's batch "
     f"{arguments.batch_size}, float32, on {os.cpu_count()} CPU cores, jax {jax.__version__}, "
     f"torch {torch.__version__}"
   )

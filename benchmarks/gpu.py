@@ -1,4 +1,4 @@
-"""What a GPU takes for a recipe's train step, against PyTorch, and for each form of a convolution's gradients.
+"""Times a recipe's train step on a GPU, also against PyTorch, and each form of a convolution's gradients.
 
   python -m benchmarks.gpu convolutions [--batch_size=8]
   python -m benchmarks.gpu step --config=configs/cityscapes.py [--rounds=20]
@@ -107,7 +107,7 @@ def convolutions(arguments: argparse.Namespace) -> None:
         row[name] = {"ms": round(milliseconds, 3), "first_s": round(time.perf_counter() - start, 1)}
         if name.startswith("kernel") and reference is not None:
           row[name]["difference"] = float(np.linalg.norm(result - reference) / np.linalg.norm(reference))
-      except Exception as error:  # the table goes on with the other forms
+      except Exception as error:  # the table continues with the other forms
         row[name] = {"error": " ".join(str(error).split())[:200]}
     print(json.dumps(row), flush=True)
 
@@ -131,7 +131,7 @@ def made_up_batch(config: Config) -> dict[str, np.ndarray]:
 
 
 def compiled_step(config: Config, mesh: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
-  """Returns the compiled step, its state and batch, and what the compiler says of it."""
+  """Returns the compiled step, its state and batch, and the compiler's analysis of it."""
   network = models.build(config.model, NUM_CLASSES)
   state, update_rule = initial_state.initial_state(config, network, 2975, mesh, fresh=False)
   if state.bank is not None:

@@ -1,25 +1,25 @@
-"""Images per second and core of the input pipeline, side by side with a PyTorch ``DataLoader`` that does the same work.
+"""Times the input pipeline against a PyTorch ``DataLoader`` that does the same work, in images per second and core.
 
 JAX_PLATFORMS=cpu python -m benchmarks.input_pipeline [--root=CITYSCAPES] [--workers=2] [--rounds=5] [--cache_gb=1]
 
-Frames of 2048x1024 become batches of 4 crops of 769: decoded, resized by 0.5 to 2, cropped, flipped, normalised to
-float32 (the last by the reader of the batches, where in training the device does it).
-``--root`` is a raw Cityscapes; without it, frames are drawn that compress like photographs. Each is repeated to 24
-examples. Needs PyTorch for the comparison; it is left out where that is missing.
+Frames of 2048x1024 become batches of 4 crops of 769. Each loader decodes, resizes by 0.5 to 2, crops, flips and
+normalises to float32. (In training the device normalises; here the reader of the batches does.) ``--root`` names a raw
+Cityscapes. Without it the benchmark draws frames that compress like photographs. Frames are repeated to 24 examples.
+Without PyTorch the comparison is skipped.
 
-What is compared:
+Loaders:
 
-- ``torch, PNG``: the usual code. Pillow decodes, the whole frame is resized, a crop is cut, flipped, made a float
-  tensor and normalised, in ``DataLoader`` workers.
+- ``torch, PNG``: the usual code, in ``DataLoader`` workers. Pillow decodes and resizes the full frame, then the worker
+  crops, flips, and converts to a normalised float tensor.
 - ``raw PNG``, ``raw JPEG``: ``data.train_batches`` on the files, with as many workers, and the same normalisation.
 - ``prepared, original``: ``--mode=prepare --encoding=original``: the same files inside ArrayRecord.
 - ``prepared, tiles``: the default of ``--mode=prepare``.
-- ``raw PNG, cached``: decoded frames kept in memory (``data.cache_gb``), where this release has it.
+- ``raw PNG, cached``: decoded frames kept in memory (``data.cache_gb``).
 
-What makes the difference: inflating a PNG takes 60 of the 80 ms that the raw frame costs, and no loader that must read
-PNGs whole can be much faster. A crop touches a quarter of the frame on average; tiles let it decode that alone, and
-their zstd inflates several times as fast. The rest is resizing: only the pixels that are kept are computed, where the
-usual code resizes all of them (at scale 2, eight million).
+Inflating a PNG takes 60 of the 80 ms of a raw frame, and every loader of PNGs must inflate them in full. A crop
+touches a quarter of the frame on average. Tiles let the loader decode that quarter alone, and zstd inflates several
+times as fast. The rest is resizing: the pipeline computes only the pixels of the crop, the usual code all pixels
+(eight million at scale 2).
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, scratch: pathlib.Path) -> None:
-  """Prepares the sources, times the loaders in turn, and prints what a stage costs."""
+  """Prepares the sources, times the loaders in turn, and prints the time of each stage."""
   raw = frames(arguments.root, scratch)
   print(
     f"{len(raw)} examples of {'the Cityscapes in ' + arguments.root if arguments.root else 'drawn frames'}"
@@ -97,7 +97,7 @@ def compare(arguments: argparse.Namespace, scratch: pathlib.Path) -> None:
     )
   seconds: dict[str, list[float]] = {name: [] for name in openers}
   for number in range(arguments.rounds):
-    # One at a time, because each reads ahead while the others have their turn; every other round backwards.
+    # One loader at a time, because loaders read ahead; every other round in reverse order.
     for name, opener in list(openers.items())[:: -1 if number % 2 else 1]:
       seconds[name].append(time_batches(opener, arguments.batches, workers, "cached" in name))
   reference = next(iter(openers))
@@ -113,10 +113,10 @@ def compare(arguments: argparse.Namespace, scratch: pathlib.Path) -> None:
 
 
 def time_batches(opener: Callable[[], Any], count: int, workers: int, cached: bool) -> float:
-  """Opens a loader, lets it get into its stride, and returns the seconds that ``count`` further batches take."""
+  """Opens a loader, reads some batches, and returns the seconds that ``count`` further batches take."""
   batches = opener()
   try:
-    # What was read ahead while the processes started would be counted as if it had cost nothing.
+    # Batches that were read ahead while the processes started would count as free.
     for _ in range(1 + 3 * max(workers, 1) + (EXAMPLES // BATCH if cached else 0)):
       normalised(next(batches))
     start = time.perf_counter()
@@ -130,7 +130,7 @@ def time_batches(opener: Callable[[], Any], count: int, workers: int, cached: bo
 
 
 def options(workers: int) -> dict[str, Any]:
-  """Arguments of ``train_batches``."""
+  """Returns the arguments of ``train_batches``."""
   return {
     "seed": 0,
     "batch_size": BATCH,
@@ -142,16 +142,16 @@ def options(workers: int) -> dict[str, Any]:
 
 
 def normalised(batch: Any) -> Any:
-  """Adds what the first operation of the network does on the device, so that the work is the same."""
+  """Normalises a batch as the network does on the device, so that all loaders do the same work."""
   if not isinstance(batch, dict):
-    return batch  # PyTorch's workers have done it
+    return batch  # PyTorch's workers have normalised it
   image = np.multiply(batch["image"], 1 / (255 * STD), dtype=np.float32)
   image -= MEAN / STD
   return image, batch["label"]
 
 
 class TorchFrames:
-  """The usual data set of a PyTorch segmentation code: whole frame decoded, whole frame resized."""
+  """The usual data set of PyTorch segmentation codes, which decodes and resizes full frames."""
 
   def __init__(self, source: FilePairs):
     self.source = source
@@ -187,7 +187,7 @@ class TorchFrames:
 
 
 def torch_batches(source: FilePairs, workers: int) -> Iterator[Any]:
-  """A ``DataLoader`` with as many workers."""
+  """Returns the batches of a ``DataLoader``."""
   import torch.utils.data
 
   torch.set_num_threads(1)
@@ -195,7 +195,7 @@ def torch_batches(source: FilePairs, workers: int) -> Iterator[Any]:
 
 
 def frames(root: str, scratch: pathlib.Path) -> FilePairs:
-  """Raw frames, repeated to ``EXAMPLES``."""
+  """Returns raw frames, repeated to ``EXAMPLES``."""
   if not root:
     root = str(draw_frames(scratch / "drawn"))
   source = data.DATASETS["cityscapes"].load(root, "train")
@@ -210,7 +210,7 @@ def frames(root: str, scratch: pathlib.Path) -> FilePairs:
 
 
 def as_jpeg(source: FilePairs, folder: pathlib.Path) -> FilePairs:
-  """The same images as JPEG files of quality 95."""
+  """Writes the same images as JPEG files of quality 95."""
   folder.mkdir()
   made = {path: folder / f"{path.stem}.jpg" for path in source.images}
   for path, jpeg in made.items():
@@ -238,7 +238,7 @@ def draw_frames(root: pathlib.Path) -> pathlib.Path:
 
 
 def print_stages(sources: dict[str, data.Source]) -> None:
-  """What an example costs one core, stage by stage; a batch's way between processes is what is left of the whole."""
+  """Prints the time of each stage of an example on one core, and of copying a batch between processes."""
   print(
     "milliseconds of one core an image: reading and decoding, augmentation (of tiles: with their decoding)"
   )

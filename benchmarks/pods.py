@@ -1,9 +1,9 @@
-"""Does a recipe fit a slice, and how fast may a step be? A table of recipes and TPU slices that are not there.
+"""Compiles recipes for TPU slices that are not attached: a table of memory, operations, messages and estimated times.
 
   python -m benchmarks.pods --rows=pods.jsonl --page=docs/pods.md
 
-Needs the extra ``tpu`` and no TPU. Each row is what ``--mode=compile`` says, from a process of its own; rows that
-``--rows`` holds already are kept: this takes hours and may be interrupted. With ``--fast`` rows lack times.
+Needs the extra ``tpu`` and no TPU. A process for each row runs ``--mode=compile``. All rows take hours; an interrupted
+call resumes, because rows in ``--rows`` are kept. With ``--fast`` rows have no times.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 from rc_jax.console import say
 
-# recipe -> images of the batch on each chip of the smallest slice: the paper's batch on 8 chips, then as many a chip.
+# Recipe -> images of the batch on each chip: the paper's batch on 8 chips, and as many images for each chip on more.
 RECIPES = {
   "configs/cityscapes.py:resnet50": 1,
   "configs/cityscapes.py:resnet101": 1,
@@ -56,7 +56,7 @@ def chips(topology: str) -> int:
 
 
 def measure(recipe: str, topology: str, fast: bool) -> dict[str, Any]:
-  """Compiles one recipe for one slice in a process of its own; raises RuntimeError when that fails."""
+  """Compiles one recipe for one slice in a new process; raises RuntimeError when that fails."""
   batch = RECIPES[recipe] * chips(topology)
   arguments = (recipe, topology, str(batch), "fast" if fast else "full")
   done = subprocess.run(
@@ -72,7 +72,7 @@ def measure(recipe: str, topology: str, fast: bool) -> dict[str, Any]:
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-  """Lays rows out as Markdown."""
+  """Returns the page of rows, as Markdown."""
   versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
   lines = [
     "# TPU slices",
@@ -123,7 +123,7 @@ def _gb(size: float) -> str:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument(
-    "--rows", type=pathlib.Path, default=pathlib.Path("pods.jsonl"), help="what was measured"
+    "--rows", type=pathlib.Path, default=pathlib.Path("pods.jsonl"), help="JSON lines of the measured rows"
   )
   parser.add_argument("--page", type=pathlib.Path, help="the table, as Markdown; default: on the screen")
   parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
@@ -135,7 +135,7 @@ def main() -> None:
     for line in options.rows.read_text().splitlines():
       row = json.loads(line)
       key = (row["recipe"], row["topology"])
-      # Full effort says more, whenever it came.
+      # A row of full effort also has times: it wins over a fast one.
       if key not in rows or not row["fast"]:
         rows[key] = row
   for topology in options.slices:

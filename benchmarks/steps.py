@@ -1,4 +1,4 @@
-"""The train step of a recipe as something to time: no data set, no files."""
+"""The train step of a recipe as a function to time, without a data set."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from rc_jax.config import Config, height_width
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
-# Sizes of the training sets, for banks of `bank_size = 0`: a benchmark needs no data.
+# Sizes of the training sets, which decide the banks' sizes where `bank_size` is 0.
 TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 400}
 
 
 def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
-  """Fills a bank with random unit vectors, a class at a time: whole, a second one may not fit."""
+  """Fills a bank with random unit vectors, class by class, because a second bank may not fit."""
   slots, dim = bank.keys.shape[1:]
 
   def fill(keys: jax.Array, n: jax.Array) -> jax.Array:
@@ -34,7 +34,7 @@ def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
 
 
 def one_step(config: Config) -> Callable[[], Any]:
-  """Returns a function that makes one update, compiled, and returns its metrics; full banks, made-up images."""
+  """Returns a compiled function that makes one update with full banks and random images, and returns its metrics."""
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   mesh = sharding.global_mesh()
@@ -45,7 +45,7 @@ def one_step(config: Config) -> Callable[[], Any]:
     state = dataclasses.replace(state, bank=full_bank(state.bank))
   rng = np.random.default_rng(0)
   size = (config.train.batch_size, *height_width(config.train.crop_size))
-  # Blocks of a class, so that an image holds regions; noise would put every class into every image.
+  # Blocks of one class, so that an image holds regions. Noise would put every class into every image.
   blocks = rng.integers(0, info.num_classes, (size[0], 4, 4))
   label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
   batch = sharding.put_batch(
@@ -64,7 +64,7 @@ def one_step(config: Config) -> Callable[[], Any]:
 
 
 def describe(config: Config) -> str:
-  """Returns what was timed, and on what."""
+  """Returns batch size, crop size, devices and jax version, as text."""
   size = " x ".join(map(str, height_width(config.train.crop_size)))
   kind = jax.devices()[0].device_kind
   return (

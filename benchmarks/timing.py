@@ -1,4 +1,4 @@
-"""Times functions against each other: in turn, many rounds, medians, ratios within a round."""
+"""Times functions side by side: many rounds, medians, and ratios within a round."""
 
 import statistics
 import time
@@ -8,21 +8,20 @@ import jax
 
 
 def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-  """Runs each candidate once a round, after one round that is not counted.
+  """Runs each candidate once in each round, after a first round that does not count.
 
-  Machines drift and are shared; what runs side by side drifts together, so only ratios within a round are to be
-  trusted.
+  The speed of a shared machine drifts. Candidates of one round drift together, so trust ratios within a round only.
 
   Args:
-    candidates: name -> function; what it returns is waited for.
-    rounds: how many to count.
+    candidates: name -> function; its result is waited for.
+    rounds: the number of rounds that count.
 
   Returns:
     Seconds of each round for each name.
   """
   seconds: dict[str, list[float]] = {name: [] for name in candidates}
   for counted in range(-1, rounds):
-    # Every other round backwards, so that none always runs in another's wake.
+    # Every other round in reverse order, so that no candidate always follows the same other one.
     order = list(candidates.items())
     for name, function in order if counted % 2 else order[::-1]:
       start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""What a score has to beat: the most frequent class everywhere, and the network before its first update.
+"""Scores that a trained network must exceed: the most frequent class everywhere, and the untrained network.
 
-python -m benchmarks.floors --config=configs/demo.py
+python -m benchmarks.trivial_scores --config=configs/demo.py
 """
 
 import argparse
@@ -16,7 +16,7 @@ from rc_jax.evaluation import evaluator, metrics
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--config", default="configs/demo.py")
-  parser.add_argument("--root", default="", help="of the data set, where it lies in files")
+  parser.add_argument("--root", default="", help="folder of the data set; synthetic needs none")
   arguments = parser.parse_args()
   config = load_recipe(arguments.config)
   source = data.load(config.dataset.name, arguments.root, config.eval.split)
