@@ -23,7 +23,7 @@ from rc_jax.data import Source
 from rc_jax.data.datasets import cityscapes
 from rc_jax.evaluation.evaluator import make_evaluator
 from tests.support import originals
-from tests.support.encoder_decoders import COMMON, auxiliary, resnet_v1c
+from tests.support.mmsegmentation import COMMON, auxiliary, resnet_v1c
 
 torch = originals.torch
 CLASSES = cityscapes.INFO.num_classes

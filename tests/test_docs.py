@@ -79,7 +79,7 @@ def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
     "command_line.html": ("--topology", "--images", "--results"),
     "contrast.html": ("region_contrast_loss", "positive_similarity"),
     "models.html": ("num_classes", "batch_stats"),
-    "architecture.html": ("data_flow.svg", "Where parameters come from and go to"),
+    "architecture.html": ("data_flow.svg", "Reads and writes parameters"),
   }.items():
     for word in words:
       assert word in pages[page], f"{page} lacks {word}"

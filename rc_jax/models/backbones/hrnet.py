@@ -54,6 +54,15 @@ class HRNetSpec:
   stem: int = 64
 
 
+HRNETS = {
+  "hrnetv2_w18": HRNetSpec(18),
+  "hrnetv2_w32": HRNetSpec(32),
+  "hrnetv2_w48": HRNetSpec(48),
+  # Not from the literature: to train in minutes on a laptop.
+  "hrnetv2_tiny": HRNetSpec(8, modules=(1, 1, 1), blocks=2, stem=16),
+}
+
+
 class ConvNorm(nn.Module):
   """Convolution ``"0"`` and BatchNorm ``"1"``: ``[B,h,w,C] -> [B,ceil(h/stride),ceil(w/stride),features]``."""
 
@@ -365,10 +374,4 @@ def _family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[st
   return {"hrnet_upsample": "bilinear-twice"} if (family, part) == ("mmsegmentation", "all") else {}
 
 
-BACKBONES = {
-  "hrnetv2_w18": backbone(HRNetSpec(18)),
-  "hrnetv2_w32": backbone(HRNetSpec(32)),
-  "hrnetv2_w48": backbone(HRNetSpec(48)),
-  # Not from the literature: to train in minutes on a laptop.
-  "hrnetv2_tiny": backbone(HRNetSpec(8, modules=(1, 1, 1), blocks=2, stem=16)),
-}
+BACKBONES = {name: backbone(spec) for name, spec in HRNETS.items()}

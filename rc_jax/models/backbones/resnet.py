@@ -35,6 +35,16 @@ class ResNetSpec:
   width: int = 64
 
 
+RESNETS = {
+  "resnet18": ResNetSpec((2, 2, 2, 2), bottleneck=False),
+  "resnet34": ResNetSpec((3, 4, 6, 3), bottleneck=False),
+  "resnet50": ResNetSpec((3, 4, 6, 3), bottleneck=True),
+  "resnet101": ResNetSpec((3, 4, 23, 3), bottleneck=True),
+  "resnet152": ResNetSpec((3, 8, 36, 3), bottleneck=True),
+  # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
+  "resnet_tiny": ResNetSpec((2, 2, 2, 2), bottleneck=False, width=16),
+}
+
 OUTPUT_STRIDES = (8, 16, 32)
 
 # Channels of the convolutions before the pooling, at width 64, which all published ResNets have.
@@ -379,12 +389,4 @@ KEY_RULES = {
   ),
 }
 
-BACKBONES = {
-  "resnet18": backbone(ResNetSpec((2, 2, 2, 2), bottleneck=False)),
-  "resnet34": backbone(ResNetSpec((3, 4, 6, 3), bottleneck=False)),
-  "resnet50": backbone(ResNetSpec((3, 4, 6, 3), bottleneck=True)),
-  "resnet101": backbone(ResNetSpec((3, 4, 23, 3), bottleneck=True)),
-  "resnet152": backbone(ResNetSpec((3, 8, 36, 3), bottleneck=True)),
-  # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
-  "resnet_tiny": backbone(ResNetSpec((2, 2, 2, 2), bottleneck=False, width=16)),
-}
+BACKBONES = {name: backbone(spec) for name, spec in RESNETS.items()}
