@@ -3,7 +3,8 @@
 ``l(q) = mean over k+ of -log( exp(q.k+/tau) / ( exp(q.k+/tau) + sum over k- of exp(q.k-/tau) ) )``
 
 A query ``q`` is the center of a class in an image. Its positives ``k+`` are the keys of that class, its negatives
-``k-`` the keys of all other classes. The two public functions differ in the keys: memory banks, or the batch's own centers.
+``k-`` the keys of all other classes. The two public functions differ in the keys: those of memory banks, or the batch's
+own centers.
 """
 
 import jax
