@@ -35,7 +35,7 @@ def main() -> None:
     size = SIZES[name]
     compiled, slots = compile_loss(size, mesh, chips)
     trips = streamed.loop_trips(size.num_classes, slots, size.batch * size.present)
-    others = trips | {"whole_tiles": 0, "other_tiles": trips["whole_tiles"]}
+    others = trips | {"full_tiles": 0, "partial_tiles": trips["full_tiles"]}
     clock = CHIPS[mesh.devices.flat[0].device_kind].clock
     full, cleared = (hlo_cost.read(compiled.as_text(), each) for each in (trips, others))
     memory: Any = compiled.memory_analysis()

@@ -1,4 +1,4 @@
-"""Memory banks: the latest region centers of every class, as keys for the contrastive loss."""
+"""Memory banks: the latest region centers of each class, the keys of the contrastive loss."""
 
 import dataclasses
 import math
@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 
 from rc_jax.contrast.region_centers import RegionCenters
 
-# Banks on a mesh have a multiple of so many slots a class.
+# The slots of each class are padded to a multiple of this on every mesh of 1, 2, 4, ... 256 devices, so that a
+# checkpoint of one number of devices has the shapes of another.
 SLOT_MULTIPLE = 256
 
 
@@ -26,10 +27,10 @@ class MemoryBank:
     keys: ``[N,M,C]``, float; class ``n``'s keys lie in slots ``0..count[n]-1``.
     cursor: ``[N]`` int32 in ``0..M-1``; the slot that the class's next key overwrites.
     count: ``[N]`` int32 in ``0..M``; how many of the class's slots have ever been written.
-    padding: slots at the end of ``keys`` that are never written, so that devices divide its slots; ``keys`` is then
-      ``[N,M+padding,C]``.
-    mesh: the devices over which the slots are spread; None: every device that computes holds all of them.
-    axis: the axis of the mesh that they are spread over.
+    padding: slots at the end of ``keys`` that are never written, so that the devices divide the slots; ``keys`` is
+      then ``[N,M+padding,C]``.
+    mesh: the devices over which the slots are spread; None: each device that computes holds all of them.
+    axis: the axis of the mesh over which the slots are spread.
   """
 
   keys: Array
@@ -49,18 +50,18 @@ class MemoryBank:
     mesh: Mesh | None = None,
     axis: str = "data",
   ) -> "MemoryBank":
-    """An empty bank.
+    """Returns an empty bank.
 
     Args:
       num_classes: ``N``.
-      capacity: ``M``, slots for each class; the paper's choice is the number of training images.
+      capacity: ``M``, slots for each class; the paper takes the number of training images.
       dim: ``C``, length of a key.
       dtype: of the keys; bfloat16 halves the memory.
       mesh: spreads the slots over the devices along ``axis``; None: no mesh.
       axis: a name of the mesh's axes.
 
     Raises:
-      ValueError: when a size is not positive, the dtype is not floating or the mesh has no such axis.
+      ValueError: a size is not positive, the dtype is not floating, or the mesh has no such axis.
     """
     for name, size in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
       if size < 1:
@@ -72,7 +73,6 @@ class MemoryBank:
     elif axis not in mesh.shape:
       raise ValueError(f"axis: the mesh has no {axis!r}; its axes are {', '.join(map(repr, mesh.shape))}")
     else:
-      # The same on 1, 2, 4, ... 256 devices, so that a checkpoint of one number fits another.
       padding = -capacity % math.lcm(mesh.shape[axis], SLOT_MULTIPLE)
 
     def zeros(shape: tuple[int, ...], dtype: DTypeLike, spec: PartitionSpec) -> Array:
@@ -92,12 +92,12 @@ class MemoryBank:
 
   @property
   def capacity(self) -> int:
-    """``M``, the keys that a class can hold."""
+    """``M``, the number of keys that a class can hold."""
     return self.keys.shape[1] - self.padding
 
   @property
   def valid(self) -> Array:
-    """``[N,M]`` bool (with padding, ``[N,M+padding]``): the slots that have been written, the only ones ever read."""
+    """``[N,M]`` bool, with padding ``[N,M+padding]``: the slots that hold a key. No other slot is ever read."""
     return jnp.arange(self.keys.shape[1]) < self.count[:, None]
 
   def shardings(self) -> "MemoryBank":
@@ -155,32 +155,35 @@ class MemoryBank:
 
 
 def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
-  """Puts the region centers of a batch into their classes' banks, oldest out first.
+  """Writes the region centers of a batch into the banks of their classes, first-in first-out.
+
+  For image 0, then 1, ... then B-1, and each class ``n`` present in it:
+  ``keys[n, cursor[n]] = center; cursor[n] = (cursor[n] + 1) mod M; count[n] = min(count[n] + 1, M)``.
 
   Args:
     bank: keys ``[N,M,C]``, cursor ``[N]``, count ``[N]``.
-    centers: vectors ``[B,N,C]`` of unit length, present ``[B,N]``; absent centers enter nowhere. They enter
-      detached, rounded to the bank's dtype.
+    centers: vectors ``[B,N,C]`` of unit length, present ``[B,N]``; absent centers are not written. They are written
+      without gradient, rounded to the bank's dtype.
 
   Returns:
-    The bank after image 0, then 1, ... then B-1 have entered, so that the result does not depend on how the
-    batch was spread over devices. Where one batch holds more than ``M`` centers of a class, the last ``M``
-    stay.
+    The new bank. It does not depend on how the batch was spread over devices. Where a batch holds more than ``M``
+    centers of a class, the last ``M`` stay.
 
   Raises:
-    ValueError: when the centers' classes or dimension are not the bank's.
+    ValueError: the centers' classes or dimension are not the bank's.
 
   Source: RegionContrast, section 3.2.3.
   """
-  check_belong(centers, bank)
+  check_shapes(centers, bank)
   num_classes, capacity = bank.keys.shape[0], bank.capacity
   present = jnp.asarray(centers.present, jnp.int32)  # [B,N]
-  rank = jnp.cumsum(present, axis=0, dtype=jnp.int32) - present  # [B,N]: how many of the class come before
+  # [B,N]: how many centers of the class come before this one in the batch
+  rank = jnp.cumsum(present, axis=0, dtype=jnp.int32) - present
   total = present.sum(axis=0, dtype=jnp.int32)  # [N]
 
-  # Of two centers that would share a slot only the later is written, so that no slot is written twice and the
-  # order in which the hardware scatters cannot matter. The others aim beyond all slots, where they are
-  # dropped, each at an index of its own to keep the promise of unique indices.
+  # Of two centers with the same slot only the later is written: then no slot is written twice, and the order in which
+  # the hardware scatters does not matter. The others get an index beyond all slots, where they are dropped; each gets
+  # a different one, because `unique_indices` promises so.
   written = (present > 0) & (rank >= total - capacity)
   slots = bank.keys.shape[1]
   beyond = slots + jnp.arange(present.shape[0], dtype=jnp.int32)[:, None]
@@ -191,19 +194,20 @@ def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
   def write(keys: Array, slot: Array, vectors: Array) -> Array:
     return keys.at[classes, slot].set(vectors, mode="drop", unique_indices=True)
 
-  def write_own(keys: Array, slot: Array, vectors: Array) -> Array:
-    # A device writes the slots that it holds; the others lie beyond its own, each still at an index of its own.
-    mine = slot - jax.lax.axis_index(bank.axis) * keys.shape[1]
-    return write(keys, jnp.where(mine >= 0, mine, slots + beyond), vectors)
+  def write_shard(keys: Array, slot: Array, vectors: Array) -> Array:
+    # A device writes the slots that it holds; all others get different indices beyond these.
+    local = slot - jax.lax.axis_index(bank.axis) * keys.shape[1]
+    return write(keys, jnp.where(local >= 0, local, slots + beyond), vectors)
 
   keys = jnp.asarray(bank.keys)
   if bank.mesh is None:
     keys = write(keys, slot, vectors)
   else:
-    own, whole = PartitionSpec(None, bank.axis), PartitionSpec()
-    keys = jax.shard_map(write_own, mesh=bank.mesh, in_specs=(own, whole, whole), out_specs=own)(
-      keys, slot, vectors
+    by_slot, replicated = PartitionSpec(None, bank.axis), PartitionSpec()
+    write_sharded = jax.shard_map(
+      write_shard, mesh=bank.mesh, in_specs=(by_slot, replicated, replicated), out_specs=by_slot
     )
+    keys = write_sharded(keys, slot, vectors)
   return dataclasses.replace(
     bank,
     keys=keys,
@@ -212,8 +216,8 @@ def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
   )
 
 
-def check_belong(centers: RegionCenters, bank: MemoryBank | None = None) -> None:
-  """Raises a ``ValueError`` unless the centers are ``[B,N,C]`` and ``[B,N]`` and fit the bank."""
+def check_shapes(centers: RegionCenters, bank: MemoryBank | None = None) -> None:
+  """Raises ``ValueError`` unless the centers are ``[B,N,C]`` and ``[B,N]``, and have the bank's ``N`` and ``C``."""
   vectors, present = jnp.shape(centers.vectors), jnp.shape(centers.present)
   if len(vectors) != 3 or present != vectors[:2]:
     raise ValueError(f"centers must have vectors [B,N,C] and present [B,N], got {vectors} and {present}")

@@ -1,4 +1,7 @@
-"""Region centers: one unit vector for each class present in each image."""
+"""Region centers: one unit vector for each class in each image. RegionContrast, Equations 2 and 3.
+
+``center_i = normalize(sum over pixels x of w_i(x) F(x))`` with pixel weights ``w_i``.
+"""
 
 import dataclasses
 
@@ -7,10 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-METHODS = ("average", "ep_hp", "dynamic")
+WEIGHTINGS = ("average", "ep_hp", "dynamic")
 
-# Smaller numbers are subnormal, and count as zero: TPUs flush them and CPUs may not, and a class must not be
-# present on one and absent on the other.
+# Smaller numbers are subnormal and count as zero: TPUs flush them, CPUs may not, and a class must not be present on one
+# and absent on the other.
 _SMALLEST_NORMAL = float(jnp.finfo(jnp.float32).tiny)
 
 
@@ -20,7 +23,7 @@ class RegionCenters:
   """The region centers of a batch.
 
   Attributes:
-    vectors: ``[B,N,C]``, float; of unit length where present. What absent rows hold is never read.
+    vectors: ``[B,N,C]``, float; of unit length where present. Absent rows are never read.
     present: ``[B,N]`` bool; whether image ``b`` has a center of class ``n``.
   """
 
@@ -35,9 +38,9 @@ def region_centers(
   method: str = "dynamic",
   ignore_label: int = 255,
 ) -> RegionCenters:
-  """Averages each image's features over the regions of each class, and normalises.
+  """Computes ``center_i = normalize(sum over pixels x of w_i(x) F(x))`` of each class ``i`` in each image.
 
-  ``center_i = normalize(sum over pixels x of w_i(x) F(x))``. With ``G`` the labels, ``L`` and ``c`` the
+  With ``G`` the labels, ``L`` and ``c`` the
   argmax and the max of ``softmax(logits)``, the weight ``w_i`` of a pixel is
 
   - ``average``: ``1[L == i]`` where the pixel has a valid label (Eq. 2, "Direct Average");
@@ -58,26 +61,26 @@ def region_centers(
     present when its weights and its vector before normalising are not zero (below 1.2e-38 is zero).
 
   Raises:
-    ValueError: for an unknown method, shapes that do not belong together, or labels that are not integers.
+    ValueError: the method is unknown, the shapes do not belong together, or the labels are not integers.
 
-  Source: RegionContrast, sections 3.2.1 and 3.2.2.
+  Source: RegionContrast, Eq. 2 and 3, sections 3.2.1 and 3.2.2.
   """
   features, logits, labels = jnp.asarray(features), jnp.asarray(logits), jnp.asarray(labels)
-  if method not in METHODS:
-    raise ValueError(f"method: unknown {method!r}; choose one of {', '.join(METHODS)}")
+  if method not in WEIGHTINGS:
+    raise ValueError(f"method: unknown {method!r}; choose one of {', '.join(WEIGHTINGS)}")
   _check_grids(features, logits, labels)
 
   weights = _pixel_weights(jax.lax.stop_gradient(logits), labels, method, ignore_label)  # [B,h,w,N]
 
-  # The length of the sum is of no matter, so weigh relative to each class's largest weight: a class that is
-  # almost learned has weights near 1e-38, whose products with features would vanish. Then divide by the sum,
-  # to make it a weighted mean, which no number of pixels can overflow.
+  # Normalising cancels any factor on a class's weights. They are divided by the class's largest weight, because those
+  # of a well-learned class are near 1e-38 and their products with features would vanish; then by their sum, because
+  # no number of pixels can overflow a weighted mean.
   largest = weights.max(axis=(1, 2), keepdims=True)  # [B,1,1,N]
   weights = weights / jnp.where(largest > 0, largest, 1)
   weights = weights / jnp.maximum(weights.sum(axis=(1, 2), keepdims=True), 1)
 
-  # A segment sum written as a matrix product: scattered float additions are slow on accelerators. bfloat16
-  # features widen exactly; rounding the weights to bfloat16 would not be exact.
+  # A segment sum as a matrix product: scattered float additions are slow on accelerators. In float32, because bfloat16
+  # features convert to it exactly, and weights do not convert to bfloat16 exactly.
   means = jnp.einsum(
     "bhwn,bhwc->bnc", weights, features.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
   )
@@ -86,7 +89,7 @@ def region_centers(
 
 
 def _pixel_weights(logits: Array, labels: Array, method: str, ignore_label: int) -> Array:
-  """The weight ``[B,h,w,N]`` float32 of each pixel in each class's center."""
+  """Returns the weights ``w_i(x)``, ``[B,h,w,N]`` float32."""
   classes = jnp.arange(logits.shape[-1])
   labels = labels.astype(jnp.int32)[..., None]  # [B,h,w,1]; int32, as uint8 cannot be compared with -1
   counted = labels != ignore_label
@@ -94,33 +97,33 @@ def _pixel_weights(logits: Array, labels: Array, method: str, ignore_label: int)
   if method == "ep_hp":
     return truth.astype(jnp.float32)
 
-  predicted = jnp.argmax(logits, axis=-1, keepdims=True) == classes
+  predicted = jnp.argmax(logits, axis=-1, keepdims=True) == classes  # [B,h,w,N]: L == i
   if method == "average":
     return (predicted & truth.any(axis=-1, keepdims=True)).astype(jnp.float32)
 
-  easy = truth & predicted
-  hard = truth & ~predicted
-  return jnp.where(easy, _doubt(logits, predicted), hard.astype(jnp.float32))
+  easy = truth & predicted  # EP_i
+  hard = truth & ~predicted  # HP_i
+  return jnp.where(easy, _one_minus_confidence(logits, predicted), hard.astype(jnp.float32))
 
 
-def _doubt(logits: Array, predicted: Array) -> Array:
-  """``1 - c`` as ``[B,h,w,1]`` float32, exact to rounding however near to 1 the confidence ``c`` is.
+def _one_minus_confidence(logits: Array, predicted: Array) -> Array:
+  """Returns ``1 - c = r / (1 + r)`` with ``r = sum over j != L of exp(z_j - z_L)``, ``[B,h,w,1]`` float32.
 
-  ``1 - max softmax`` would be 0 from a margin of 17 on; summing the other classes keeps all digits to 87.
+  It is exact to rounding up to a margin of 87 between the logits, where ``1 - max softmax`` is 0 from 17 on.
   """
   logits = logits.astype(jnp.float32)
   margins = logits - logits.max(axis=-1, keepdims=True)  # z_j - z_L
   others = jnp.where(predicted, 0, jnp.exp(margins)).sum(axis=-1, keepdims=True)  # r
-  doubt = others / (1 + others)
-  return jnp.where(doubt < _SMALLEST_NORMAL, 0, doubt)
+  difference = others / (1 + others)
+  return jnp.where(difference < _SMALLEST_NORMAL, 0, difference)
 
 
 def _normalize(vectors: Array) -> tuple[Array, Array]:
-  """Divides vectors ``[...,C]`` by their length; returns them and whether each was not zero.
+  """Returns ``v / |v|`` of vectors ``[...,C]``, and ``[...]`` bool, whether each is not zero.
 
-  Zero vectors stay zero and get zero gradient. Neither value nor gradient can be NaN or infinite for finite
-  vectors: squares are taken relative to the largest entry (up to 1e30, whose reciprocal is a normal number),
-  and the gradient, which grows as one over the length, grows no more below 1e-30.
+  Zero vectors stay zero and get zero gradient. For finite vectors, value and gradient are finite: squares are taken
+  relative to the largest entry (up to 1e30, whose reciprocal is a normal number), and the gradient, which grows as
+  one over the length, is limited to its value at a length of 1e-30.
   """
   largest = jax.lax.stop_gradient(jnp.abs(vectors).max(axis=-1, keepdims=True))
   nonzero = largest >= _SMALLEST_NORMAL

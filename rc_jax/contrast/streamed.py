@@ -1,73 +1,98 @@
-"""Equation 4 over banks of any size: the keys pass by in tiles, and nothing of size queries x keys exists.
+"""Equation 4 of RegionContrast over memory banks of any size, with its gradient, in two passes over the keys.
 
-Banks are constants, so the gradient of a query's loss can be summed up while its keys pass by. With logits
-``z = q.k/tau``, ``P`` the number of positives and ``S = sum over k- of exp(z-)``,
+With logits ``z = q.k/tau``, ``P`` the number of positives ``k+`` and ``S = sum over k- of exp(z-)``,
 
-``l(q) = 1/P sum over k+ of softplus(log S - z+)``
-``dl/dq = 1/(tau P) sum over k+ of w+ ( sum over k- of exp(z-)/S k-  -  k+ )``,  ``w+ = sigmoid(log S - z+)``
+``l(q)  = mean over k+ of -log( exp(z+) / (exp(z+) + S) ) = 1/P sum over k+ of softplus(log S - z+)``
 
-so one pass over all banks gives ``log S`` and its gradient, the sum over ``k-``, for every query, and a second one over
-the banks of the queries' own classes gives the rest. The backward pass multiplies by what came in.
+``dl/dq = 1/(tau P) sum over k+ of w+ ( sum over k- of exp(z-)/S k-  -  k+ )``  with ``w+ = sigmoid(log S - z+)``.
 
-A small problem is one tile, and then nothing is repeated. Where the slots are sharded, each device lets its own pass
-by, and what crosses between devices is of size queries x C.
+The first pass reads all banks and gives ``log S`` and ``sum over k- of exp(z-) k-`` of every query. The second reads
+the banks of the queries' own classes and gives the sums over ``k+``. Banks are constants, so the forward pass already
+has the gradient, and the backward pass multiplies it by the cotangent. No array has the size queries x keys: each pass
+sums over tiles (``tiles.py``). Where the slots are sharded, each device sums over its own, and devices exchange arrays
+of the size queries x C.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from rc_jax.contrast.memory_bank import MemoryBank
+from rc_jax.contrast.tiles import (
+  FULL_TILES,
+  PARTIAL_TILES,
+  BankShard,
+  Tile,
+  cleared,
+  is_one_tile,
+  sum_over_tiles,
+  tile_shape,
+)
 
-# Queries that share one pass over the banks. More read the banks less often, but a pass takes as long for one query
-# as for all of them; and beyond 160, the weights of a tile's keys outgrow what a TPU v5e keeps near its matrix units:
-# 256 take 1.7 x as long.
+# Queries that share one pass over the banks. More queries read the banks less often, but a pass takes as long for one
+# query as for all of them. Beyond 160, the weights of a tile's keys exceed the memory near the matrix units of a
+# TPU v5e: 256 queries take 1.7 x as long.
 QUERY_BLOCK = 160
-# Keys that pass by at once, of as many classes as that takes. Each turn of a loop costs some microseconds whatever it
-# does, and each key makes QUERY_BLOCK logits.
-KEY_TILE = 32_768
-# Up to so many keys on a device are one tile.
-ONE_TILE = 65_536
 # A logit of unit vectors is at most 1/tau, which replaces the largest one in the log-sum-exp. Below this tau, all of
-# exp(z - 1/tau) may vanish in float32 (z may be -1/tau), and the largest is looked for.
+# exp(z - 1/tau) may vanish in float32 (z may be -1/tau), and the largest logit is computed.
 LEAST_BOUNDED_TEMPERATURE = 0.025
 
 
 class Terms(NamedTuple):
-  """What Eq. 4 says of each query, float32 ``[B,N]`` each, 0 where a query does not count.
+  """Equation 4 of each query, float32 ``[B,N]`` each, 0 where a query does not count.
 
   Attributes:
     loss: ``l(q)``.
-    counted: 1 where a query has a positive and a negative.
-    to_positives: mean ``q.k+/tau``; without gradient.
-    to_negatives: mean ``q.k-/tau``; without gradient.
+    counted: 1 where a query is present and has a positive and a negative.
+    positive_logits: mean ``z+``; without gradient.
+    negative_logits: mean ``z-``; without gradient.
   """
 
   loss: Array
   counted: Array
-  to_positives: Array
-  to_negatives: Array
+  positive_logits: Array
+  negative_logits: Array
 
 
 def streamed_contrast(
   queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool
 ) -> Terms:
-  """Computes ``l(q)`` of every query against the banks.
+  """Computes ``l(q)`` of every query against the banks; gradients reach the queries and the temperature.
 
   Args:
-    queries: ``[B,N,C]`` float32, of unit length where present.
+    queries: ``q [B,N,C]`` float32, of unit length where present.
     present: ``[B,N]`` bool.
-    bank: the banks, constants. Products are of the keys' dtype, sums are float32.
+    bank: the banks, constants. Products are in the keys' dtype, sums are float32.
     temperature: ``tau``, a float32 scalar.
     bounded: whether ``tau`` is known to be at least ``LEAST_BOUNDED_TEMPERATURE``.
 
   Source: RegionContrast, Eq. 4.
   """
   return _streamed(queries, present, bank, temperature, bounded)
+
+
+def loop_trips(num_classes: int, slots: int, queries: int) -> dict[str, int]:
+  """Returns loop name -> iterations, for cost estimates: a compiled program does not show counts that data decide.
+
+  Args:
+    num_classes: ``N``.
+    slots: of each class on a device, all of them written.
+    queries: number of queries that count.
+
+  Returns:
+    The ``jax.named_scope`` around each loop -> its iterations.
+  """
+  g, t = tile_shape(num_classes, slots)
+  full_tiles = -(-num_classes // g) * -(-slots // t)
+  return {
+    "query_blocks": -(-queries // QUERY_BLOCK),
+    FULL_TILES: full_tiles,
+    PARTIAL_TILES: 0,
+  }
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -86,7 +111,7 @@ def _forward(
 def _backward(bounded: bool, residuals: tuple[Array, ...], cotangents: Terms) -> tuple[Array | None, ...]:
   queries, gradient, temperature = residuals
   d_queries = cotangents.loss[..., None] * gradient
-  # l depends on q / tau alone.
+  # l depends on q / tau alone, so dl/dtau = -q/tau . dl/dq.
   d_temperature = -jnp.sum(d_queries * queries) / temperature
   return d_queries, None, None, d_temperature
 
@@ -97,54 +122,29 @@ _streamed.defvjp(_forward, _backward)
 def _on_all_devices(
   queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool, with_gradient: bool
 ) -> tuple[Terms, Array]:
-  stream = functools.partial(
-    _stream,
+  """Runs `_terms_and_gradient` on each device's slots."""
+  terms_and_gradient = functools.partial(
+    _terms_and_gradient,
     capacity=bank.capacity,
     axis=None if bank.mesh is None else bank.axis,
     bounded=bounded,
     with_gradient=with_gradient,
   )
   if bank.mesh is None:
-    return stream(queries, present, bank.keys, bank.count, temperature)
-  whole, slots = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None, bank.axis)
-  # Unchecked: the results are sums over all devices, which no type can show of what a loop has carried.
+    return terms_and_gradient(queries, present, bank.keys, bank.count, temperature)
+  replicated, slots = PartitionSpec(), PartitionSpec(None, bank.axis)
+  # Unchecked: the results are sums over all devices, which the type of a loop's carry cannot show.
   sharded = jax.shard_map(
-    stream, mesh=bank.mesh, in_specs=(whole, whole, slots, whole, whole), out_specs=whole, check_vma=False
+    terms_and_gradient,
+    mesh=bank.mesh,
+    in_specs=(replicated, replicated, slots, replicated, replicated),
+    out_specs=replicated,
+    check_vma=False,
   )
   return sharded(queries, present, bank.keys, bank.count, temperature)
 
 
-class _Sums(NamedTuple):
-  """Of each query over its negatives on this device, ``[Q]`` but for the last.
-
-  Attributes:
-    largest: of the logits ``z-``, -inf where there is none; or, instead, a bound on all logits.
-    exps: sum of ``exp(z- - largest)``.
-    logits: sum of ``z-``.
-    pull: sum of ``exp(z- - largest) k-``, ``[Q,C]``; ``[Q,0]`` where no gradient is asked for.
-  """
-
-  largest: Array
-  exps: Array
-  logits: Array
-  pull: Array
-
-
-class _Part(NamedTuple):
-  """The slots of the banks that lie on this device.
-
-  Attributes:
-    keys: ``[N,m,C]``.
-    here: ``[N]`` int32, how many of a class's slots have been written.
-    usable: int32 scalar, how many ever will be; those behind are zeros for good.
-  """
-
-  keys: Array
-  here: Array
-  usable: Array
-
-
-def _stream(
+def _terms_and_gradient(
   queries: Array,
   present: Array,
   keys: Array,
@@ -155,232 +155,242 @@ def _stream(
   bounded: bool,
   with_gradient: bool,
 ) -> tuple[Terms, Array]:
-  """Terms, and ``dl/dq [B,N,C]`` of each; ``keys [N,m,C]`` are this device's slots, ``count`` that of all."""
+  """Computes the terms and ``dl/dq`` of each query.
+
+  Args:
+    queries: ``q [B,N,C]``.
+    present: ``[B,N]`` bool.
+    keys: ``[N,m,C]``, the slots on this device.
+    count: ``[N]``, the keys of each class on all devices.
+    temperature: ``tau``.
+    capacity: ``M``, on all devices.
+    axis: the mesh axis over which the slots are spread; None: this device holds all.
+    bounded: as for `streamed_contrast`.
+    with_gradient: whether the gradient is needed.
+
+  Returns:
+    The terms, and the gradient ``[B,N,C]``; ``[B,N,0]`` where it is not needed.
+  """
   total = count.sum()
-  counted = present & (count > 0) & (total > count)  # [B,N]
-  scaled = jnp.where(counted[..., None], queries, 0) / temperature
-  first = 0 if axis is None else jax.lax.axis_index(axis) * keys.shape[1]
+  counted = present & (count > 0) & (total > count)  # [B,N]: has a positive and a negative
+  scaled = jnp.where(counted[..., None], queries, 0) / temperature  # q / tau
   slots = keys.shape[1]
-  part = _Part(keys, jnp.clip(count - first, 0, slots), jnp.clip(capacity - first, 0, slots))
-  if _is_one_tile(keys):
-    part = part._replace(keys=_cleared(keys, jnp.arange(slots) < part.here[:, None]))
+  first = 0 if axis is None else jax.lax.axis_index(axis) * slots
+  shard = BankShard(keys, jnp.clip(count - first, 0, slots), jnp.clip(capacity - first, 0, slots))
+  if is_one_tile(keys):
+    shard = shard._replace(keys=cleared(keys, jnp.arange(slots) < shard.written[:, None]))
 
   bound = 1 / temperature if bounded else None
-  sums = _all_negatives(scaled, counted, part, bound, with_gradient)
+  negative = _sum_over_negatives(scaled, counted, shard, bound, with_gradient)
   if axis is not None:
-    if not bounded:
-      largest = jax.lax.pmax(sums.largest, axis)
-      factor = jnp.exp(sums.largest - jnp.where(largest > -jnp.inf, largest, 0))
-      sums = _Sums(largest, sums.exps * factor, sums.logits, sums.pull * factor[..., None])
-    sums = _Sums(sums.largest, *_add_up((sums.exps, sums.logits, sums.pull), axis))
-  exps = jnp.where(counted, sums.exps, 1)
-  log_sum = jnp.where(counted, jnp.log(exps) + sums.largest, 0)
+    negative = _add_over_devices(negative, axis, bounded)
+  exps = jnp.where(counted, negative.exps, 1)
+  log_s = jnp.where(counted, jnp.log(exps) + negative.largest, 0)  # [B,N]
 
-  parts = _positives(scaled, counted, log_sum, part, with_gradient)
-  losses, positive_logits, weight, push = parts if axis is None else _add_up(parts, axis)
-  positives = jnp.maximum(count, 1).astype(jnp.float32)
-  negatives = jnp.maximum(total - count, 1).astype(jnp.float32)
+  positive = _sum_over_positives(scaled, counted, log_s, shard, with_gradient)
+  if axis is not None:
+    positive = _PositiveSums(*_psum(positive, axis))
+  positives = jnp.maximum(count, 1).astype(jnp.float32)  # [N]: P
+  negatives = jnp.maximum(total - count, 1).astype(jnp.float32)  # [N]
 
-  def clear(values: Array) -> Array:
+  def where_counted(values: Array) -> Array:
     return jnp.where(counted, values, 0)
 
   terms = Terms(
-    clear(losses / positives),
-    clear(jnp.ones_like(losses)),
-    clear(positive_logits / positives),
-    clear(sums.logits / negatives),
+    where_counted(positive.losses / positives),
+    where_counted(jnp.ones_like(positive.losses)),
+    where_counted(positive.logits / positives),
+    where_counted(negative.logits / negatives),
   )
-  gradient = ((weight / exps)[..., None] * sums.pull - push) / (temperature * positives[:, None])
+  gradient = ((positive.weights / exps)[..., None] * negative.weighted_keys - positive.weighted_keys) / (
+    temperature * positives[:, None]
+  )
   return terms, jnp.where(counted[..., None], gradient, 0)
 
 
-def _add_up(parts: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
+class _NegativeSums(NamedTuple):
+  """Sums over the negatives of each query, ``[...]`` but for the last.
+
+  Attributes:
+    largest: the largest ``z-``, -inf where there is no negative; or a bound on all logits in its place.
+    exps: sum of ``exp(z- - largest)``.
+    logits: sum of ``z-``.
+    weighted_keys: sum of ``exp(z- - largest) k-``, ``[...,C]``; ``[...,0]`` where no gradient is needed.
+  """
+
+  largest: Array
+  exps: Array
+  logits: Array
+  weighted_keys: Array
+
+  @classmethod
+  def zeros(cls, queries: int, dim: int, bound: Array | None, with_gradient: bool) -> "_NegativeSums":
+    """Returns the sums over no negative."""
+    largest = jnp.full(queries, -jnp.inf if bound is None else bound, jnp.float32)
+    zeros = jnp.zeros(queries)
+    return cls(largest, zeros, zeros, jnp.zeros((queries, dim if with_gradient else 0)))
+
+
+class _PositiveSums(NamedTuple):
+  """Sums over the positives of each query, ``[B,N]`` but for the last.
+
+  Attributes:
+    losses: sum of ``softplus(log S - z+)``.
+    logits: sum of ``z+``.
+    weights: sum of ``w+ = sigmoid(log S - z+)``.
+    weighted_keys: sum of ``w+ k+``, ``[B,N,C]``; ``[B,N,0]`` where no gradient is needed.
+  """
+
+  losses: Array
+  logits: Array
+  weights: Array
+  weighted_keys: Array
+
+
+def _add_over_devices(sums: _NegativeSums, axis: str, bounded: bool) -> _NegativeSums:
+  """Adds the sums of all devices, after bringing them to one ``largest``."""
+  largest = sums.largest
+  if not bounded:
+    largest = jax.lax.pmax(sums.largest, axis)
+    factor = jnp.exp(sums.largest - jnp.where(largest > -jnp.inf, largest, 0))
+    sums = _NegativeSums(largest, sums.exps * factor, sums.logits, sums.weighted_keys * factor[..., None])
+  return _NegativeSums(largest, *_psum((sums.exps, sums.logits, sums.weighted_keys), axis))
+
+
+def _psum(arrays: tuple[Array, ...], axis: str) -> tuple[Array, ...]:
   """Sums ``[B,N]`` and ``[B,N,C]`` arrays over devices, in one message."""
-  widths = [part.shape[2] if part.ndim == 3 else 1 for part in parts]
-  joined = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=-1)
+  widths = [array.shape[2] if array.ndim == 3 else 1 for array in arrays]
+  joined = jnp.concatenate([array.reshape(*array.shape[:2], -1) for array in arrays], axis=-1)
   cuts = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-  apart = jnp.split(jax.lax.psum(joined, axis), cuts, axis=-1)
-  return tuple(one.reshape(part.shape) for one, part in zip(apart, parts, strict=True))
+  summed = jnp.split(jax.lax.psum(joined, axis), cuts, axis=-1)
+  return tuple(part.reshape(array.shape) for part, array in zip(summed, arrays, strict=True))
 
 
-def _all_negatives(
-  queries: Array, counted: Array, part: _Part, bound: Array | None, with_gradient: bool
-) -> _Sums:
-  """Sums over the negatives of all queries ``[B,N,C]``: ``_Sums`` of ``[B,N]``."""
+def _sum_over_negatives(
+  queries: Array, counted: Array, shard: BankShard, bound: Array | None, with_gradient: bool
+) -> _NegativeSums:
+  """Sums over the negatives of all queries, in blocks of queries.
+
+  Args:
+    queries: ``q / tau [B,N,C]``.
+    counted: ``[B,N]`` bool.
+    shard: the keys.
+    bound: on all logits; None: the largest logit is computed.
+    with_gradient: whether ``weighted_keys`` is needed.
+
+  Returns:
+    The sums, ``[B,N]``.
+  """
   batch, num_classes, dim = queries.shape
   size = batch * num_classes
   classes = jnp.arange(size, dtype=jnp.int32) % num_classes
-  rows = queries.reshape(size, dim)
-  pass_by = functools.partial(_pass_by, part=part, bound=bound, with_gradient=with_gradient)
+  rows = queries.reshape(size, dim)  # [B,N,C] -> [BN,C]
+  sum_block = functools.partial(
+    _sum_block_over_negatives, shard=shard, bound=bound, with_gradient=with_gradient
+  )
 
   if size <= QUERY_BLOCK:
-    sums = pass_by(rows, classes)
+    sums = sum_block(rows, classes)
   else:
-    # The queries that count come first, and the loop over blocks ends with them.
+    # The queries that count come first, so that the loop over blocks ends with them.
     order = jnp.argsort(~counted.reshape(-1), stable=True)
     padded = jnp.pad(order, (0, -size % QUERY_BLOCK))
     rows, classes = rows[padded], classes[padded]
 
-    def one_block(i: Array, found: _Sums) -> _Sums:
+    def one_block(i: Array, sums: _NegativeSums) -> _NegativeSums:
       start = i * QUERY_BLOCK
-      some, theirs = (jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK) for x in (rows, classes))
-      return jax.tree.map(
-        lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0),
-        found,
-        pass_by(some, theirs),
-      )
+      block = sum_block(*(jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK) for x in (rows, classes)))
+      return jax.tree.map(lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, part, start, 0), sums, block)
 
     blocks = (counted.sum() + QUERY_BLOCK - 1) // QUERY_BLOCK
     with jax.named_scope("query_blocks"):
-      sums = jax.lax.fori_loop(0, blocks, one_block, _no_sums(padded.size, dim, bound, with_gradient))
-    back = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32), unique_indices=True)
-    sums = jax.tree.map(lambda x: x[back], sums)
+      zeros = _NegativeSums.zeros(padded.size, dim, bound, with_gradient)
+      sums = jax.lax.fori_loop(0, blocks, one_block, zeros)
+    place = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32), unique_indices=True)
+    sums = jax.tree.map(lambda x: x[place], sums)
   return jax.tree.map(lambda x: x.reshape(batch, num_classes, *x.shape[1:]), sums)
 
 
-def _no_sums(queries: int, dim: int, bound: Array | None, with_gradient: bool) -> _Sums:
-  largest = jnp.full(queries, -jnp.inf if bound is None else bound, jnp.float32)
-  zeros = jnp.zeros(queries)
-  return _Sums(largest, zeros, zeros, jnp.zeros((queries, dim if with_gradient else 0)))
-
-
-def _pass_by(queries: Array, classes: Array, part: _Part, bound: Array | None, with_gradient: bool) -> _Sums:
-  """Lets all keys pass by some queries.
+def _sum_block_over_negatives(
+  queries: Array, classes: Array, shard: BankShard, bound: Array | None, with_gradient: bool
+) -> _NegativeSums:
+  """Sums over the negatives of ``Q`` queries, in one pass over the keys.
 
   Args:
-    queries: ``[Q,C]``, divided by ``tau``; classes: ``[Q]``.
-    part: the keys.
-    bound: on all logits; None: the largest is looked for.
-    with_gradient: whether ``pull`` is asked for.
-  """
-
-  def add_tile(tile: _Tile, sums: _Sums) -> _Sums:
-    logits = _product(queries, tile.keys, (1, 2))  # [Q,g,t]
-    # In two steps, of which none is of size Q g t: 0 for negatives, -inf for all else.
-    not_own = jnp.where(tile.classes == classes[:, None], -jnp.inf, 0)[..., None]  # [Q,g,1]
-    written = jnp.where(tile.valid, 0, -jnp.inf)  # [g,t]
-    largest, exps, pull = sums.largest, sums.exps, sums.pull
-    shift = largest
-    if bound is None:
-      largest = jnp.maximum(largest, (logits + not_own + written).max(axis=(1, 2)))
-      shift = jnp.where(largest > -jnp.inf, largest, 0)
-      before = jnp.exp(sums.largest - shift)
-      exps, pull = exps * before, pull * before[:, None]
-    weights = jnp.exp(logits + (not_own - shift[:, None, None]) + written)
-    if with_gradient:
-      pull += _product(weights, tile.keys, (1, 0), (2, 1))
-    per_class = jnp.where(tile.valid, logits, 0).sum(axis=2)
-    added = jnp.where(not_own[..., 0] == 0, per_class, 0).sum(axis=1)
-    return _Sums(largest, exps + weights.sum(axis=(1, 2)), sums.logits + added, pull)
-
-  start = _no_sums(queries.shape[0], queries.shape[1], bound, with_gradient)
-  return _for_each_tile(part, part.here > 0, add_tile, start)
-
-
-class _Tile(NamedTuple):
-  """Neighbouring slots of neighbouring classes.
-
-  Attributes:
-    classes: ``[g]`` int32.
-    keys: ``[g,t,C]``; what is not valid is finite.
-    valid: ``[g,t]`` bool.
-    start: int32 scalar, the first of the classes.
-  """
-
-  classes: Array
-  keys: Array
-  valid: Array
-  start: Array
-
-
-def loop_trips(num_classes: int, slots: int, queries: int) -> dict[str, int]:
-  """Tells how often the loops go round: for estimates of a compiled program, which shows no trips that data decide.
-
-  Args:
-    num_classes: ``N``.
-    slots: of each class on a device, all of them written.
-    queries: how many count.
+    queries: ``q / tau [Q,C]``.
+    classes: ``[Q]`` int32, the class of each query.
+    shard, bound, with_gradient: as for `_sum_over_negatives`.
 
   Returns:
-    The name of a ``jax.named_scope`` around a loop -> trips.
+    The sums, ``[Q]``.
   """
-  g, t = _tile_shape(num_classes, slots)
-  tiles = -(-num_classes // g) * -(-slots // t)
-  return {"query_blocks": -(-queries // QUERY_BLOCK), "whole_tiles": tiles, "other_tiles": 0}
 
+  def add_tile(tile: Tile, sums: _NegativeSums) -> _NegativeSums:
+    logits = _product(queries, tile.keys, (1, 2))  # [Q,g,t]
+    # Two masks in place of one of size Q g t: 0 for negatives, -inf for the query's own class and for empty slots.
+    own_class = jnp.where(tile.classes == classes[:, None], -jnp.inf, 0)[..., None]  # [Q,g,1]
+    empty = jnp.where(tile.valid, 0, -jnp.inf)  # [g,t]
+    largest, exps, weighted_keys = sums.largest, sums.exps, sums.weighted_keys
+    shift = largest
+    if bound is None:
+      largest = jnp.maximum(largest, (logits + own_class + empty).max(axis=(1, 2)))
+      shift = jnp.where(largest > -jnp.inf, largest, 0)
+      factor = jnp.exp(sums.largest - shift)
+      exps, weighted_keys = exps * factor, weighted_keys * factor[:, None]
+    weights = jnp.exp(logits + (own_class - shift[:, None, None]) + empty)  # [Q,g,t]
+    if with_gradient:
+      weighted_keys += _product(weights, tile.keys, (1, 0), (2, 1))
+    per_class = jnp.where(tile.valid, logits, 0).sum(axis=2)  # [Q,g]
+    logit_sum = jnp.where(own_class[..., 0] == 0, per_class, 0).sum(axis=1)
+    return _NegativeSums(largest, exps + weights.sum(axis=(1, 2)), sums.logits + logit_sum, weighted_keys)
 
-def _tile_shape(num_classes: int, slots: int) -> tuple[int, int]:
-  t = min(slots, KEY_TILE)
-  return min(num_classes, max(1, KEY_TILE // t)), t
-
-
-def _is_one_tile(keys: Array) -> bool:
-  return keys.shape[0] * keys.shape[1] <= ONE_TILE
-
-
-def _cleared(keys: Array, written: Array) -> Array:
-  """Zeros where no key was ever written, which may hold anything: 0 x anything is not always 0."""
-  # Behind the barrier it is done once, not inside each product.
-  cleared: Array = jax.lax.optimization_barrier(jnp.where(written[..., None], keys, 0))
-  return cleared
-
-
-def _for_each_tile(part: _Part, wanted: Array, add: Callable[[_Tile, Any], Any], sums: Any) -> Any:
-  """Adds up tiles, those without a key or without a class that is ``wanted [N]`` left out.
-
-  On a TPU, clearing what was never written takes as long as the products, and in full banks nothing is to clear: such
-  tiles have a loop of their own.
-
-  Args:
-    part: the keys on this device, cleared where they are one tile.
-    wanted: ``[N]`` bool.
-    add: ``(tile, sums) -> sums``.
-    sums: before the first tile.
-  """
-  num_classes, slots, dim = part.keys.shape
-  if _is_one_tile(part.keys):
-    everything = jnp.arange(num_classes, dtype=jnp.int32), part.keys, jnp.arange(slots) < part.here[:, None]
-    return add(_Tile(*everything, start=jnp.int32(0)), sums)
-  g, t = _tile_shape(num_classes, slots)
-  rows, columns = -(-num_classes // g), -(-slots // t)
-  # The last tiles start early to be as large as the others, and leave out what was there before.
-  row_of, column_of = jnp.arange(rows) * g, jnp.arange(columns) * t
-  starts = jnp.minimum(row_of, num_classes - g)[:, None]
-  classes = jnp.arange(num_classes)
-  inside = (classes >= starts) & (classes < starts + g)  # [rows,N]
-  new_here = inside & (classes >= row_of[:, None])
-  asked = wanted & (part.here > column_of[:, None])  # [columns,N]
-  visited = (new_here[:, None] & asked).any(axis=2).reshape(-1)
-  whole = (~inside | (part.here >= part.usable)).all(axis=1).repeat(columns)
-
-  def body(clear: bool, order: Array) -> Callable[[Array, Any], Any]:
-    def one(i: Array, sums: Any) -> Any:
-      # Tied to the loop: a CPU would otherwise turn all of a bfloat16 bank into float32 before it.
-      bank, _ = jax.lax.optimization_barrier((part.keys, i))
-      corner = row_of[order[i] // columns], column_of[order[i] % columns]
-      row, column = jnp.minimum(corner[0], num_classes - g), jnp.minimum(corner[1], slots - t)
-      classes, at = row + jnp.arange(g, dtype=jnp.int32), column + jnp.arange(t)
-      keys = jax.lax.dynamic_slice(bank, (row, column, 0), (g, t, dim))
-      written = at < jax.lax.dynamic_slice_in_dim(part.here, row, g)[:, None]
-      if clear:
-        keys = _cleared(keys, written)
-      new = (classes >= corner[0])[:, None] & (at >= corner[1])
-      return add(_Tile(classes, keys, written & new, row), sums)
-
-    return one
-
-  for name, clear, chosen in (
-    ("whole_tiles", False, visited & whole),
-    ("other_tiles", True, visited & ~whole),
-  ):
-    order = jnp.argsort(~chosen, stable=True)
-    with jax.named_scope(name):
-      sums = jax.lax.fori_loop(0, chosen.sum(), body(clear, order), sums)
+  zeros = _NegativeSums.zeros(queries.shape[0], queries.shape[1], bound, with_gradient)
+  sums: _NegativeSums = sum_over_tiles(shard, shard.written > 0, add_tile, zeros)
   return sums
 
 
+def _sum_over_positives(
+  queries: Array, counted: Array, log_s: Array, shard: BankShard, with_gradient: bool
+) -> _PositiveSums:
+  """Sums over the positives of all queries: the queries of each class, one from an image, against its own bank.
+
+  Args:
+    queries: ``q / tau [B,N,C]``.
+    counted: ``[B,N]`` bool.
+    log_s: ``log S [B,N]``.
+    shard: the keys.
+    with_gradient: whether ``weighted_keys`` is needed.
+  """
+  batch, num_classes, dim = queries.shape
+  queries, log_s = queries.swapaxes(0, 1), log_s.swapaxes(0, 1)  # [B,N,...] -> [N,B,...]
+
+  def add_tile(tile: Tile, sums: _PositiveSums) -> _PositiveSums:
+    def of_tile(x: Array) -> Array:
+      return jax.lax.dynamic_slice_in_dim(x, tile.start, tile.classes.size)
+
+    valid = tile.valid[:, None]  # [g,1,t]
+    logits = _product(of_tile(queries), tile.keys, (2, 2), shared=1)  # [g,B,t]
+    margins = of_tile(log_s)[..., None] - logits  # log S - z+
+    weights = jnp.where(valid, jax.nn.sigmoid(margins), 0)
+    added = _PositiveSums(
+      jnp.where(valid, jax.nn.softplus(margins), 0).sum(axis=2),
+      jnp.where(valid, logits, 0).sum(axis=2),
+      weights.sum(axis=2),
+      _product(weights, tile.keys, (2, 1), shared=1) if with_gradient else jnp.zeros((*weights.shape[:2], 0)),
+    )
+    return jax.tree.map(
+      lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, of_tile(x) + part, tile.start, 0), sums, added
+    )
+
+  zeros = jnp.zeros((num_classes, batch))
+  start = _PositiveSums(zeros, zeros, zeros, jnp.zeros((num_classes, batch, dim if with_gradient else 0)))
+  with jax.named_scope("positives"):
+    sums: _PositiveSums = sum_over_tiles(shard, counted.any(axis=0), add_tile, start)
+  return jax.tree.map(lambda x: x.swapaxes(0, 1), sums)
+
+
 def _product(a: Array, b: Array, *contract: tuple[int, int], shared: int = 0) -> Array:
-  """A product in the dtype of ``b``, summed in float32 over pairs of axes; the first ``shared`` axes are shared."""
+  """Multiplies in the dtype of ``b`` and sums in float32 over pairs of axes; the first ``shared`` axes are shared."""
   # Otherwise a TPU, and a GPU with TensorFloat-32, would round float32 keys.
   precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
   common = tuple(range(shared))
@@ -392,46 +402,3 @@ def _product(a: Array, b: Array, *contract: tuple[int, int], shared: int = 0) ->
     preferred_element_type=jnp.float32,
   )
   return product
-
-
-def _positives(
-  queries: Array, counted: Array, log_sum: Array, part: _Part, with_gradient: bool
-) -> tuple[Array, Array, Array, Array]:
-  """Sums over each query's positives: each class's queries against its own bank, at most one from an image.
-
-  Args:
-    queries: ``[B,N,C]``, divided by ``tau``; counted: ``[B,N]``; log_sum: ``log S [B,N]``.
-    part: the keys.
-    with_gradient: whether the last result is asked for; otherwise it is ``[B,N,0]``.
-
-  Returns:
-    Sums of ``softplus(log S - z+)``, of ``z+`` and of ``w+``, ``[B,N]`` each, and of ``w+ k+ [B,N,C]``.
-  """
-  batch, num_classes, dim = queries.shape
-  queries, log_sum = queries.swapaxes(0, 1), log_sum.swapaxes(0, 1)  # classes first
-
-  def add_tile(tile: _Tile, sums: tuple[Array, ...]) -> tuple[Array, ...]:
-    def of_tile(x: Array) -> Array:
-      return jax.lax.dynamic_slice_in_dim(x, tile.start, tile.classes.size)
-
-    valid = tile.valid[:, None]  # [g,1,t]
-    logits = _product(of_tile(queries), tile.keys, (2, 2), shared=1)  # [g,B,t]
-    margins = of_tile(log_sum)[..., None] - logits
-    weights = jnp.where(valid, jax.nn.sigmoid(margins), 0)
-    added = [
-      jnp.where(valid, jax.nn.softplus(margins), 0).sum(axis=2),
-      jnp.where(valid, logits, 0).sum(axis=2),
-      weights.sum(axis=2),
-      _product(weights, tile.keys, (2, 1), shared=1) if with_gradient else jnp.zeros((*weights.shape[:2], 0)),
-    ]
-    return tuple(
-      jax.lax.dynamic_update_slice_in_dim(whole, of_tile(whole) + one, tile.start, 0)
-      for whole, one in zip(sums, added, strict=True)
-    )
-
-  zeros = jnp.zeros((num_classes, batch))
-  start = (zeros, zeros, zeros, jnp.zeros((num_classes, batch, dim if with_gradient else 0)))
-  with jax.named_scope("positives"):
-    sums = _for_each_tile(part, counted.any(axis=0), add_tile, start)
-  losses, logits, weights, push = (x.swapaxes(0, 1) for x in sums)
-  return losses, logits, weights, push

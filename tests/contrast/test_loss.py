@@ -1,7 +1,5 @@
 """The contrastive loss against Equation 4 written as loops over keys in float64."""
 
-import unittest.mock
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rc_jax import contrast
-from rc_jax.contrast import streamed
+from tests.contrast.tile_sizes import tile_sizes
 
 B, N, M, C = 3, 4, 5, 6
 
@@ -94,19 +92,19 @@ def bank_loss(vectors, present, bank, temperature=0.2):
   return contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, temperature)
 
 
-# How the banks pass by: all at once, or in turns that divide neither the queries nor the classes nor the slots.
+# How the banks are read: as one tile, or in tiles that divide neither the queries nor the classes nor the slots.
 FORMS = {
-  "at once": {"ONE_TILE": 1 << 24},
-  "three classes": {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 3 * M + 1},
-  "three slots": {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 3},
+  "one tile": {"one_tile": 1 << 24},
+  "three classes": {"one_tile": 0, "query_block": 5, "key_tile": 3 * M + 1},
+  "three slots": {"one_tile": 0, "query_block": 5, "key_tile": 3},
 }
 
 
 def in_form(form):
-  """``bank_loss`` in one of the two forms."""
+  """Returns ``bank_loss`` with the tiles of one of ``FORMS``."""
 
   def loss(vectors, present, bank, temperature):
-    with unittest.mock.patch.multiple(streamed, **FORMS[form]):
+    with tile_sizes(**FORMS[form]):
       return bank_loss(vectors, present, bank, temperature)
 
   return loss
@@ -117,7 +115,7 @@ COMPILED = {form: jax.jit(jax.value_and_grad(in_form(form), argnums=(0, 3), has_
 BOUNDED = {form: jax.jit(jax.value_and_grad(in_form(form), has_aux=True), static_argnums=3) for form in FORMS}
 
 
-def bank_loss_and_gradient(vectors, present, bank, temperature, form="at once"):
+def bank_loss_and_gradient(vectors, present, bank, temperature, form="one tile"):
   found, (gradient, _) = COMPILED[form](vectors, present, bank, temperature)
   return found, gradient
 

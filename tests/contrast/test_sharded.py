@@ -1,7 +1,6 @@
 """Banks spread over eight devices: the same values, gradients and keys as on one, and no message as large as a bank."""
 
 import re
-import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ B, N, M, C = 4, 6, 30, 8
 def run_checks() -> None:
   """Runs in a process of its own, which has eight devices."""
   from rc_jax import contrast
-  from rc_jax.contrast import streamed
+  from tests.contrast.tile_sizes import tile_sizes
 
   mesh = jax.make_mesh((8,), ("slots",), axis_types=(jax.sharding.AxisType.Auto,))
   random = np.random.default_rng(0)
@@ -37,12 +36,12 @@ def run_checks() -> None:
     return value, stats, gradient, contrast.enqueue(bank, centers)
 
   forms = (
-    {"ONE_TILE": 1 << 24},
-    {"ONE_TILE": 0, "QUERY_BLOCK": 5, "KEY_TILE": 7},
-    {"ONE_TILE": 0, "KEY_TILE": 130},
+    {"one_tile": 1 << 24},
+    {"one_tile": 0, "query_block": 5, "key_tile": 7},
+    {"one_tile": 0, "key_tile": 130},
   )
   for form in forms:
-    with unittest.mock.patch.multiple(streamed, **form):
+    with tile_sizes(**form):
       step = jax.jit(update, static_argnums=2)
       one = contrast.MemoryBank.create(N, M, C)
       many = contrast.MemoryBank.create(N, M, C, mesh=mesh, axis="slots")

@@ -1,0 +1,124 @@
+"""Sums over the keys of memory banks, tile by tile: no array is larger than a tile of the banks.
+
+A tile is a block of neighbouring slots of neighbouring classes. Small banks are one tile, and then there is no loop.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Keys of a tile. Each iteration of a loop costs some microseconds whatever it computes, and each key of a tile makes
+# QUERY_BLOCK logits.
+KEY_TILE = 32_768
+# Up to this number of keys on a device, they are one tile.
+ONE_TILE = 65_536
+
+# Names of the loops in a compiled program, which cost estimates look for.
+FULL_TILES = "full_tiles"
+PARTIAL_TILES = "partial_tiles"
+
+
+class BankShard(NamedTuple):
+  """The slots of the memory banks that lie on this device.
+
+  Attributes:
+    keys: ``[N,m,C]``.
+    written: ``[N]`` int32, number of slots of each class that hold a key; these come first.
+    usable: int32 scalar, number of slots of each class that ever will; the others are padding and stay zero.
+  """
+
+  keys: Array
+  written: Array
+  usable: Array
+
+
+class Tile(NamedTuple):
+  """A block of the banks.
+
+  Attributes:
+    classes: ``[g]`` int32, neighbouring classes.
+    keys: ``[g,t,C]``; finite also where not valid.
+    valid: ``[g,t]`` bool, the slots that hold a key and belong to no tile before.
+    start: int32 scalar, the first of the classes.
+  """
+
+  classes: Array
+  keys: Array
+  valid: Array
+  start: Array
+
+
+def tile_shape(num_classes: int, slots: int) -> tuple[int, int]:
+  """Returns ``(g,t)``, the classes of a tile and the slots of each, for banks of ``[N,m]`` slots on a device."""
+  t = min(slots, KEY_TILE)
+  return min(num_classes, max(1, KEY_TILE // t)), t
+
+
+def is_one_tile(keys: Array) -> bool:
+  """Returns whether keys ``[N,m,C]`` are one tile."""
+  return keys.shape[0] * keys.shape[1] <= ONE_TILE
+
+
+def cleared(keys: Array, written: Array) -> Array:
+  """Returns keys ``[...,C]`` with zeros where ``written [...]`` is False.
+
+  A slot without a key may hold anything, and in a product 0 times NaN is NaN.
+  """
+  # Behind the barrier it is done once, not inside each product.
+  zeroed: Array = jax.lax.optimization_barrier(jnp.where(written[..., None], keys, 0))
+  return zeroed
+
+
+def sum_over_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any], Any], zeros: Any) -> Any:
+  """Returns ``add(tile, sums)`` over the tiles of a shard, from ``sums = zeros``.
+
+  Tiles without a key, and tiles without a wanted class, are left out.
+
+  Args:
+    shard: its keys are cleared where they are one tile.
+    wanted: ``[N]`` bool, the classes whose keys are needed.
+    add: ``(tile, sums) -> sums``.
+    zeros: the sums before the first tile.
+  """
+  num_classes, slots, dim = shard.keys.shape
+  if is_one_tile(shard.keys):
+    valid = jnp.arange(slots) < shard.written[:, None]
+    return add(Tile(jnp.arange(num_classes, dtype=jnp.int32), shard.keys, valid, jnp.int32(0)), zeros)
+  g, t = tile_shape(num_classes, slots)
+  rows, columns = -(-num_classes // g), -(-slots // t)
+  # All tiles have one size: the last of a row or column starts early, and leaves out what the one before has read.
+  row_of, column_of = jnp.arange(rows) * g, jnp.arange(columns) * t
+  starts = jnp.minimum(row_of, num_classes - g)[:, None]
+  classes = jnp.arange(num_classes)
+  inside = (classes >= starts) & (classes < starts + g)  # [rows,N]
+  new = inside & (classes >= row_of[:, None])  # [rows,N]
+  needed = wanted & (shard.written > column_of[:, None])  # [columns,N]
+  visited = (new[:, None] & needed).any(axis=2).reshape(-1)  # [rows columns]
+  full = (~inside | (shard.written >= shard.usable)).all(axis=1).repeat(columns)
+
+  def body(clear: bool, order: Array) -> Callable[[Array, Any], Any]:
+    def add_tile(i: Array, sums: Any) -> Any:
+      # Tied to the loop's index: a CPU would otherwise convert all of a bfloat16 bank to float32 before the loop.
+      bank, _ = jax.lax.optimization_barrier((shard.keys, i))
+      corner = row_of[order[i] // columns], column_of[order[i] % columns]
+      row, column = jnp.minimum(corner[0], num_classes - g), jnp.minimum(corner[1], slots - t)
+      classes, at = row + jnp.arange(g, dtype=jnp.int32), column + jnp.arange(t)
+      keys = jax.lax.dynamic_slice(bank, (row, column, 0), (g, t, dim))
+      written = at < jax.lax.dynamic_slice_in_dim(shard.written, row, g)[:, None]
+      if clear:
+        keys = cleared(keys, written)
+      unread = (classes >= corner[0])[:, None] & (at >= corner[1])
+      return add(Tile(classes, keys, written & unread, row), sums)
+
+    return add_tile
+
+  sums = zeros
+  # On a TPU, clearing takes as long as the products. Full banks need none, so their tiles have their own loop.
+  for name, clear, chosen in ((FULL_TILES, False, visited & full), (PARTIAL_TILES, True, visited & ~full)):
+    order = jnp.argsort(~chosen, stable=True)
+    with jax.named_scope(name):
+      sums = jax.lax.fori_loop(0, chosen.sum(), body(clear, order), sums)
+  return sums
