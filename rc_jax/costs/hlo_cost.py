@@ -1,8 +1,8 @@
-"""What a compiled program costs, read from its optimised HLO: cycles with loops multiplied out, and collectives.
+"""Cycles and collectives of a compiled program, read from its optimised HLO.
 
-XLA's own summary counts a loop's body once, so that a streamed loss would look as cheap as one of its tiles. TPU
-compilers write an estimate of the cycles into each operation; here they are summed along the calls, a loop's as often
-as it runs. Compilers for other platforms write none.
+XLA's own summary counts the body of a loop once, so a streamed loss would look as cheap as one of its tiles. TPU
+compilers annotate each operation with an estimate of its cycles. Here these are summed along the calls, those of a loop
+times its iterations. Compilers for other platforms write no estimates.
 """
 
 import dataclasses
@@ -26,11 +26,11 @@ class Instruction:
     name: unique in the program.
     opcode: such as ``fusion`` or ``while``.
     size: bytes of its result.
-    cycles: the compiler's estimate, 0 where it gives none; of a loop or a call, without what is called.
-    called: names of the computations that run once with it or, of a loop, once each time round.
-    choices: names of those of which one runs.
-    trips: how often a loop goes round, where the compiler knows; None where data decide.
-    scope: names of the scopes that it was traced in, joined by ``/``.
+    cycles: the compiler's estimate, 0 if it gives none; without the computations that it calls.
+    called: names of the computations that it runs; a loop runs them in each iteration.
+    choices: names of the computations of which it runs one.
+    trips: iterations of a loop; None if they depend on data.
+    scope: names of the scopes in which it was traced, joined by ``/``.
   """
 
   name: str
@@ -45,7 +45,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """Messages of one kind: how many operations start them in a run of the program, and bytes of their results."""
+  """Messages of one kind in a run of the program: their number, the bytes of their results, and of the largest."""
 
   kind: str
   count: int
@@ -58,10 +58,10 @@ class Cost:
   """A program's cost on one device.
 
   Attributes:
-    cycles: the compiler's estimates, loops multiplied out; 0 where it writes none. Messages carry none.
-    unknown_loops: scopes of the loops whose trips nobody told; each counts as going round once.
+    cycles: the compiler's estimates, those of loops times their iterations; 0 if it writes none. Messages carry none.
+    unknown_loops: scopes of the loops with an unknown number of iterations, which count as one.
     collectives: messages between devices, most bytes first.
-    heaviest: the most expensive operations, ``(cycles in all, scope)``, at most ten.
+    heaviest: the most expensive operations, ``(total cycles, scope)``, at most ten.
   """
 
   cycles: int
@@ -75,39 +75,37 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
 
   Args:
     text: of ``jax.stages.Compiled.as_text()``.
-    trips: how often a loop goes round whose trips depend on data: a name of ``jax.named_scope`` around it -> times.
+    trips: name of a ``jax.named_scope`` -> iterations of the loop in it, for loops whose iterations depend on data.
 
   Raises:
-    ValueError: the text is no HLO module.
+    ValueError: the text is not an HLO module.
   """
   computations, entry = parse(text)
-  times: dict[str, float] = {}  # computation -> how often it runs
   unknown: list[str] = []
   heaviest: list[tuple[int, str]] = []
-  found: dict[str, list[tuple[float, int]]] = {}
+  messages: dict[str, list[tuple[int, int]]] = {}  # kind -> runs and bytes
 
   def cycles_of(name: str) -> int:
-    """Cycles of one run of a computation, whose own calls are the more expensive choices."""
+    """Returns the cycles of one run of a computation, with the most expensive of its choices."""
     return sum(
       instruction.cycles
-      + _rounds(instruction, trips or {}, None) * sum(map(cycles_of, instruction.called))
+      + _iterations(instruction, trips or {}, None) * sum(map(cycles_of, instruction.called))
       + max(map(cycles_of, instruction.choices), default=0)
       for instruction in computations.get(name, ())
     )
 
   def visit(name: str, runs: int) -> int:
     total = 0
-    times[name] = times.get(name, 0) + runs
     for instruction in computations.get(name, ()):
-      rounds = _rounds(instruction, trips or {}, unknown)
-      own = runs * instruction.cycles
-      total += own
-      heaviest.append((own, instruction.scope or instruction.name))
+      iterations = _iterations(instruction, trips or {}, unknown)
+      cycles = runs * instruction.cycles
+      total += cycles
+      heaviest.append((cycles, instruction.scope or instruction.name))
       kind = instruction.opcode.removesuffix("-start")
       if kind in COLLECTIVES and runs:
-        found.setdefault(kind, []).append((runs, instruction.size))
+        messages.setdefault(kind, []).append((runs, instruction.size))
       for called in instruction.called:
-        total += visit(called, runs * rounds)
+        total += visit(called, runs * iterations)
       if instruction.choices:
         total += visit(max(instruction.choices, key=cycles_of), runs)
     return total
@@ -116,26 +114,26 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
   collectives = [
     Collective(
       kind,
-      int(sum(runs for runs, _ in messages)),
-      int(sum(runs * size for runs, size in messages)),
-      max(size for _, size in messages),
+      count=sum(runs for runs, _ in of_kind),
+      size=sum(runs * size for runs, size in of_kind),
+      largest=max(size for _, size in of_kind),
     )
-    for kind, messages in found.items()
+    for kind, of_kind in messages.items()
   ]
   return Cost(
     cycles=cycles,
     unknown_loops=tuple(dict.fromkeys(unknown)),
-    collectives=tuple(sorted(collectives, key=lambda one: -one.size)),
-    heaviest=tuple(sorted((one for one in heaviest if one[0]), reverse=True)[:10]),
+    collectives=tuple(sorted(collectives, key=lambda collective: -collective.size)),
+    heaviest=tuple(sorted((operation for operation in heaviest if operation[0]), reverse=True)[:10]),
   )
 
 
-def _rounds(instruction: Instruction, trips: Mapping[str, int], unknown: list[str] | None) -> int:
+def _iterations(instruction: Instruction, trips: Mapping[str, int], unknown: list[str] | None) -> int:
   if instruction.opcode != "while":
     return 1
   if instruction.trips is not None:
     return instruction.trips
-  # The innermost scope that is known says it.
+  # The innermost known scope decides.
   for scope in reversed(re.split(r"[/()]+", instruction.scope)):
     if scope in trips:
       return trips[scope]
@@ -145,10 +143,13 @@ def _rounds(instruction: Instruction, trips: Mapping[str, int], unknown: list[st
 
 
 def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
-  """Reads a module's computations, by name, and the name of its entry.
+  """Reads an HLO module.
+
+  Returns:
+    Its computations by name, and the name of its entry.
 
   Raises:
-    ValueError: there is no entry.
+    ValueError: the text has no entry computation.
   """
   computations: dict[str, list[Instruction]] = {}
   entry = current = None
@@ -160,7 +161,9 @@ def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
     elif current is not None and (match := _INSTRUCTION.match(line)):
       computations[current].append(_instruction(match[1], match[2], match[3], match[4]))
   if entry is None:
-    raise ValueError("this is no optimised HLO: it has no ENTRY computation")
+    raise ValueError(
+      "the text has no ENTRY computation; expected optimised HLO, from jax.stages.Compiled.as_text()"
+    )
   return dict(computations), entry
 
 
@@ -189,7 +192,11 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
 
 
 def shape_bytes(shape: str) -> int:
-  """Bytes of a result by its shape in HLO, ``f32[8,128]{1,0}`` or ``(bf16[4], s32[])``; layouts' padding excluded."""
+  """Returns the bytes of a result by its shape in HLO, without the padding of its layout.
+
+  >>> shape_bytes("(bf16[4]{0}, s32[])")
+  12
+  """
   total = 0
   for dtype, dimensions in _SHAPE.findall(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)):
     bits = BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)

@@ -1,8 +1,8 @@
-"""What each stage of a network costs: parameters, operations, and memory kept for the backward pass.
+"""The cost of each stage of a network: parameters, operations, and memory kept for the backward pass.
 
-The network is traced, nothing is computed. Every operation of the trace carries the path of the module that issued
-it (Flax names its scopes so), and every parameter has its own: cut at the second level, ``backbone/layer3`` or
-``head/aspp``, they make the stages, of any backbone and any head.
+The network is traced and not run. Flax names the scope of every operation by the path of its module, and parameters
+have such paths too. Cut at the second level, ``backbone/layer3`` or ``head/aspp``, these paths are the stages of any
+backbone and any head.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from rc_jax.models.network import Network, Tree
 
 Path = tuple[str, ...]
 
-LEVELS = 2  # of a module's path, that a stage stands for
+LEVELS = 2  # of a module's path, that name a stage
 
-# What is counted is XLA's program, not the machine code, of which this halves a CPU's compile time.
+# Operations are counted in XLA's program, not in the machine code. On a CPU this halves the time to compile.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"cpu": {"xla_backend_optimization_level": "0"}}
 
 
@@ -39,17 +39,18 @@ class StageCost:
   """One stage of a network in training, for one image.
 
   Attributes:
-    name: its module's path. A normalisation on the same level is part of what it follows: ``backbone/conv1+bn1``.
-    shapes: ``[h,w,C]`` of what other stages, or the network's callers, read of it; no shape twice.
-    parameters: how many numbers it learns.
-    predicting: how many of them prediction reads.
-    flops: operations of the forward pass as XLA counts them for the attached platform: elementwise ones too, and of
-      convolutions those alone that read pixels and not padding.
-    compiled: whether they are counted in the compiled program. XLA cannot count inside a library's calls, which a
-      GPU's convolutions are; with one, this is False and the program was counted before it was optimised.
-    dense_flops: ``2 x`` multiply-adds of convolutions and matrix products, padding included: what papers count.
-    kept_bytes: arrays of its making that ``jax.vjp`` of the whole network keeps for the parameters' gradient, each
-      once. Parameters, and their copies in another dtype, are not among them.
+    name: path of its module. A normalisation on the same level belongs to the module before it:
+      ``backbone/conv1+bn1``.
+    shapes: ``[h,w,C]`` of its arrays that other stages or the caller of the network read; each shape once.
+    parameters: number of its parameters.
+    predicting: number of its parameters that prediction reads.
+    flops: operations of the forward pass as XLA counts them for the attached platform: elementwise ones too, and those
+      of a convolution without those on padding.
+    compiled: whether they are counted in the compiled program. XLA cannot count inside the calls of a library, such as
+      a GPU's convolutions; then this is False, and operations are counted before optimisation.
+    dense_flops: ``2 x`` multiply-adds of convolutions and matrix products, padding included, as papers count them.
+    kept_bytes: arrays of this stage that ``jax.vjp`` of the network keeps for the gradient of the parameters, each
+      once, without parameters and their copies in another dtype.
   """
 
   name: str
@@ -70,21 +71,23 @@ class NetworkCost:
   grid: tuple[int, int]
 
 
-class _Cut(NamedTuple):
-  """Which stage each equation of the traced network belongs to, and which parameters each stage has."""
+class _Partition(NamedTuple):
+  """The stages of a traced network: the stage of each equation, and the parameters of each stage by its name."""
 
   stage_of: list[int]
-  owned: dict[str, list[Path]]
+  parameters: dict[str, list[Path]]
 
 
-def measure(network: Network, image_size: tuple[int, int]) -> NetworkCost:
-  """Measures each stage of a network; compiles each alone and runs none.
+def measure(network: Network, image_size: tuple[int, int], count_flops: bool = True) -> NetworkCost:
+  """Measures each stage of a network; compiles each stage alone and runs none.
 
-  What a module does between two of its parts (a pooling, a concatenation, dropout) counts with the part before.
+  Operations of a module between two of its submodules (a pooling, a concatenation, dropout) count with the submodule
+  before them.
 
   Args:
     network: functions of the network.
-    image_size: ``(H,W)`` of the one image.
+    image_size: ``(H,W)`` of the image.
+    count_flops: whether to compile each stage, which takes most of the time; without it ``flops`` are 0.
 
   Returns:
     The costs; together the stages have every parameter of the network.
@@ -97,33 +100,33 @@ def measure(network: Network, image_size: tuple[int, int]) -> NetworkCost:
   images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.uint8)
   arguments = (params, batch_stats, images, jax.eval_shape(lambda: jax.random.key(0)))
 
-  # Without the new statistics, which nobody downstream reads.
+  # Without the new statistics, which no stage reads.
   train = jax.make_jaxpr(lambda *arguments: network.train(*arguments)[0], return_shape=True)
   traced, outputs = train(*arguments)
   program: Jaxpr = traced.jaxpr
-  cut = _cut(program.eqns, params, batch_stats)
-  kept = _kept_bytes(program, traced.consts, cut, arguments)
+  partition = _partition(program.eqns, params, batch_stats)
+  kept = _kept_bytes(program, traced.consts, partition, arguments)
   of_image = _reached(program, program.invars[len(jax.tree.leaves((params, batch_stats))) :])
   sizes = {path: math.prod(leaf.shape) for path, leaf in _leaves(params)}
   read = _read_in_prediction(network, params, batch_stats, images)
 
   costs = []
-  for stage, (name, owned) in enumerate(cut.owned.items()):
-    own = [equation for equation, of in zip(program.eqns, cut.stage_of, strict=True) if of == stage]
-    others = [equation for equation, of in zip(program.eqns, cut.stage_of, strict=True) if of != stage]
-    wanted = _variables([atom for equation in others for atom in equation.invars] + program.outvars)
-    leaving = [var for equation in own for var in equation.outvars if var in wanted]
-    shapes = [_array(var).shape[1:] for var in leaving if var in of_image and _array(var).ndim > 1]
-    flops, compiled = _flops(own, leaving)
+  for stage, (name, paths) in enumerate(partition.parameters.items()):
+    inside = [equation for equation, of in zip(program.eqns, partition.stage_of, strict=True) if of == stage]
+    outside = [equation for equation, of in zip(program.eqns, partition.stage_of, strict=True) if of != stage]
+    wanted = _variables([atom for equation in outside for atom in equation.invars] + program.outvars)
+    results = [var for equation in inside for var in equation.outvars if var in wanted]
+    shapes = [_array(var).shape[1:] for var in results if var in of_image and _array(var).ndim > 1]
+    flops, compiled = _flops(inside, results) if count_flops else (0.0, True)
     costs.append(
       StageCost(
         name=name,
         shapes=tuple(dict.fromkeys(shapes)),
-        parameters=sum(sizes[path] for path in owned),
-        predicting=sum(sizes[path] for path in owned if path in read),
+        parameters=sum(sizes[path] for path in paths),
+        predicting=sum(sizes[path] for path in paths if path in read),
         flops=flops,
         compiled=compiled,
-        dense_flops=sum(map(_dense_flops, own)),
+        dense_flops=sum(map(_dense_flops, inside)),
         kept_bytes=kept[stage],
       )
     )
@@ -138,23 +141,23 @@ def forward_flops(network: Network, image_size: tuple[int, int]) -> int:
   return sum(map(_dense_flops, traced.jaxpr.eqns))
 
 
-def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut:
-  """Cuts a traced network into stages along the paths of its modules."""
+def _partition(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Partition:
+  """Divides a traced network into stages along the paths of its modules."""
   paths = [_module_path(str(equation.source_info.name_stack)) for equation in equations]
   traced = {path[:LEVELS] for path in paths}
   leaves = [path for path, _ in _leaves(params)]
 
   def stage(leaf: Path) -> Path:
-    # What nn.jit or nn.remat wraps is one equation of the module around it: its parts cannot be told apart.
+    # A module in nn.jit or nn.remat is one equation of the module around it.
     module = leaf[:-1][:LEVELS]
     return module if module in traced else module[:1]
 
   known = {stage(leaf) for leaf in leaves}
   direct = [path[:LEVELS] if path[:LEVELS] in known else None for path in paths]
-  # A module whose parts have no parameters, or that has none itself, is one stage.
-  told = {found[0] for found in direct if found}
+  # A module without parameters, or without parameters in its submodules, is one stage.
+  divided = {stage[0] for stage in direct if stage}
   for i, path in enumerate(paths):
-    if path and path[0] not in told:
+    if path and path[0] not in divided:
       direct[i] = path[:1]
   nearest = _fill(direct, paths)
 
@@ -168,32 +171,32 @@ def _cut(equations: Sequence[JaxprEqn], params: Tree, batch_stats: Tree) -> _Cut
       members.append([path])
   index = {path: i for i, paths in enumerate(members) for path in paths}
   names = ["/".join(paths[0]) + "".join(f"+{path[-1]}" for path in paths[1:]) for paths in members]
-  owned: dict[str, list[Path]] = {name: [] for name in names}
+  parameters: dict[str, list[Path]] = {name: [] for name in names}
   for leaf in leaves:
-    owned[names[index[stage(leaf)]]].append(leaf)
-  return _Cut([index[path] for path in nearest], owned)
+    parameters[names[index[stage(leaf)]]].append(leaf)
+  return _Partition([index[path] for path in nearest], parameters)
 
 
 def _fill(direct: list[Path | None], paths: list[Path]) -> list[Path]:
-  """Gives each equation without a stage that of the nearest before it in the same module, or else behind it."""
-  found = list(direct)
-  for order in (range(len(found)), range(len(found) - 1, -1, -1)):
+  """Gives an equation without a stage the stage of the nearest one before it in its module, or else after it."""
+  stages = list(direct)
+  for order in (range(len(stages)), range(len(stages) - 1, -1, -1)):
     last: dict[str, Path] = {}
     for i in order:
       module = paths[i][0] if paths[i] else ""
       stage = direct[i]
       if stage:
         last[stage[0]] = last[""] = stage
-      elif found[i] is None:
-        found[i] = last.get(module)
-  return [path for path in found if path]
+      elif stages[i] is None:
+        stages[i] = last.get(module)
+  return [stage for stage in stages if stage]
 
 
 def _module_path(scopes: str) -> Path:
-  """``Segmenter/backbone/layer1/0`` -> ``("backbone", "layer1", "0")``.
+  """Returns the path of a module, ``Segmenter/backbone/layer1/0`` -> ``("backbone", "layer1", "0")``.
 
-  Flax names the scope of a method other than ``__call__`` ``module.method``, and that of one which a module calls of
-  its own comes behind the module's: ``Segmenter/head/head.method``.
+  Flax names the scope of a method other than ``__call__`` ``module.method``. If a module calls such a method of itself,
+  that scope follows the module's: ``Segmenter/head/head.method``.
   """
   path: list[str] = []
   for scope in scopes.split("/"):
@@ -204,8 +207,7 @@ def _module_path(scopes: str) -> Path:
 
 
 def _leaves(tree: Tree) -> list[tuple[Path, Any]]:
-  found, _ = jax.tree_util.tree_flatten_with_path(tree)
-  return [(tuple(str(key.key) for key in path), leaf) for path, leaf in found]
+  return [(tuple(str(key.key) for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
 
 
 def _variables(atoms: Iterable[Any]) -> set[Var]:
@@ -213,7 +215,7 @@ def _variables(atoms: Iterable[Any]) -> set[Var]:
 
 
 def _reached(program: Jaxpr, sources: Iterable[Var]) -> set[Var]:
-  """Returns all that is computed from some of a program's inputs, these included."""
+  """Returns the variables that depend on some of a program's inputs, these included."""
   reached = set(sources)
   for equation in program.eqns:
     if not reached.isdisjoint(_variables(equation.invars)):
@@ -234,13 +236,15 @@ def _read_in_prediction(
   return {path for (path, _), var in zip(_leaves(params), inputs, strict=True) if var in needed}
 
 
-def _kept_bytes(program: Jaxpr, consts: Sequence[Any], cut: _Cut, arguments: tuple[Any, ...]) -> list[int]:
-  """Returns, for each stage, the bytes of what the backward pass keeps of its forward pass.
+def _kept_bytes(
+  program: Jaxpr, consts: Sequence[Any], partition: _Partition, arguments: tuple[Any, ...]
+) -> list[int]:
+  """Returns, for each stage, the bytes of its forward pass that the backward pass keeps.
 
   Args:
     program: the network, ``(params, batch_stats, images, key) -> outputs``.
     consts: values of the program's constants.
-    cut: the stage of each of its equations.
+    partition: the stage of each of its equations.
     arguments: shapes of its arguments.
   """
 
@@ -248,7 +252,7 @@ def _kept_bytes(program: Jaxpr, consts: Sequence[Any], cut: _Cut, arguments: tup
     def outputs(params: Tree) -> list[jax.Array]:
       values = dict(zip(program.constvars, consts, strict=True))
       values.update(zip(program.invars, jax.tree.leaves((params, *rest)), strict=True))
-      for equation, stage in zip(program.eqns, cut.stage_of, strict=True):
+      for equation, stage in zip(program.eqns, partition.stage_of, strict=True):
         with jax.named_scope(f"stage {stage}"):
           _evaluate(equation, values)
       return [values[var] for var in program.outvars if not isinstance(var, Literal)]
@@ -258,7 +262,7 @@ def _kept_bytes(program: Jaxpr, consts: Sequence[Any], cut: _Cut, arguments: tup
   traced = jax.make_jaxpr(kept)(*arguments).jaxpr
   of_image = _reached(traced, traced.invars[len(jax.tree.leaves(arguments[:2])) :])
   kept_vars = _variables(traced.outvars) & of_image
-  sizes = [0] * len(cut.owned)
+  sizes = [0] * len(partition.parameters)
   for equation in traced.eqns:
     stage = re.search(r"stage (\d+)", str(equation.source_info.name_stack))
     for var in kept_vars.intersection(equation.outvars):
@@ -268,7 +272,7 @@ def _kept_bytes(program: Jaxpr, consts: Sequence[Any], cut: _Cut, arguments: tup
 
 
 def _evaluate(equation: JaxprEqn, values: dict[Var, Any]) -> None:
-  """Traces one equation again; what depends on the platform becomes what the attached one does."""
+  """Traces one equation again; a choice by platform becomes the choice of the attached platform."""
   inputs = list(dict.fromkeys(atom for atom in equation.invars if not isinstance(atom, Literal)))
   arrays = [values[var] for var in inputs]
   named = DebugInfo(equation.primitive.name, equation.primitive.name, None, None)
@@ -278,7 +282,7 @@ def _evaluate(equation: JaxprEqn, values: dict[Var, Any]) -> None:
     with jax.ensure_compile_time_eval():
       outputs = function(*arrays)
   elif equation.primitive.name == "cond" and not isinstance(arrays[0], jax.core.Tracer):
-    # With all branches, the backward pass would keep what any platform's needs.
+    # With all branches, the backward pass would keep the arrays of every platform.
     branch = jaxpr_as_fun(equation.params["branches"][int(arrays[0])])
     outputs = branch(
       *(atom.val if isinstance(atom, Literal) else values[atom] for atom in equation.invars[1:])
@@ -288,9 +292,9 @@ def _evaluate(equation: JaxprEqn, values: dict[Var, Any]) -> None:
   values.update(zip(equation.outvars, outputs, strict=True))
 
 
-def _flops(equations: Sequence[JaxprEqn], leaving: Sequence[Var]) -> tuple[float, bool]:
-  """Returns XLA's count for equations as one program, ``leaving`` being its outputs; and whether once compiled."""
-  if not leaving:
+def _flops(equations: Sequence[JaxprEqn], results: Sequence[Var]) -> tuple[float, bool]:
+  """Returns XLA's count of operations for equations as one program, and whether it counted the compiled program."""
+  if not results:
     return 0.0, True
   made = {var for equation in equations for var in equation.outvars}
   needed = [atom for equation in equations for atom in equation.invars if not isinstance(atom, Literal)]
@@ -300,7 +304,7 @@ def _flops(equations: Sequence[JaxprEqn], leaving: Sequence[Var]) -> tuple[float
     values: dict[Var, Any] = dict(zip(inputs, arrays, strict=True))
     for equation in equations:
       _evaluate(equation, values)
-    return [values[var] for var in leaving]
+    return [values[var] for var in results]
 
   lowered = jax.jit(run).lower(*map(_array, inputs))
   compiled = lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
@@ -319,7 +323,7 @@ def _dense_flops(equation: JaxprEqn) -> int:
     return 2 * outputs[0].size * math.prod(inputs[0].shape[axis] for axis in contracted)
   inner = [sum(map(_dense_flops, jaxpr.eqns)) for jaxpr in jaxprs_in_params(params)]
   if equation.primitive.name == "cond":
-    return max(inner)  # of a convolution's forms the one that also reads padding
+    return max(inner)  # the form of a convolution that also computes on padding
   return sum(inner) * params.get("length", 1)
 
 

@@ -1,6 +1,6 @@
-"""``--mode=compile``: does a recipe fit a slice, and how long may a step take? Nothing runs, no data are read.
+"""``--mode=compile`` checks whether a recipe fits a TPU slice, and estimates the time of a step, without a TPU.
 
-The train step is compiled for the attached devices, or for a TPU slice that need not be attached (``--topology``).
+The train step is compiled for the slice of ``--topology``, or for the attached devices. It does not run.
 """
 
 from rc_jax.config import Config
@@ -14,53 +14,54 @@ FLAGS = (
   Flag(
     "topology", "", "A TPU slice that need not be attached, such as v5e:4x8. Default: the attached devices."
   ),
-  Flag("fast", False, "Reports sizes and messages alone, in a fraction of the time."),
+  Flag("fast", False, "Reports memory and messages alone, in a fraction of the time."),
 )
 
 
 def run(config: Config, topology: str = "", fast: bool = False) -> None:
-  """Compiles and prints.
+  """Compiles the train step and prints its cost.
 
   Args:
     config: a validated config.
     topology: as for ``sharding.topology_mesh``; empty: the attached devices.
-    fast: leaves out what needs the compiler's full effort, time.
+    fast: leaves out the time of a step, which needs the compiler's full effort.
 
   Raises:
-    DoesNotFit: one line that says what to change.
-    ValueError: the config, or the topology, cannot work.
+    DoesNotFit: the step needs more memory than the devices have; one line with remedies.
+    ValueError: the config or the topology is invalid.
   """
   print("\n".join(table(measure(config, topology, fast))), flush=True)
 
 
-def table(fit: StepCost) -> list[str]:
-  """Lays a ``StepCost`` out in lines."""
-  limit = f" of {_size(fit.limit)} ({100 * fit.peak / fit.limit:.0f} %)" if fit.limit else ""
+def table(cost: StepCost) -> list[str]:
+  """Returns the lines of a table for the screen."""
+  limit = f" of {_size(cost.limit)} ({100 * cost.peak / cost.limit:.0f} %)" if cost.limit else ""
   rows = [
-    ("parameters", _size(fit.parameters)),
-    ("momentum", _size(fit.momentum)),
-    ("banks", _size(fit.banks)),
-    ("batch", f"{_size(fit.batch)}, {fit.images} images"),
-    ("activations", _size(fit.activations)),
-    ("peak", _size(fit.peak) + limit),
-    ("convolutions and products", f"{fit.flops / 1e12:.2f} TFLOP"),
+    ("parameters", _size(cost.parameters)),
+    ("momentum", _size(cost.momentum)),
+    ("banks", _size(cost.banks)),
+    ("batch", f"{_size(cost.batch)}, {cost.images} images"),
+    ("activations", _size(cost.activations)),
+    ("peak", _size(cost.peak) + limit),
+    ("convolutions and products", f"{cost.flops / 1e12:.2f} TFLOP"),
   ]
-  if fit.traffic:
-    rows.append(("memory traffic", _size(fit.traffic)))
-  if fit.seconds:
-    share = f", {100 * fit.share_of_peak:.0f} % of the peak rate" if fit.share_of_peak else ""
-    rate = f"{fit.devices * fit.images / fit.seconds:.1f} images/s over all"
-    rows.append(("step, estimated", f"{1e3 * fit.seconds:.1f} ms{share}, {rate}"))
-  for one in fit.collectives:
-    rows.append((one.kind, f"{one.count} x, {_size(one.size)} in all, {_size(one.largest)} the largest"))
+  if cost.traffic:
+    rows.append(("memory traffic", _size(cost.traffic)))
+  if cost.seconds:
+    share = f", {100 * cost.share_of_peak:.0f} % of the peak rate" if cost.share_of_peak else ""
+    rate = f"{cost.devices * cost.images / cost.seconds:.1f} images/s over all devices"
+    rows.append(("step, estimated", f"{1e3 * cost.seconds:.1f} ms{share}, {rate}"))
+  for messages in cost.collectives:
+    sizes = f"{_size(messages.size)} in total, {_size(messages.largest)} the largest"
+    rows.append((messages.kind, f"{messages.count} x, {sizes}"))
   width = max(len(name) for name, _ in rows)
   notes = [
-    f"compiled in {duration(fit.compiled_in)} for {fit.devices} x {fit.kind}; sizes are those of one device"
+    f"compiled in {duration(cost.compiled_in)} for {cost.devices} x {cost.kind}; sizes are those of one device"
   ]
-  if fit.seconds:
+  if cost.seconds:
     notes.append(
-      "estimated: the compiler's cycles of each operation, loops multiplied out, for full banks and "
-      f"{CLASSES_IN_AN_IMAGE} classes an image; without waiting for messages. Nothing ran."
+      "estimated: from the compiler's cycles of each operation times the iterations of its loops, for full banks and "
+      f"{CLASSES_IN_AN_IMAGE} classes an image, without waiting for messages; the step did not run"
     )
   return ["", *(f"{name.ljust(width)}  {value}" for name, value in rows), "", *notes]
 

@@ -1,7 +1,4 @@
-"""Scores a network on a split by the data set's own rules: JSON, confusion matrix, counts of every image.
-
-The loop of training and ``--mode=eval`` call the same function.
-"""
+"""``--mode=eval`` scores a checkpoint on a split by the data set's own rules, as training does."""
 
 import pathlib
 import time
@@ -20,26 +17,27 @@ FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
 
 
 def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None) -> Results:
-  """Scores a checkpoint on ``config.eval.split`` and prints the table: ``--mode=eval``.
+  """Scores a checkpoint on ``config.eval.split``, writes the results and prints a table.
 
   Args:
     config: a validated config.
-    workdir: where results go, and where the newest checkpoint is looked for.
+    workdir: the run's folder, for the results; it holds the newest checkpoint.
     checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
 
   Returns:
-    The results, as written to ``workdir/eval/<split>.json``.
+    The results, as written to ``workdir/eval/<split>.json``. ``<split>_confusion.npy`` and ``<split>_images.npz`` are
+    written beside it.
 
   Raises:
     FileNotFoundError: no checkpoint, or no data.
-    ValueError: the checkpoint holds another network.
+    ValueError: the checkpoint holds another network, or the split has no labels.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   path = restore.locate(workdir, checkpoint)
   network = models.build(config.model, source.info.num_classes)
   restored = restore.restore(network, config, path)
-  what = f"step {restored.step}" if restored.step else str(path)
-  say(f"scoring {what} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
+  weights = f"step {restored.step}" if restored.step else str(path)
+  say(f"scoring {weights} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
   start = time.monotonic()
   results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
   seconds = time.monotonic() - start

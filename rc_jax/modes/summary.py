@@ -1,4 +1,4 @@
-"""``--mode=summary``: the network of a config as a table of its stages. It reads no data and runs nothing."""
+"""``--mode=summary`` prints the stages of a network as a table, without data and without running it."""
 
 from collections.abc import Sequence
 
@@ -12,19 +12,18 @@ from rc_jax.modes import CONFIG
 
 FLAGS = (CONFIG,)
 
-
 HEADER = ("stage", "output", "parameters", "GFLOP", "GFLOP dense", "kept MB", "")
 IS_TEXT = (True, True, False, False, False, False, True)
 
-# Below so many operations, tables have GFLOP with four decimals: those of a demo would all be 0.00.
+# Networks with fewer operations get four decimals of a GFLOP; with two, the stages of the demo would all be 0.00.
 SMALL = 10e9
 
 
 def run(config: Config) -> None:
-  """Prints the table.
+  """Prints the network of a config as a table of its stages.
 
   Args:
-    config: a validated config; its data set need not be there.
+    config: a validated config; its data set is not read.
 
   Raises:
     ValueError: ``dataset.name`` or a field of ``model`` has no such choice.
@@ -36,7 +35,7 @@ def run(config: Config) -> None:
 
 
 def table(stages: Sequence[StageCost]) -> list[str]:
-  """Lays out stages and totals: one line each, in columns."""
+  """Returns the lines of a table of stages and totals."""
   decimals = 4 if sum(stage.dense_flops for stage in stages) < SMALL else 2
 
   def row(name: str, output: str, parameters: int, of: Sequence[StageCost], remark: str) -> list[str]:
@@ -54,8 +53,8 @@ def table(stages: Sequence[StageCost]) -> list[str]:
   totals = [row("total", "", total, stages, "")]
   if predicting < total:
     extra = [stage for stage in stages if _is_extra(stage)]
-    totals.append(row("for training alone", "", total - predicting, extra, ""))
-    totals.append(row("left in prediction", "", predicting, [s for s in stages if not _is_extra(s)], ""))
+    totals.append(row("only in training", "", total - predicting, extra, ""))
+    totals.append(row("in prediction", "", predicting, [s for s in stages if not _is_extra(s)], ""))
     totals[-1][HEADER.index("kept MB")] = ""  # prediction keeps nothing
 
   cells = [list(HEADER), *rows, *totals]
@@ -71,7 +70,7 @@ def table(stages: Sequence[StageCost]) -> list[str]:
 def _title(config: Config, network: models.Network, cost: NetworkCost) -> list[str]:
   height, width = height_width(config.train.crop_size)
   (rows, columns), aligned = cost.grid, network.align_corners
-  # Of corners on corners, 769 and 97 say 8 as 768 and 96 do of cells side by side.
+  # With aligned corners, sides of 769 and 97 have a ratio of 8, as 768 and 96 have without.
   exact = aligned and rows > 1 and (height - 1) % (rows - 1) == 0
   stride = (height - 1) // (rows - 1) if exact else round(height / rows)
   return [
@@ -88,26 +87,27 @@ def _notes(config: Config, network: models.Network, cost: NetworkCost) -> list[s
   platform = jax.default_backend()
   notes = [
     f"parameters, gradients and momentum: {_megabytes(3 * 4 * total)} MB in float32",
-    f"kept by a batch of {batch}: {_megabytes(batch * _kept(cost.stages))} MB over all devices",
-    _banks(config, network),
+    f"kept for a batch of {batch}: {_megabytes(batch * _kept(cost.stages))} MB over all devices",
+    banks(config, network),
     "",
-    f"GFLOP: 10^9 operations of one forward pass, as compiled for {platform}, elementwise ones included, those on "
-    "padding not.",
+    f"GFLOP: 10^9 operations of one forward pass, as compiled for {platform}: with elementwise operations, without "
+    "those on padding.",
   ]
   if not all(stage.compiled for stage in cost.stages):
     notes.append(
-      f"  ~: {platform} calls libraries there, in which XLA cannot count: as lowered, before it is optimised."
+      f"  ~: counted before optimisation, because {platform} calls libraries there, in which XLA cannot count."
     )
   return [
     *notes,
-    "GFLOP dense: 2 x multiply-adds of convolutions and matrix products, those on padding included.",
-    f"kept: what the backward pass keeps of the forward pass on {platform}, without parameters, upsampled logits "
-    "and losses.",
-    "What a module does between two of its parts counts with the part before.",
+    "GFLOP dense: 2 x multiply-adds of convolutions and matrix products, with those on padding.",
+    f"kept MB: arrays of the forward pass that the backward pass keeps on {platform}, without parameters, upsampled "
+    "logits and losses.",
+    "Operations of a module between two of its submodules count with the submodule before them.",
   ]
 
 
-def _banks(config: Config, network: models.Network) -> str:
+def banks(config: Config, network: models.Network) -> str:
+  """Returns the line on the size of the memory banks."""
   contrast = config.contrast
   if not uses_contrast(config) or contrast.scope != "bank":
     return "memory banks: none"
@@ -115,7 +115,7 @@ def _banks(config: Config, network: models.Network) -> str:
   size = network.num_classes * network.channels * jnp.dtype(contrast.bank_dtype).itemsize
   if contrast.bank_size:
     return f"memory banks: {contrast.bank_size:,} keys x {keys}, {_megabytes(contrast.bank_size * size)} MB"
-  return f"memory banks: for each training image {keys}, {_megabytes(1000 * size)} MB a thousand"
+  return f"memory banks: for each training image {keys}, {_megabytes(1000 * size)} MB for a thousand images"
 
 
 def _is_extra(stage: StageCost) -> bool:
@@ -125,7 +125,9 @@ def _is_extra(stage: StageCost) -> bool:
 def _remark(stage: StageCost) -> str:
   if stage.predicting == stage.parameters:
     return ""
-  return "training alone" if _is_extra(stage) else f"{stage.parameters - stage.predicting:,} training alone"
+  return (
+    "only in training" if _is_extra(stage) else f"{stage.parameters - stage.predicting:,} only in training"
+  )
 
 
 def _kept(stages: Sequence[StageCost]) -> int:

@@ -1,4 +1,4 @@
-"""Cycles and messages of a compiled program, against a program written by hand and one that this machine compiles."""
+"""Cycles and messages, read from a program written by hand and from one that this machine compiles."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ HloModule step, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
   ROOT %x = f32[8]{0} parameter(0)
 }
 
-%dear (x: f32[8]) -> f32[8] {
+%expensive (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
   ROOT %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"window":{"estimated_cycles":"7"}}
 }
@@ -52,20 +52,20 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %start = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), dimensions={0}
   %done = f32[16]{0} all-gather-done(%start)
   %w = (s32[], f32[8]{0}) while(%x), condition=%outer_condition, body=%outer_body, @trips@
-  %chosen = f32[8]{0} conditional(%p, %x, %x), true_computation=%cheap, false_computation=%dear
-  ROOT %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%dear, backend_config={"window":{"estimated_cycles":"100"}}
+  %chosen = f32[8]{0} conditional(%p, %x, %x), true_computation=%cheap, false_computation=%expensive
+  ROOT %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%expensive, backend_config={"window":{"estimated_cycles":"100"}}
 }
 """
 
 
-# Which XLA writes on the same lines.
+# XLA writes these on the same lines, which would be too long above.
 HLO = HLO.replace("@scope@", 'metadata={op_name="jit(f)/blocks/while/body/tiles/while"}')
 HLO = HLO.replace("@trips@", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 
-def test_loops_are_multiplied_out_and_the_dearer_choice_counts() -> None:
+def test_cycles_count_each_iteration_and_the_more_expensive_choice() -> None:
   cost = hlo_cost.read(HLO, {"tiles": 5, "blocks": 1000})
-  # Of a fusion its own estimate counts, not that of what it fuses.
+  # A fusion counts with its own estimate, not with those of the operations in it.
   assert cost.cycles == 3 * 5 * (10 + 1) + 7 + 100
   assert cost.unknown_loops == ()
   reduce, gather = cost.collectives
@@ -74,13 +74,13 @@ def test_loops_are_multiplied_out_and_the_dearer_choice_counts() -> None:
   assert cost.heaviest[0][0] == 3 * 5 * 10
 
 
-def test_a_loop_that_nobody_knows_is_told_and_counts_once() -> None:
+def test_a_loop_with_unknown_iterations_is_listed_and_counts_once() -> None:
   cost = hlo_cost.read(HLO)
   assert cost.cycles == 3 * (10 + 1) + 7 + 100
   assert cost.unknown_loops == ("jit(f)/blocks/while/body/tiles/while",)
 
 
-def test_what_is_no_program_is_refused() -> None:
+def test_text_without_an_entry_is_refused() -> None:
   with pytest.raises(ValueError, match="no ENTRY"):
     hlo_cost.read("HloModule nothing")
 
@@ -95,17 +95,17 @@ def test_what_is_no_program_is_refused() -> None:
     ("token[]", 0),
   ],
 )
-def test_bytes_of_a_shape(shape: str, size: int) -> None:
+def test_bytes_of_a_shape_equal_counts_by_hand(shape: str, size: int) -> None:
   assert hlo_cost.shape_bytes(shape) == size
 
 
-def test_a_real_program_is_read() -> None:
+def test_a_compiled_program_is_read() -> None:
   def loop(x: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, 5, lambda i, x: jnp.sin(x @ x), x)
 
   text = jax.jit(loop).lower(jnp.ones((8, 8))).compile().as_text()
   computations, entry = hlo_cost.parse(text)
-  loops = [one for lines in computations.values() for one in lines if one.opcode == "while"]
-  assert entry in computations and [one.trips for one in loops] == [5]
-  assert all(set(one.called) <= computations.keys() for one in loops)
+  loops = [line for lines in computations.values() for line in lines if line.opcode == "while"]
+  assert entry in computations and [loop.trips for loop in loops] == [5]
+  assert all(set(loop.called) <= computations.keys() for loop in loops)
   assert hlo_cost.read(text) == hlo_cost.Cost(0, (), (), ())

@@ -104,7 +104,7 @@ def test_counts_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
 
 def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> None:
   a = write(tmp_path / "a", confusions(1, 5, 0.0))
-  with pytest.raises(ValueError, match="names 1 results; expected two"):
+  with pytest.raises(ValueError, match="lists 1 results; expected two"):
     compare.run(str(a))
   with pytest.raises(FileNotFoundError, match="holds no result"):
     compare.run(f"{a},{tmp_path / 'nowhere'}")

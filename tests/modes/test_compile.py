@@ -1,4 +1,4 @@
-"""What ``--mode=compile`` says: sizes by hand, and answers to what cannot work."""
+"""``--mode=compile``: memory against counts by hand, and errors for inputs that cannot work."""
 
 import importlib.util
 import math
@@ -8,70 +8,70 @@ import numpy as np
 import pytest
 
 from rc_jax import contrast, distributed, models, sharding
-from rc_jax.costs import step_fit
+from rc_jax.costs import stage_cost, step_fit
 from rc_jax.modes import compile
 from tests.support import run_tiny
 
 
 @pytest.fixture(scope="module")
-def fit():
+def cost():
   return step_fit.measure(run_tiny.get_config(), fast=True)
 
 
-def test_sizes_are_those_counted_by_hand(fit) -> None:
+def test_sizes_equal_counts_by_hand(cost) -> None:
   config = run_tiny.get_config()
   variables = models.build(config.model, 11).init(jax.random.key(0))
   parameters, statistics = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in variables)
-  assert fit.parameters == 4 * (parameters + statistics)
-  assert fit.momentum >= 4 * parameters and fit.momentum < 4 * parameters + 100  # and a counter
-  assert fit.banks == 4 * (11 * 256 * 16 + 11 + 11)  # 20 slots, padded to 256
-  assert fit.batch == 4 * 49 * 65 * (3 + 1)
-  assert fit.activations > 0 and fit.peak > fit.parameters + fit.momentum + fit.banks + fit.activations
-  assert (fit.devices, fit.images, fit.seconds) == (1, 4, None)
+  assert cost.parameters == 4 * (parameters + statistics)
+  assert cost.momentum >= 4 * parameters and cost.momentum < 4 * parameters + 100  # and a counter
+  assert cost.banks == 4 * (11 * 256 * 16 + 11 + 11)  # 20 slots, padded to 256
+  assert cost.batch == 4 * 49 * 65 * (3 + 1)
+  assert cost.activations > 0 and cost.peak > cost.parameters + cost.momentum + cost.banks + cost.activations
+  assert (cost.devices, cost.images, cost.seconds) == (1, 4, None)
 
 
-def test_operations_are_three_times_those_of_the_forward_pass(fit) -> None:
+def test_operations_are_three_times_those_of_the_forward_pass(cost) -> None:
   config = run_tiny.get_config()
-  # The classifier alone, [7,9] by 16 by 11, is in it.
-  assert fit.flops > 3 * 4 * 2 * 7 * 9 * 16 * 11
-  assert fit.flops == 3 * 4 * compile.forward_flops(models.build(config.model, 11), (49, 65))
+  # At least those of the classifier, [7,9] by 16 by 11.
+  assert cost.flops > 3 * 4 * 2 * 7 * 9 * 16 * 11
+  assert cost.flops == 3 * 4 * stage_cost.forward_flops(models.build(config.model, 11), (49, 65))
 
 
-def test_every_figure_is_in_the_table(fit) -> None:
-  text = "\n".join(compile.table(fit))
+def test_table_holds_every_figure(cost) -> None:
+  text = "\n".join(compile.table(cost))
   for word in ("parameters", "momentum", "banks", "activations", "peak", "TFLOP", "4 images"):
     assert word in text
   assert "estimated" not in text  # a CPU's compiler estimates nothing
 
 
-def test_shares_and_rates() -> None:
+def test_table_holds_rates_and_shares_of_the_peak() -> None:
   chip = step_fit.CHIPS["TPU v5 lite"]
-  fit = step_fit.StepCost(
+  cost = step_fit.StepCost(
     *(8, "TPU v5 lite", 2, 1, 1, 1, 1, 1, 2**33, 2.0**34, 0.1 * chip.peak, None, 0.5, (), 1.0)
   )
-  assert math.isclose(fit.share_of_peak, 0.2)
-  text = "\n".join(compile.table(fit))
+  assert math.isclose(cost.share_of_peak, 0.2)
+  text = "\n".join(compile.table(cost))
   assert "500.0 ms, 20 % of the peak rate, 32.0 images/s" in text and "(50 %)" in text
 
 
-def test_what_does_not_fit_says_what_to_change() -> None:
+def test_a_step_that_does_not_fit_names_remedies() -> None:
   config = run_tiny.get_config()
   error = RuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm. Used 20.51G of 15.75G hbm.")
-  told = str(step_fit._does_not_fit(error, config, 2, "TPU v5 lite"))
-  assert "does not fit 2 x TPU v5 lite (20.51G of 15.75G on each)" in told
+  message = str(step_fit.does_not_fit(error, config, 2, "TPU v5 lite"))
+  assert "does not fit 2 x TPU v5 lite (20.51G of 15.75G on each)" in message
   for word in ("more devices (4", "train.batch_size=2", "contrast.bank_dtype=bfloat16"):
-    assert word in told
-  assert step_fit._does_not_fit(RuntimeError("INTERNAL"), config, 2, "TPU v5 lite") is None
+    assert word in message
+  assert step_fit.does_not_fit(RuntimeError("INTERNAL"), config, 2, "TPU v5 lite") is None
 
 
-def test_an_uncounted_training_set_is_named() -> None:
+def test_a_training_set_that_cannot_be_counted_names_the_field() -> None:
   config = run_tiny.get_config()
   config.contrast.bank_size, config.dataset.name = 0, "camvid"
   with pytest.raises(ValueError, match=r"config\.contrast\.bank_size: is 0.*or dataset\.root"):
     step_fit.measure(config)
 
 
-def test_a_slice_needs_libtpu(monkeypatch) -> None:
+def test_a_topology_needs_libtpu(monkeypatch) -> None:
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"--topology=v5e:2x4: needs libtpu.*\[tpu\]"):
     sharding.topology_mesh("v5e:2x4")
@@ -100,7 +100,7 @@ def test_a_cluster_is_recognised(environment, several, monkeypatch) -> None:
   assert joined == ([(None, None, None)] if several else [])
 
 
-def test_processes_by_flags(monkeypatch) -> None:
+def test_flags_connect_processes(monkeypatch) -> None:
   joined = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
   distributed.connect("host:1234", "4", "3")
@@ -111,8 +111,8 @@ def test_processes_by_flags(monkeypatch) -> None:
     distributed.connect("host:1234", "4", "4")
 
 
-def test_one_device_holds_its_slots_alone() -> None:
+def test_bytes_per_device_divide_sharded_arrays() -> None:
   mesh = sharding.global_mesh()
   bank = jax.eval_shape(lambda: contrast.MemoryBank.create(3, 256, 8, mesh=mesh))
   keys = jax.ShapeDtypeStruct(bank.keys.shape, np.float32, sharding=bank.shardings().keys)
-  assert step_fit._bytes(keys) == 4 * 3 * 256 * 8 // mesh.devices.size
+  assert step_fit.bytes_per_device(keys) == 4 * 3 * 256 * 8 // mesh.devices.size

@@ -1,10 +1,11 @@
-"""The table of ``--mode=summary``: its figures against counts by hand, its lines against each other."""
+"""The table of ``--mode=summary``: its figures against counts by hand, its totals against its rows."""
 
 import itertools
 import math
 import os
 import pathlib
 import subprocess
+import sys
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax import models
+from rc_jax import main, models
 from rc_jax.config import Config, defaults
-from rc_jax.costs import stage_cost
 from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
 from rc_jax.models.layers import BatchNorm, Conv
 from rc_jax.modes import summary
@@ -25,7 +25,7 @@ CLASSES = 5
 
 
 class Backbone(nn.Module):
-  """Convolutions with a ReLU behind each: (name, features, kernel size, stride, dilation, normalised)."""
+  """Convolutions, each followed by a ReLU: (name, features, kernel size, stride, dilation, normalised)."""
 
   layers: tuple[tuple[str, int, int, int, int, bool], ...]
   dtype: jnp.dtype
@@ -58,16 +58,10 @@ def by_name(cost: NetworkCost) -> dict[str, StageCost]:
   return {stage.name: stage for stage in cost.stages}
 
 
-@pytest.fixture
-def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-  """Leaves out what takes most of the time, for large networks."""
-  monkeypatch.setattr(stage_cost, "_flops", lambda equations, leaving: (0.0, True))
-
-
 def multiply_adds(
   size: tuple[int, int], inputs: int, outputs: int, kernel: int, stride: int, dilation: int
 ) -> tuple[int, int]:
-  """Counts by hand a convolution's multiply-adds: all of them, and those that read pixels."""
+  """Counts the multiply-adds of a convolution in a loop: all of them, and those that read pixels."""
   every, on_pixels = 0, 0
   for y, x in itertools.product(*(range(0, n, stride) for n in size)):
     for dy, dx in itertools.product(range(kernel), repeat=2):
@@ -77,11 +71,11 @@ def multiply_adds(
   return every, on_pixels
 
 
-def test_operations_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_equal_counts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
   layers = (
     ("first", 6, 3, 1, 1, False),
-    ("strided", 7, 3, 2, 1, False),  # in one piece on a CPU too
-    ("dilated", 8, 3, 1, 9, False),  # on 12 x 15, mostly padding: a product a tap on a CPU
+    ("strided", 7, 3, 2, 1, False),  # one convolution on a CPU too
+    ("dilated", 8, 3, 1, 9, False),  # on 12 x 15, mostly padding: one product for each tap on a CPU
     ("flat", 4, 1, 1, 1, False),
   )
   stages = by_name(measure(network(monkeypatch, Backbone(layers, jnp.float32), Head(), 4), (23, 29)))
@@ -92,9 +86,9 @@ def test_operations_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -
     grid, channels = tuple(-(-n // stride) for n in grid), features
     assert stage.dense_flops == 2 * every
     assert stage.shapes == ((*grid, features),)
-    outputs = math.prod(grid) * features  # an operation each in the ReLU
+    outputs = math.prod(grid) * features  # one operation each in the ReLU
     if name == "first":
-      # Two more for each pixel that is normalised, and some that change nothing but the type.
+      # Two more for each normalised pixel, and some that only convert the type.
       assert 2 * on_pixels + outputs < stage.flops < 2 * on_pixels + outputs + 6 * 23 * 29 * 3
     elif name == "dilated":
       # The taps' products are also added up.
@@ -106,15 +100,15 @@ def test_operations_are_those_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -
   assert stages["head/classifier"].flops == 2 * math.prod(grid) * 4 * CLASSES
 
 
-def test_what_is_kept_is_what_is_kept_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_bytes_equal_counts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
   layers = (("a", 6, 3, 1, 1, False), ("b", 8, 3, 1, 1, True))
   pixels = 17 * 19
   for dtype, size in ((jnp.float32, 4), (jnp.bfloat16, 2)):
     toy = network(monkeypatch, Backbone(layers, dtype), Head(), 8, dtype=jnp.dtype(dtype).name)
     stages = by_name(measure(toy, (17, 19)))
-    # The image for the first kernel's gradient; ReLU's mask; what the second convolution reads.
+    # The image for the first kernel's gradient; the mask of the ReLU; the input of the second convolution.
     assert stages["backbone/a"].kept_bytes == pixels * (3 * size + 6 + 6 * size)
-    # What the normalisation reads, its mean and deviation; ReLU's mask; what the classifier reads, in float32 there.
+    # Input, mean and deviation of the normalisation; the mask of the ReLU; the classifier's input, which is float32.
     b = pixels * (8 * size + 8) + 2 * 8 * 4
     if dtype == jnp.float32:
       assert stages["backbone/b+b_norm"].kept_bytes == b + pixels * 8 * 4
@@ -124,7 +118,7 @@ def test_what_is_kept_is_what_is_kept_by_hand(monkeypatch: pytest.MonkeyPatch) -
       assert stages["head/classifier"].kept_bytes == pixels * 8 * 4
 
 
-def test_what_another_platform_would_keep_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_another_platform_would_keep_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
   class Chooses(nn.Module):
     @nn.compact
     def __call__(self, stages, train):
@@ -135,19 +129,18 @@ def test_what_another_platform_would_keep_does_not_count(monkeypatch: pytest.Mon
 
   toy = network(monkeypatch, Backbone((("a", 3, 1, 1, 1, False),), jnp.float32), Chooses(), 4)
   stages = by_name(measure(toy, (9, 9)))
-  assert stages["backbone/a"].kept_bytes == 81 * (3 * 4 + 3)  # the image, and ReLU's mask
-  assert stages["head/fuse"].kept_bytes == 81 * (4 + 4) * 4  # what it reads, and what the classifier reads
-  # A product before a module's first part is the module's too.
+  assert stages["backbone/a"].kept_bytes == 81 * (3 * 4 + 3)  # the image, and the mask of the ReLU
+  assert stages["head/fuse"].kept_bytes == 81 * (4 + 4) * 4  # its input, and the input of the classifier
+  # A product before the first submodule of a module belongs to the module.
   assert stages["backbone/a"].dense_flops == 2 * 81 * 3 * 3
   assert stages["head/fuse"].dense_flops == 2 * 81 * (3 * 4 + 4 * 4)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_parameters_and_outputs_of_the_tiny_recipe() -> None:
   config = run_tiny.get_config()
   config.model.embedding_channels = 6
   toy = models.build(config.model, 11)
-  cost = measure(toy, (49, 65))
+  cost = measure(toy, (49, 65), count_flops=False)
   assert cost.grid == (7, 9)
   names = [stage.name for stage in cost.stages]
   assert names == [
@@ -161,14 +154,14 @@ def test_parameters_and_outputs_of_the_tiny_recipe() -> None:
     assert stage.parameters == sum(np.size(leaf) for leaf in jax.tree.leaves(trees)), stage.name
     assert stage.predicting == (0 if first in ("aux_head", "projection") else stage.parameters)
   stages = by_name(cost)
-  assert stages["backbone/conv1+bn1"].shapes == ((13, 17, 32),)  # behind the pooling
+  assert stages["backbone/conv1+bn1"].shapes == ((13, 17, 32),)  # after the pooling
   assert stages["backbone/layer3"].shapes == ((7, 9, 64),)  # once, though two heads read it
   assert stages["head/aspp"].shapes == ((7, 9, 5 * 16),)
   assert stages["head/fuse"].shapes == ((7, 9, 16),)  # features, and the same with dropout
   assert stages["projection"].shapes == ((7, 9, 6),)
 
 
-def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_network_is_divided_at_its_second_level(monkeypatch: pytest.MonkeyPatch) -> None:
   layers = (("a", 8, 3, 2, 1, True), ("b", 8, 3, 2, 1, True))
 
   class Attention(nn.Module):
@@ -187,7 +180,7 @@ def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch)
       scale = self.param("scale", nn.initializers.ones, (8,))
       x = Attention(name="attention")(stages.last) * scale
       x = nn.Dropout(0.5)(x, deterministic=not train)
-      # Computed in prediction too, but nobody reads it there.
+      # Computed in prediction too, but not read there.
       extra = {"aux": models.ExtraOutput(self.spare(x), term="aux")}
       return models.Outputs(Conv(CLASSES, 1, name="classifier")(x), x, extra)
 
@@ -201,18 +194,18 @@ def test_any_network_is_cut_at_its_second_level(monkeypatch: pytest.MonkeyPatch)
 
   cost = measure(network(monkeypatch, Wrapped(), OwnHead(), 8), (25, 33))
   stages = by_name(cost)
-  # Remat makes one operation of all that it wraps.
+  # Remat turns a module into one operation.
   assert list(stages) == ["backbone", "head/attention", "head", "head/classifier", "head/spare"]
   assert stages["backbone"].parameters == 9 * 3 * 8 + 16 + 9 * 8 * 8 + 16
   assert stages["head"].parameters == 8 and stages["head"].dense_flops == 0
   assert stages["head/spare"].predicting == 0 and stages["head/spare"].parameters == 8 * CLASSES
   places = 7 * 9
   assert stages["head/attention"].dense_flops == 2 * (places * 8 * 4 + places * places * (4 + 8))
-  # And keeps its input alone, beside what the head reads.
+  # It keeps only its input, and the input of the head.
   assert stages["backbone"].kept_bytes == 25 * 33 * 3 * 4 + places * 8 * 4
 
 
-def test_a_loop_counts_each_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_counts_each_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
   class Recurrent(nn.Module):
     @nn.compact
     def __call__(self, stages, train):
@@ -224,7 +217,7 @@ def test_a_loop_counts_each_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> No
   assert stages["head"].dense_flops == 7 * 2 * 81 * 3 * 3
 
 
-def test_what_a_library_computes_is_counted_before_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_of_a_library_are_counted_before_optimisation(monkeypatch: pytest.MonkeyPatch) -> None:
   class Factors(nn.Module):
     @nn.compact
     def __call__(self, stages, train):
@@ -240,12 +233,11 @@ def test_what_a_library_computes_is_counted_before_it_is_called(monkeypatch: pyt
 
 
 def parameters(model: Config, classes: int) -> tuple[int, int]:
-  stages = measure(models.build(model, classes), (33, 33)).stages
+  stages = measure(models.build(model, classes), (33, 33), count_flops=False).stages
   return sum(stage.parameters for stage in stages), sum(stage.predicting for stage in stages)
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_torchvision_has_as_many_parameters() -> None:
+def test_parameters_equal_those_of_torchvision() -> None:
   originals = pytest.importorskip("tests.support.originals")
   originals.torchvision()
   segmentation = pytest.importorskip("torchvision.models.segmentation")
@@ -257,15 +249,14 @@ def test_torchvision_has_as_many_parameters() -> None:
   assert parameters(model, 21) == (count, count - extra) and count == 42_004_074
 
 
-@pytest.mark.usefixtures("uncompiled")
-def test_the_authors_network_has_as_many_parameters() -> None:
+def test_parameters_equal_those_of_the_authors_network() -> None:
   total, predicting = parameters(defaults().model, 19)
   assert round(total / 1e6, 1) == 44.2
   assert total - predicting == 9 * 1024 * 256 + 2 * 256 + 256 * 19 + 19
 
 
 def figures(lines: list[str]) -> dict[str, list[float]]:
-  """The numbers of each line of a table: parameters, GFLOP, GFLOP dense, kept MB."""
+  """Returns the numbers of each line of a table: parameters, GFLOP, GFLOP dense, kept MB."""
   found = {}
   for line in filter(None, lines):
     cells = [cell for cell in line.split("  ") if cell.strip()]
@@ -276,7 +267,7 @@ def figures(lines: list[str]) -> dict[str, list[float]]:
   return found
 
 
-def test_lines_of_a_table_add_up() -> None:
+def test_totals_are_the_sums_of_the_rows() -> None:
   rng = np.random.default_rng(0)
   stages = []
   for i in range(7):
@@ -292,19 +283,23 @@ def test_lines_of_a_table_add_up() -> None:
   rows = np.array([found[f"head/{i}"] for i in range(7)])
   assert found["total"] == pytest.approx(rows.sum(axis=0), abs=0.5)
   assert found["total"][0] == sum(stage.parameters for stage in stages)
-  extra, left = found["for training alone"], found["left in prediction"]
-  assert extra[0] + left[0] == found["total"][0]
-  assert left[0] == sum(stage.predicting for stage in stages)
+  extra, prediction = found["only in training"], found["in prediction"]
+  assert extra[0] + prediction[0] == found["total"][0]
+  assert prediction[0] == sum(stage.predicting for stage in stages)
   assert extra[1:3] == pytest.approx(rows[[0, 3, 6], 1:3].sum(axis=0), abs=0.1)
   assert (
-    "97x101x3" in lines[4] and f"{stages[2].parameters - stages[2].predicting:,} training alone" in lines[4]
+    "97x101x3" in lines[4] and f"{stages[2].parameters - stages[2].predicting:,} only in training" in lines[4]
   )
 
 
-def test_the_command(tmp_path: pathlib.Path) -> None:
+def summary_command(*flags: str) -> list[str]:
+  return [sys.executable, "-m", "rc_jax.main", f"--config={run_tiny.__file__}", *flags]
+
+
+def test_command_prints_the_table(tmp_path: pathlib.Path) -> None:
   flags = ["--mode=summary", "--config.dataset.name=cityscapes"]
   finished = subprocess.run(
-    [*run_tiny.command(tmp_path / "run", *flags), "--config.contrast.bank_dtype=bfloat16"],
+    summary_command(*flags, "--config.contrast.bank_dtype=bfloat16"),
     env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
     cwd=tmp_path,
     capture_output=True,
@@ -313,7 +308,7 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
   )
   printed = finished.stdout
   assert finished.returncode == 0 and not finished.stderr, finished.stderr
-  assert list(tmp_path.iterdir()) == []  # neither the run's folder nor another
+  assert list(tmp_path.iterdir()) == []  # it writes nothing
   for part in (
     f"deeplabv3 on {run_tiny.BACKBONE}: 19 classes of cityscapes, activations in float32",
     "one image of 49 x 65 in training: logits on 7 x 9 (output stride 8), 16 channels",
@@ -331,26 +326,19 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
   ("fields", "line"),
   [
     ({"contrast.bank_size": 2975}, "memory banks: 2,975 keys x 19 classes x 256 of float32, 57.9 MB"),
-    ({}, "memory banks: for each training image 19 classes x 256 of float32, 19.5 MB a thousand"),
+    ({}, "memory banks: for each training image 19 classes x 256 of float32, 19.5 MB for a thousand images"),
     ({"contrast.scope": "image"}, "memory banks: none"),
     ({"loss.contrast_weight": 0.0}, "memory banks: none"),
   ],
 )
-def test_banks(fields: dict[str, object], line: str, capsys: pytest.CaptureFixture) -> None:
+def test_size_of_the_banks_is_printed(fields: dict[str, object], line: str) -> None:
   config = defaults()
   config.update_from_flattened_dict(fields)
-  assert summary._banks(config, models.build(config.model, 19)) == line
+  assert summary.banks(config, models.build(config.model, 19)) == line
 
 
-def test_a_mistake_is_one_line(tmp_path: pathlib.Path) -> None:
-  finished = subprocess.run(
-    [*run_tiny.command(tmp_path / "run", "--mode=summary"), "--config.model.backbone=resnet5O"],
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert finished.returncode == 2 and not finished.stdout
-  assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
-  assert "resnet5O" in finished.stderr and not (tmp_path / "run").exists()
+def test_an_invalid_field_is_refused_in_one_line(capsys: pytest.CaptureFixture) -> None:
+  assert main.main(summary_command("--mode=summary", "--config.model.backbone=resnet5O")[2:]) == 2
+  printed = capsys.readouterr()
+  assert not printed.out and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+  assert "resnet5O" in printed.err
