@@ -35,4 +35,5 @@ uv pip install --quiet --resolution lowest-direct "$extras"
 # The tools of the tests have no bounds to test.
 uv pip install --quiet hypothesis pytest pytest-xdist pyyaml hatchling
 uv pip list --format=freeze
-"$venv/bin/python" -m pytest "${tests[@]}"
+# Old versions warn of what newer Pythons and packages deprecate.
+"$venv/bin/python" -m pytest -W default "${tests[@]}"
