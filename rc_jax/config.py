@@ -347,7 +347,7 @@ def uses_contrast(config: Config) -> bool:
 
 
 def reads_banks(config: Config) -> bool:
-  """True where the contrast has memory banks."""
+  """True where the contrastive method may have a bank."""
   return uses_contrast(config) and bool(config.contrast.scope == "bank")
 
 

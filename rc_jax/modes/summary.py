@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax import data, models
-from rc_jax.config import Config, height_width, uses_contrast
+from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
 from rc_jax.modes import CONFIG
 
@@ -109,7 +109,7 @@ def _notes(config: Config, network: models.Network, cost: NetworkCost) -> list[s
 def banks(config: Config, network: models.Network) -> str:
   """Returns the line on the size of the memory banks."""
   contrast = config.contrast
-  if not uses_contrast(config) or contrast.scope != "bank":
+  if not reads_banks(config) or contrast.method != "region":
     return "memory banks: none"
   keys = f"{network.num_classes} classes x {network.channels} of {contrast.bank_dtype}"
   size = network.num_classes * network.channels * jnp.dtype(contrast.bank_dtype).itemsize

@@ -1,0 +1,119 @@
+"""A pixel loss and a contrastive method are added as ``docs/adding/`` shows, in a copy of the package."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.support import run_tiny
+from tests.support.adding import add_from_page, copy_package, python
+
+SHORT = ("--config.train.eval_every=0", "--config.train.checkpoint_every=1")
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  """A copy of the package with the pixel loss and the contrastive method of the pages."""
+  folder = copy_package(tmp_path_factory.mktemp("checkout"))
+  add_from_page(
+    folder,
+    "loss.md",
+    "rc_jax/losses/__init__.py",
+    '  "ce": cross_entropy.PIXEL_LOSS,\n',
+    "from rc_jax.losses import focal",
+  )
+  add_from_page(
+    folder,
+    "contrast.md",
+    "rc_jax/training/objective.py",
+    "METHODS: dict[str, Callable[[Config], ContrastiveMethod]] = {\n",
+    "from rc_jax.contrast.prototypes import PrototypeContrast",
+  )
+  return folder
+
+
+def train(checkout: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, *flags: str) -> tuple[int, str]:
+  """Trains the tiny recipe of the tests with the copy, scoring at the end alone."""
+  return python(checkout, *run_tiny.command(workdir, *SHORT, *flags)[1:], cache=cache)
+
+
+def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path) -> None:
+  focal = ("--config.loss.pixel=focal", "--config.train.steps=2")
+  status, printed = train(checkout, tmp_path, cache, *focal, "--config.loss.focal_gamma=1.5")
+  assert status == 0, printed
+  losses = [line["loss_pixel"] for line in run_tiny.lines(tmp_path) if "loss" in line]
+  # Of 11 classes, untrained: near (1 - 1/11)^1.5 log 11 = 2.1.
+  assert len(losses) == 2 and 1 < losses[0] < 6
+  config = json.loads((tmp_path / "config.json").read_text())
+  assert (config["loss"]["pixel"], config["loss"]["focal_gamma"]) == ("focal", 1.5)
+
+  status, printed = train(checkout, tmp_path, cache, *focal, "--config.loss.focal_gamma=-1.0")
+  assert status == 2 and "config.loss.focal_gamma: is -1.0; expected 0 or more" in printed
+  status, printed = train(checkout, tmp_path, cache, "--config.loss.focal_gamma=1.5")
+  assert (
+    status == 2 and "config.loss.focal_gamma: is 1.5, but it is read only with loss.pixel=focal" in printed
+  )
+
+
+VALUE = """
+import sys
+import jax.numpy as jnp, numpy as np
+from rc_jax import losses
+from rc_jax.config import defaults, validate
+from rc_jax.models import Outputs
+from rc_jax.training.objective import pixel_terms
+
+config = defaults()
+config.dataset.name, config.loss.pixel, config.loss.focal_gamma = "synthetic", "focal", 1.5
+validate(config)
+arrays = np.load(sys.argv[1])
+(term,) = pixel_terms(Outputs(jnp.asarray(arrays["logits"]), None), arrays["labels"], config.loss, True)
+print(losses.__file__, term.name, term.weight, float(term.value))
+"""
+
+
+def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
+  rng = np.random.default_rng(0)
+  logits, labels = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.choice([0, 1, 4, 255], (2, 3, 4))
+  np.savez(tmp_path / "arrays.npz", logits=logits, labels=labels)
+  status, printed = python(checkout, "-c", VALUE, str(tmp_path / "arrays.npz"))
+  assert status == 0, printed
+  file, name, weight, value = printed.split()
+  assert (file, name, float(weight)) == (str(checkout / "rc_jax/losses/__init__.py"), "pixel", 1.0)
+  pixels = []
+  for index in np.ndindex(*labels.shape):
+    if labels[index] != 255:
+      z = np.float64(logits[index])
+      p = np.exp(z[labels[index]]) / np.exp(z).sum()
+      pixels.append(-((1 - p) ** 1.5) * np.log(p))
+  np.testing.assert_allclose(float(value), np.mean(pixels), rtol=1e-5)
+
+
+def test_a_contrastive_method_trains_is_saved_and_resumes(checkout, cache, tmp_path) -> None:
+  flags = ("--config.contrast.method=prototypes", "--config.train.steps=3")
+  whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+  status, printed = train(checkout, whole, cache, *flags)
+  assert status == 0, printed
+  lines = [line for line in run_tiny.lines(whole) if "loss" in line]
+  assert [line["step"] for line in lines] == [1, 2, 3]
+  # The first step has no prototype to contrast with.
+  assert [line["contrast_queries"] > 0 for line in lines] == [False, True, True]
+  assert lines[0]["loss_contrast"] == 0 < min(lines[1]["loss_contrast"], lines[1]["prototypes"])
+  for line in lines:
+    scaled = line["loss_pixel"] + line["loss_aux_scaled"] + line["loss_contrast_scaled"]
+    assert line["loss"] == pytest.approx(scaled, rel=1e-5)
+
+  # As after a kill between the checkpoint of step 2 and that of step 3.
+  shutil.copytree(whole, resumed)
+  shutil.rmtree(resumed / "checkpoints" / "3")
+  status, printed = train(checkout, resumed, cache, *flags)
+  assert status == 0 and "resuming at step 2 of 3" in printed, printed
+  assert run_tiny.lines(resumed) == run_tiny.lines(whole)
+
+  status, printed = train(checkout, tmp_path / "other", cache, "--config.contrast.method=prototype")
+  assert (
+    status == 2
+    and "config.contrast.method: is 'prototype'; expected one of 'prototypes', 'region'" in printed
+  )
