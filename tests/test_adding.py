@@ -1,108 +1,143 @@
-"""A mode and a config field are added as ``docs/adding/`` shows, in a copy of the package."""
+"""A mode and a config field are added to a copy of the package as ``docs/adding/`` shows."""
 
 import json
-import os
 import pathlib
 import re
-import shutil
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 
-from rc_jax.config import load_recipe
-from tests.support.paths import CONFIGS, ROOT
-
-PAGES = ROOT / "docs" / "adding"
+from rc_jax import data
+from tests.support.package_copy import add_files, copy_package, insert, page, python
 
 
-def blocks(page: str) -> list[str]:
-  """Returns the blocks of Python of a page."""
-  return re.findall(r"```python\n(.*?)```", (PAGES / page).read_text(), re.DOTALL)
+def printed(folder: pathlib.Path, code: str) -> list:
+  """Runs Python code on a copy; returns the JSON in its last line."""
+  finished = python(folder, "-c", code)
+  assert finished.returncode == 0, finished.stderr
+  return json.loads(finished.stdout.splitlines()[-1])
 
 
-def insert_after(path: pathlib.Path, line: str, added: str) -> None:
-  """Adds text behind the one line of a file that starts with ``line``."""
-  lines = path.read_text().splitlines(keepends=True)
-  (place,) = [index for index, text in enumerate(lines) if text.startswith(line)]
-  path.write_text("".join([*lines[: place + 1], added, *lines[place + 1 :]]))
+# Runs commands in one process: status, output and errors of each.
+COMMANDS = """
+import contextlib, io, json, sys
+import rc_jax
+from rc_jax import main
+
+results = [[rc_jax.__file__]]
+for flags in {commands}:
+  out, err = io.StringIO(), io.StringIO()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    status = main.main(["rc_jax", *flags])
+  results.append([status, out.getvalue(), err.getvalue()])
+print(json.dumps(results))
+"""
+RECIPE = """
+from rc_jax.config import defaults
+
+def get_config():
+  config = defaults()
+  config.dataset.name = "synthetic"
+  config.train.crop_size = (65, 65)
+  return config
+"""
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A copy of the package with the mode and the field of the pages."""
+  """A copy of the package with the mode and the config field of the pages."""
   folder = tmp_path_factory.mktemp("checkout")
-  shutil.copytree(ROOT / "rc_jax", folder / "rc_jax", ignore=shutil.ignore_patterns("__pycache__"))
-  file, line = blocks("mode.md")
-  (folder / file.splitlines()[0].removeprefix("# ")).write_text(file)
-  insert_after(folder / "rc_jax" / "main.py", '  "compile": ', line)
-  field, reader = blocks("config_field.md")
-  insert_after(folder / "rc_jax" / "config.py", '  Field("optimizer.momentum"', field)
-  optimizer = folder / "rc_jax" / "training" / "optimizer.py"
-  before = "    optax.trace(decay=config_optimizer.momentum),\n"
-  assert before in optimizer.read_text()
-  optimizer.write_text(optimizer.read_text().replace(before, reader))
+  copy_package(folder)
+  text = page("mode.md")
+  add_files(folder, text)
+  (line,) = re.findall(r'```python\n(  "\w+": ".*",\n)```', text)
+  main = folder / "rc_jax" / "main.py"
+  (first,) = re.findall(r"MODES = {\n(.*\n)", main.read_text())  # the default mode stays the first
+  insert(main, first, line)
+
+  text = page("config_field.md")
+  (field,) = re.findall(r"```python\n(  Field\(.*\),\n)```", text)
+  insert(folder / "rc_jax" / "config.py", "FIELDS: tuple[Field, ...] = (\n", field)
+  (call,) = re.findall(r"```python\n(panels\(.*\n)```", text)
+  report = folder / "rc_jax" / "modes" / "report.py"
+  code, count = re.subn(r"(?m)^( +)panels\(config, .*\n", rf"\g<1>{call}", report.read_text())
+  assert count == 1
+  report.write_text(code)
+  (folder / "recipe.py").write_text(RECIPE)
   return folder
 
 
-def run(checkout: pathlib.Path, *command: str) -> subprocess.CompletedProcess[str]:
-  environment = {**os.environ, "PYTHONPATH": str(checkout), "JAX_PLATFORMS": "cpu"}
-  return subprocess.run(
-    [sys.executable, *command], cwd=checkout, env=environment, capture_output=True, text=True
+def test_a_mode_runs_with_its_own_flags_and_is_in_help(checkout: pathlib.Path) -> None:
+  commands = [
+    ["--config=recipe.py", "--mode=frequencies", "--split=val", "--most=3"],
+    ["--config=recipe.py", "--mode=frequencies", "--most=-1"],
+    ["--config=recipe.py", "--mode=frequencies", "--workdir=x"],
+    ["--config=recipe.py", "--mode=summary", "--most=3"],
+    ["--help"],
+    ["--mode=frequencies", "--help"],
+  ]
+  (file,), counted, negative, unread, of_other, general, own = printed(
+    checkout, COMMANDS.format(commands=commands)
   )
+  assert file == str(checkout / "rc_jax" / "__init__.py")
+
+  source = data.load("synthetic", "", "val")
+  labels = np.concatenate([source[index]["label"].ravel() for index in range(len(source))])
+  pixels = {name: int((labels == index).sum()) for index, name in enumerate(source.info.class_names)}
+  order = sorted(pixels, key=lambda name: -pixels[name])[:3]
+  lines = [f"{name}: {100 * pixels[name] / sum(pixels.values()):.2f} %" for name in order]
+  assert counted == [0, "\n".join(lines) + "\n", ""]
+
+  assert negative == [2, "", "error: --most=-1: expected a number of classes, or 0 for all\n"]
+  assert unread[0] == 2 and "--workdir: --mode=frequencies does not read it" in unread[2]
+  assert of_other[0] == 2 and "--most: --mode=summary does not read it, only frequencies" in of_other[2]
+  assert "--mode=frequencies: counts the pixels of each class in a split" in general[1]
+  assert "  --most: Prints only this number of classes. 0: all." in own[1] and "--images" not in own[1]
 
 
-def test_a_mode_runs_and_is_described(checkout: pathlib.Path) -> None:
-  recipe = f"--config={CONFIGS / 'cityscapes.py'}"
-  finished = run(checkout, "-m", "rc_jax", recipe, "--mode=classes", "--colors")
-  assert finished.returncode == 0, finished.stderr
-  lines = finished.stdout.splitlines()
-  assert len(lines) == 19 and lines[0].split() == ["0", "7", "road", "#804080"]
-  assert "#" not in run(checkout, "-m", "rc_jax", recipe, "--mode=classes").stdout
-  described = run(checkout, "-m", "rc_jax", "--help", "--mode=classes").stdout
-  assert "prints the classes of a data set" in described and "--colors" in described
-  # Other modes refuse the new flag by name.
-  refused = run(checkout, "-m", "rc_jax", recipe, "--mode=summary", "--colors")
-  assert refused.returncode == 2 and "--colors" in refused.stderr and "classes" in refused.stderr
-
-
-STEP = """
+FIELD = """
 import json
-import jax.numpy as jnp
-from rc_jax.config import FIELDS, defaults
-from rc_jax.training.optimizer import sgd
+from rc_jax.config import as_dict, defaults, different_run, load_recipe
+from rc_jax.modes import report
 
-config = defaults()
-config.optimizer.weight_decay, config.optimizer.head_multiplier = 0.0, 1.0
-params = {"backbone": {"kernel": jnp.ones(2)}}
-gradient = {"backbone": {"kernel": jnp.array([1.0, -2.0])}}
-found = {"default": config.optimizer.nesterov, "paths": [field.path for field in FIELDS]}
-for nesterov in (False, True):
-  config.optimizer.nesterov = nesterov
-  optimizer = sgd(config.optimizer, 10, params)
-  update, _ = optimizer.update(gradient, optimizer.init(params), params)
-  found[str(nesterov)] = update["backbone"]["kernel"].tolist()
+config = load_recipe("recipe.py")
+before = as_dict(config)
+del before["eval"]["panels"]
+config.eval.panels = 9
+found = {"default": defaults().eval.panels, "different": different_run(as_dict(config), before)}
+
+class Drawn(Exception):
+  pass
+
+def panels(config, network, params, batch_stats, count):
+  raise Drawn(count)
+
+report.panels = panels
+try:
+  import pathlib
+  report.write(config, pathlib.Path("run"), None, None, None)
+except Drawn as drawn:
+  found["read"] = drawn.args[0]
 print(json.dumps(found))
 """
 
 
-def test_a_field_has_its_default_is_described_and_is_read(checkout: pathlib.Path) -> None:
-  finished = run(checkout, "-c", STEP)
-  assert finished.returncode == 0, finished.stderr
-  found = json.loads(finished.stdout)
-  assert found["default"] is False and "optimizer.nesterov" in found["paths"]
-  optimizer = load_recipe(str(CONFIGS / "cityscapes.py")).optimizer
-  # The first step of PyTorch's SGD: the buffer is the gradient, and Nesterov's adds momentum times it.
-  for nesterov, factor in (("False", 1.0), ("True", 1 + optimizer.momentum)):
-    expected = [-optimizer.learning_rate * factor * value for value in (1.0, -2.0)]
-    assert found[nesterov] == pytest.approx(expected, rel=1e-6)
-  assert "optimizer.nesterov = False" in run(checkout, "-m", "rc_jax", "--help=config").stdout
-  refused = run(
-    checkout,
-    "-m",
-    "rc_jax",
-    f"--config={CONFIGS / 'demo.py'}",
-    "--mode=summary",
-    "--config.optimizer.nesterov=x",
+def test_a_config_field_has_its_default_check_and_meaning(checkout: pathlib.Path) -> None:
+  commands = [
+    ["--config=recipe.py", "--mode=frequencies", "--most=1", "--config.eval.panels=12"],
+    ["--config=recipe.py", "--mode=frequencies", "--config.eval.panels=0"],
+    ["--config=recipe.py", "--mode=frequencies", "--config.eval.panels=many"],
+    ["--help=config"],
+  ]
+  _, accepted, refused, of_another_type, help_text = printed(checkout, COMMANDS.format(commands=commands))
+  assert accepted[0] == 0
+  (message,) = re.findall(r"```text\n(.*\n)```", page("config_field.md"))
+  assert refused == [2, "", message]
+  assert of_another_type[0] == 2 and "eval.panels" in of_another_type[2]
+  assert (
+    "  eval.panels = 6\n      Rows of images in ``report/panels.png``. Expected: 1 or more." in help_text[1]
   )
-  assert refused.returncode == 2 and "nesterov" in refused.stderr and refused.stderr.count("\n") == 1
+
+  found = printed(checkout, FIELD)
+  # A run of before continues, and the report gets the value.
+  assert found == {"default": 6, "different": [], "read": 9}

@@ -1,4 +1,4 @@
-"""Pictures of predictions for people: colours over the photo, outlines, and a legend of the classes that are in it."""
+"""Overlays of predictions: class colours over the image, outlines, and a legend of the classes that it shows."""
 
 import numpy as np
 from PIL import Image
@@ -7,11 +7,10 @@ from rc_jax.data import DatasetInfo
 from rc_jax.drawing.panels import overlay, swatches
 
 OPACITY = 0.5
-# Narrower pictures are enlarged by a whole factor: a legend needs room, and a thumbnail shows nothing.
-LEAST_WIDTH = 480
-LETTERS_PER_WIDTH = 64  # of the legend's font: the picture's width in heights of a letter
-LEAST_LETTER = 13  # pixels; below this, letters of 5 x 3 dots begin
-SMALLEST_SHARE = 0.001  # of the image's pixels; rarer classes are counted in the legend, not listed
+LEAST_WIDTH = 480  # pixels; narrower pictures are enlarged by an integer, because a legend needs space
+LETTERS_PER_WIDTH = 64  # width of the picture divided by the height of a letter of the legend
+LEAST_LETTER = 13  # pixels; smaller letters are hard to read
+SMALLEST_FRACTION = 0.001  # of the image's pixels; the legend counts rarer classes without listing them
 
 
 def picture(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.Image:
@@ -23,29 +22,29 @@ def picture(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.I
     info: names and colours.
 
   Returns:
-    An RGB picture, at least ``LEAST_WIDTH`` wide: the image under half transparent colours, regions outlined, enlarged
-    by a whole factor where it is smaller than that; then a legend of the classes that are in it, the largest first,
-    with their share of the pixels. Letters grow with the picture.
+    An RGB picture, at least ``LEAST_WIDTH`` wide: the image under half transparent colours, with outlined regions,
+    enlarged by an integer if it is narrower. Below it a legend lists its classes, the largest first, with their
+    percentage of the pixels. Letters are proportional to the picture.
   """
   blended = Image.fromarray(overlay(image, labels, info.palette, OPACITY))
-  # Not a factor for the width alone: a strip of 3 x 900 pixels would become a tower.
+  # The height limits the factor too, because an image 3 pixels wide and 900 high would become 144,000 high.
   factor = max(1, min(-(-LEAST_WIDTH // image.shape[1]), 2 * LEAST_WIDTH // image.shape[0]))
   width, height = image.shape[1] * factor, image.shape[0] * factor
   blended = blended.resize((width, height), Image.Resampling.NEAREST)
   outlined = np.array(blended)
-  # Two classes of like colours, or one like what lies under it, part by their outline. Its width follows the picture's.
+  # Outlines separate classes of similar colours. Their thickness is proportional to the picture.
   thickness = max(1, round(width / 1000))
   outlined[_outline(labels.repeat(factor, axis=0).repeat(factor, axis=1), thickness)] = 255
 
-  legend = _legend(_shares(labels, info.num_classes), info, max(width, LEAST_WIDTH))
-  canvas = Image.new("RGB", (legend.width, height + legend.height), "white")
+  below = legend(class_fractions(labels, info.num_classes), info, max(width, LEAST_WIDTH))
+  canvas = Image.new("RGB", (below.width, height + below.height), "white")
   canvas.paste(Image.fromarray(outlined), (0, 0))
-  canvas.paste(legend, (0, height))
+  canvas.paste(below, (0, height))
   return canvas
 
 
 def _outline(labels: np.ndarray, thickness: int) -> np.ndarray:
-  """Marks the pixels ``[H,W]`` whose right or lower neighbour, up to ``thickness`` pixels off, has another label."""
+  """Returns the mask ``[H,W]`` of pixels with another label up to ``thickness`` pixels to the right or below."""
   mask = np.zeros(labels.shape, bool)
   for step in range(1, thickness + 1):
     mask[:, :-step] |= labels[:, step:] != labels[:, :-step]
@@ -53,23 +52,34 @@ def _outline(labels: np.ndarray, thickness: int) -> np.ndarray:
   return mask
 
 
-def _shares(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
-  """The classes that are present with their share of the pixels, the largest first."""
+def class_fractions(labels: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
+  """Returns the classes in ``labels [H,W]`` with their fraction of the pixels, the largest first.
+
+  >>> class_fractions(np.array([[2, 2, 0, 2]]), 3)
+  [(2, 0.75), (0, 0.25)]
+  """
   counts = np.bincount(labels.ravel(), minlength=num_classes)
   order = np.argsort(-counts, kind="stable")
   return [(int(index), float(counts[index] / labels.size)) for index in order if counts[index]]
 
 
-def _legend(shares: list[tuple[int, float]], info: DatasetInfo, width: int) -> Image.Image:
-  listed = [(index, share) for index, share in shares if share >= SMALLEST_SHARE] or shares
+def legend(fractions: list[tuple[int, float]], info: DatasetInfo, width: int) -> Image.Image:
+  """Draws the names of classes with their percentage of the pixels.
+
+  Args:
+    fractions: class and fraction of the pixels, 0..1, the largest first.
+    info: names and colours.
+    width: of the picture, in pixels; letters are proportional to it.
+  """
+  listed = [(index, fraction) for index, fraction in fractions if fraction >= SMALLEST_FRACTION] or fractions
   entries: list[tuple[str, str, np.ndarray | None]] = [
-    (info.class_names[index], f" {_percent(share)}", info.palette[index]) for index, share in listed
+    (info.class_names[index], f" {_percent(fraction)}", info.palette[index]) for index, fraction in listed
   ]
-  rare = len(shares) - len(listed)
+  rare = len(fractions) - len(listed)
   if rare:
-    entries.append((f"and {rare} below", f" {_percent(SMALLEST_SHARE)}", None))
+    entries.append((f"and {rare} below", f" {_percent(SMALLEST_FRACTION)}", None))
   return swatches(entries, width, letter=max(LEAST_LETTER, round(width / LETTERS_PER_WIDTH)))
 
 
-def _percent(share: float) -> str:
-  return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+def _percent(fraction: float) -> str:
+  return f"{100 * fraction:.0f} %" if fraction >= 0.0995 else f"{100 * fraction:.1f} %"

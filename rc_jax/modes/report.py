@@ -46,9 +46,9 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
-  page = write(config, workdir, network, restored.params, restored.batch_stats)
-  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
-  return page
+  path = write(config, workdir, network, restored.params, restored.batch_stats)
+  say(f"pictures of step {restored.step} are in {path.parent}; open {path}")
+  return path
 
 
 def write(

@@ -1,4 +1,4 @@
-"""What pictures share: colours of classes, overlays, legends."""
+"""Colours of classes, overlays and legends."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ from rc_jax.drawing import panels
 PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
 
 
-def test_colorize_paints_classes_and_leaves_the_rest_black() -> None:
+def test_colorize_gives_classes_their_colours_and_other_labels_black() -> None:
   labels = np.array([[0, 2], [255, 1]], np.uint8)
   expected = [[[255, 0, 0], [0, 0, 255]], [[0, 0, 0], [0, 255, 0]]]
   np.testing.assert_array_equal(panels.colorize(labels, PALETTE), expected)
 
 
-def test_overlay_mixes_image_and_colour() -> None:
+def test_overlay_blends_image_and_colour() -> None:
   rng = np.random.default_rng(0)
   image = rng.integers(0, 256, (4, 5, 3), np.uint8)
   labels = rng.integers(0, 3, (4, 5)).astype(np.uint8)
@@ -25,7 +25,7 @@ def test_overlay_mixes_image_and_colour() -> None:
       assert np.abs(mixed[row, column] - expected).max() <= 0.5
 
 
-def test_a_legend_of_many_classes_shows_those_of_the_pictures() -> None:
+def test_a_legend_shows_only_the_classes_that_are_passed() -> None:
   info = data.info("ade20k", "")
   few, all_ = (panels.legend(info, classes, 400) for classes in ([3, 60], range(150)))
   assert few.height < all_.height

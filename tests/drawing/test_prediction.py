@@ -1,4 +1,4 @@
-"""What a person sees of a prediction: the colours, the outlines, and a legend that can be read at any size."""
+"""Overlays of predictions: colours, outlines, and a legend that is readable at any size."""
 
 import itertools
 
@@ -14,7 +14,7 @@ INFO = camvid.INFO
 
 
 def regions(height: int, width: int) -> np.ndarray:
-  """Classes 1 and 3 side by side, and a pixel of class 8."""
+  """Returns labels with classes 1 and 3 side by side, and a pixel of class 8."""
   labels = np.full((height, width), 1, np.uint8)
   labels[:, width // 2 :] = 3
   labels[0, 0] = 8
@@ -22,7 +22,7 @@ def regions(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(360, 480), (1000, 2000), (48, 64), (1, 1), (900, 3), (3, 900)])
-def test_every_size_gets_a_legend_with_the_colours_of_its_classes(size: tuple[int, int]) -> None:
+def test_every_image_size_gets_a_legend_with_the_colours_of_its_classes(size: tuple[int, int]) -> None:
   labels = regions(*size) if min(size) > 1 else np.full(size, 3, np.uint8)
   image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
   drawn = np.asarray(prediction.picture(image, labels, INFO))
@@ -30,12 +30,12 @@ def test_every_size_gets_a_legend_with_the_colours_of_its_classes(size: tuple[in
   assert drawn.shape[0] < size[0] + 3 * prediction.LEAST_WIDTH
   found = [(drawn[-200:] == color).all(axis=-1).sum() for color in INFO.palette]
   for index, count in enumerate(found):
-    listed = (labels == index).mean() >= prediction.SMALLEST_SHARE
-    # A swatch is a square of letters' height; a few pixels of that colour are anything.
+    listed = (labels == index).mean() >= prediction.SMALLEST_FRACTION
+    # A swatch is a square of a letter's height; a few pixels of that colour may be something else.
     assert (count > 100) == listed, (index, count)
 
 
-def test_colours_lie_half_over_the_image_and_regions_are_outlined() -> None:
+def test_colours_are_half_transparent_and_regions_are_outlined() -> None:
   labels = regions(100, 600)
   image = np.random.default_rng(0).integers(0, 256, (100, 600, 3), np.uint8)
   drawn = np.asarray(prediction.picture(image, labels, INFO)).astype(int)
@@ -45,28 +45,28 @@ def test_colours_lie_half_over_the_image_and_regions_are_outlined() -> None:
   assert (drawn[50, 299] == 255).all() and not (drawn[50, 303] == 255).all()
 
 
-def test_shares_sum_up_and_come_largest_first() -> None:
+def test_class_fractions_sum_to_one_and_come_largest_first() -> None:
   rng = np.random.default_rng(3)
   labels = rng.choice(11, (50, 40), p=[0.3, 0.2, 0.1, 0, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05, 0])
-  shares = prediction._shares(labels, 11)
-  assert np.isclose(sum(share for _, share in shares), 1)
-  assert all(a[1] >= b[1] for a, b in itertools.pairwise(shares))
-  for index, share in shares:
-    assert share == (labels == index).mean() > 0
+  fractions = prediction.class_fractions(labels, 11)
+  assert np.isclose(sum(fraction for _, fraction in fractions), 1)
+  assert all(a[1] >= b[1] for a, b in itertools.pairwise(fractions))
+  for index, fraction in fractions:
+    assert fraction == (labels == index).mean() > 0
 
 
-def test_letters_grow_with_the_picture_and_long_names_are_cut() -> None:
+def test_letters_are_proportional_to_the_picture_and_long_names_are_cut() -> None:
   names = ("a name that goes on and on and on and on until no line of any legend holds it " * 3, "b")
   info = DatasetInfo("two", names, np.array([[200, 0, 0], [0, 200, 0]], np.uint8), np.arange(2))
-  shares = [(0, 0.7), (1, 0.3)]
-  small, large = (prediction._legend(shares, info, width) for width in (480, 2048))
+  fractions = [(0, 0.7), (1, 0.3)]
+  small, large = (prediction.legend(fractions, info, width) for width in (480, 2048))
   assert small.width == 480 and large.width == 2048
   assert 2 < large.height / small.height < 6
-  # Nothing touches the right edge: what does not fit was cut, not painted over it.
+  # Nothing touches the right edge, because long names are cut.
   assert (np.asarray(small)[:, -2:] == 255).all()
 
 
-def test_many_classes_take_more_lines(tmp_path) -> None:
+def test_a_legend_of_many_classes_has_more_lines(tmp_path) -> None:
   rng = np.random.default_rng(0)
   many = DatasetInfo(
     "many",
