@@ -37,9 +37,9 @@ def main() -> None:
     trips = streamed.loop_trips(size.num_classes, slots, size.batch * size.present)
     others = trips | {"full_tiles": 0, "partial_tiles": trips["full_tiles"]}
     clock = CHIPS[mesh.devices.flat[0].device_kind].clock
-    full, cleared = (hlo_cost.read(compiled.as_text(), each) for each in (trips, others))
+    full, cleared = (hlo_cost.read(compiled.as_text(), counts) for counts in (trips, others))
     memory: Any = compiled.memory_analysis()
-    messages = ", ".join(f"{one.count} {one.kind} of {one.size / 1e6:.1f} MB" for one in full.collectives)
+    messages = ", ".join(f"{each.count} {each.kind} of {each.size / 1e6:.1f} MB" for each in full.collectives)
     print(
       f"| {name}, {size.num_classes} x {size.capacity:,} | {chips} | {1e3 * full.cycles / clock:.2f} ms | "
       f"{1e3 * cleared.cycles / clock:.2f} ms | {memory.temp_size_in_bytes / 1e6:.1f} MB | {messages or 'none'} |"

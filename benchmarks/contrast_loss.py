@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import steps, timing
 from rc_jax import contrast, sharding
-from rc_jax.contrast import loss as equation
+from rc_jax.contrast.loss import equation_4
 
 
 class Size(NamedTuple):
@@ -46,7 +46,7 @@ def main() -> None:
   meshes: dict[str, Any] = {"": None}
   if jax.device_count() > 1:
     meshes[f", over {jax.device_count()} devices"] = sharding.global_mesh()
-  found = {}
+  memory = {}
   print(
     f"{arguments.size}: {size.num_classes} x {size.capacity:,} keys of {DIM}, {size.batch} images of {size.present} "
     f"classes, on {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}"
@@ -55,14 +55,14 @@ def main() -> None:
     for where, mesh in meshes.items():
       empty = contrast.MemoryBank.create(size.num_classes, size.capacity, DIM, jnp.dtype(dtype), mesh=mesh)
       bank = steps.full_bank(empty)
-      forms = {"streamed": contrast.region_contrast_loss}
+      forms: dict[str, Callable[..., tuple[Any, Any]]] = {"streamed": contrast.region_contrast_loss}
       if (
         not where and size.batch * size.num_classes**2 * size.capacity <= DENSE_LOGITS and dtype == "float32"
       ):
         forms["dense"] = dense
       for form, function in forms.items():
         name = f"{form}, {dtype}{where}"
-        candidates[name], found[name] = compiled(function, centers, bank)
+        candidates[name], memory[name] = compiled(function, centers, bank)
   reference = "streamed, float32"
   print(timing.table(timing.in_turn(candidates, arguments.rounds), reference=reference))
   print()
@@ -70,10 +70,11 @@ def main() -> None:
   for name, run in candidates.items():
     other, other_gradient = (np.asarray(x) for x in run())
     error = np.linalg.norm(other_gradient - gradient) / np.linalg.norm(gradient)
-    temporary, bank = found[name]
+    temporary, bank_bytes = memory[name]
     print(
       f"{name}: loss {other:.6f} ({other - value:+.1e}), gradient off by {error:.1e}; "
-      f"{temporary / 1e6:.0f} MB beyond {bank / 1e6:,.0f} MB of banks on a device ({temporary / bank:.3f} x)"
+      f"{temporary / 1e6:.0f} MB beyond {bank_bytes / 1e6:,.0f} MB of banks on a device "
+      f"({temporary / bank_bytes:.3f} x)"
     )
 
 
@@ -90,9 +91,8 @@ def random_centers(size: Size) -> contrast.RegionCenters:
 
 def dense(centers: contrast.RegionCenters, bank: contrast.MemoryBank, temperature: float) -> tuple[Any, Any]:
   """Computes Eq. 4 with all logits at once."""
-  temperature = jnp.float32(temperature)
-  terms = equation._contrast(centers.vectors, centers.present, bank.keys, bank.valid, temperature)
-  return equation._mean_over_queries(*terms, temperature)
+  terms = equation_4(centers.vectors, centers.present, bank.keys, bank.valid, jnp.float32(temperature))
+  return terms.loss.sum() / jnp.maximum(terms.counted.sum(), 1), {}
 
 
 def compiled(

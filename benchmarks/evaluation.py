@@ -1,4 +1,4 @@
-"""Times scoring against mmsegmentation's DeepLabV3 on ResNet-50: whole images and sliding windows.
+"""Times scoring against mmsegmentation's DeepLabV3 on ResNet-50: full images and sliding windows.
 
 python -m benchmarks.evaluation
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.timing import in_turn, table
 from rc_jax.config import defaults
-from rc_jax.data import Source
+from rc_jax.data import Example
 from rc_jax.data.datasets import cityscapes
 from rc_jax.evaluation.evaluator import make_evaluator
 from tests.support import originals
@@ -33,6 +33,7 @@ class InMemory:
   """Random images and labels of one size."""
 
   info = cityscapes.INFO
+  labelled = True
 
   def __init__(self, count: int, size: tuple[int, int]):
     self.images = originals.images(size, count)
@@ -42,7 +43,7 @@ class InMemory:
   def __len__(self) -> int:
     return len(self.images)
 
-  def __getitem__(self, index: int) -> dict:
+  def __getitem__(self, index: int, /) -> Example:
     return {"image": self.images[index], "label": self.labels[index], "name": str(index)}
 
 
@@ -88,7 +89,7 @@ def main() -> None:
   from mmengine.config import ConfigDict
 
   size, window = (arguments.height, arguments.width), arguments.window
-  source: Source = InMemory(arguments.images, size)
+  source = InMemory(arguments.images, size)
   fields = {"align_corners": False, "ceil_pool": False, "channels": 512, "stem": "32-32-64"}
   with tempfile.TemporaryDirectory() as folder:
     saved = {"state_dict": theirs.state_dict()}

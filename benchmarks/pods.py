@@ -110,8 +110,8 @@ def page(rows: list[dict[str, Any]]) -> str:
       f"| {row['flops'] / 1e12:.2f} | {time} |"
     )
     messages += [
-      f"| {recipe} | {row['topology']} | {one['kind']} | {one['count']} | {_gb(one['size'])} | {_gb(one['largest'])} |"
-      for one in row["collectives"]
+      f"| {recipe} | {row['topology']} | {each['kind']} | {each['count']} | {_gb(each['size'])} | {_gb(each['largest'])} |"
+      for each in row["collectives"]
     ]
   return "\n".join([*lines, *messages, ""])
 
@@ -128,7 +128,7 @@ def main() -> None:
   parser.add_argument("--page", type=pathlib.Path, help="the table, as Markdown; default: on the screen")
   parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
   parser.add_argument("--slices", nargs="*", default=list(SLICES))
-  parser.add_argument("--fast", action="store_true", help="sizes and messages alone")
+  parser.add_argument("--fast", action="store_true", help="memory and messages alone")
   options = parser.parse_args()
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   if options.rows.is_file():
