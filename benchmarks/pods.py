@@ -109,10 +109,9 @@ def page(rows: list[dict[str, Any]]) -> str:
       f"{start} {weights} | {_gb(row['banks'])} | {_gb(row['activations'])} | {peak} "
       f"| {row['flops'] / 1e12:.2f} | {time} |"
     )
-    messages += [
-      f"| {recipe} | {row['topology']} | {each['kind']} | {each['count']} | {_gb(each['size'])} | {_gb(each['largest'])} |"
-      for each in row["collectives"]
-    ]
+    for each in row["collectives"]:
+      sizes = f"{_gb(each['size'])} | {_gb(each['largest'])}"
+      messages.append(f"| {recipe} | {row['topology']} | {each['kind']} | {each['count']} | {sizes} |")
   return "\n".join([*lines, *messages, ""])
 
 
