@@ -110,7 +110,7 @@ def in_form(form):
   return loss
 
 
-# Where tau is a value in the program nothing is known of it; where it is a constant, it may bound the logits.
+# A traced tau is unknown at compile time; a constant tau may bound the logits.
 COMPILED = {form: jax.jit(jax.value_and_grad(in_form(form), argnums=(0, 3), has_aux=True)) for form in FORMS}
 BOUNDED = {form: jax.jit(jax.value_and_grad(in_form(form), has_aux=True), static_argnums=3) for form in FORMS}
 
@@ -173,7 +173,7 @@ def test_batch_loss_is_equation_4(scope, temperature):
     )
 
   found = jax.jit(jax.value_and_grad(loss, has_aux=True))(centers.vectors)
-  # The keys are detached, so the oracle's gradient, which holds them fixed, is the whole.
+  # The keys are detached, as in the oracle's gradient.
   assert_matches(found, batch_oracle(centers, scope, temperature))
 
 
@@ -219,7 +219,7 @@ def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [(M, 2, M, M), (0, M, 1, 3)])
-def test_what_is_not_valid_is_never_read(form, count):
+def test_slots_and_queries_that_are_not_valid_are_never_read(form, count):
   centers, bank = random_centers(5), random_bank(6, count)
   expected = COMPILED[form](centers.vectors, centers.present, bank, 0.2)
   soiled = contrast.MemoryBank(
@@ -260,7 +260,7 @@ def test_extreme_temperatures_stay_finite(temperature, form):
     np.testing.assert_allclose(loss, expected, rtol=1e-3)
 
 
-def test_traced_temperature_and_jit_change_nothing():
+def test_a_traced_temperature_and_jit_change_nothing():
   centers, bank = random_centers(11), random_bank(12)
   eager = contrast.region_contrast_loss(centers, bank, temperature=0.1)
   traced = jax.jit(contrast.region_contrast_loss)(centers, bank, jnp.float32(0.1))

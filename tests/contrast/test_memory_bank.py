@@ -73,7 +73,7 @@ def test_the_split_of_a_batch_does_not_matter(capacity):
   assert_same(whole, parts.keys, parts.cursor, parts.count)
 
 
-def test_jit_equals_eager_and_dtypes_last():
+def test_jit_equals_eager_and_dtypes_stay():
   centers = random_centers(4, np.random.default_rng(4).random((B, N)) < 0.7)
   bank = contrast.MemoryBank.create(N, 3, C, dtype=jnp.bfloat16)
   eager, jitted = contrast.enqueue(bank, centers), enqueue(bank, centers)

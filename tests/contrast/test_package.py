@@ -1,4 +1,4 @@
-"""The package as a whole: one training step, its documentation, and what it needs."""
+"""The package: one training step, its documentation, and its dependencies."""
 
 import doctest
 import subprocess
@@ -16,12 +16,12 @@ def test_imports_with_jax_and_numpy_alone():
   script = f"""
 import sys
 
-class Wall:
+class BlockedImports:
   def find_spec(self, name, path=None, target=None):
     if name.partition(".")[0] in {HEAVY.split()!r}:
-      raise ModuleNotFoundError(f"behind the wall: {{name}}")
+      raise ModuleNotFoundError(f"blocked: {{name}}")
 
-sys.meta_path.insert(0, Wall())
+sys.meta_path.insert(0, BlockedImports())
 from rc_jax import contrast
 assert [name for name in sys.modules if name.startswith("rc_jax.") and "contrast" not in name] == []
 print(contrast.MemoryBank.create(num_classes=2, capacity=3, dim=4).keys.shape)
@@ -40,7 +40,7 @@ def test_documented_step_runs():
   assert result.attempted > 5
 
 
-def test_gradient_of_the_whole_reaches_features_as_the_equations_say():
+def test_gradient_of_centers_and_loss_together_follows_the_equations():
   """Centers, then loss, differentiated together: against central differences of a float64 copy in NumPy."""
   rng = np.random.default_rng(0)
   features = rng.normal(size=(2, 3, 4, 5))

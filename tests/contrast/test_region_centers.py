@@ -129,7 +129,7 @@ def test_weights_at_the_end_of_float32_still_make_a_unit_center_and_its_gradient
   np.testing.assert_allclose(found, oracle_gradient(*inputs, "dynamic", cotangent), atol=1e-3)
 
 
-def test_a_class_without_any_doubt_is_absent_under_dynamic_alone():
+def test_a_class_of_confidence_1_is_absent_only_under_dynamic():
   inputs = confident_inputs([200.0])
   cotangent = np.ones((B, N, C), np.float32)
   centers = contrast.region_centers(*inputs)

@@ -13,7 +13,7 @@ B, N, M, C = 4, 6, 30, 8
 
 
 def run_checks() -> None:
-  """Runs in a process of its own, which has eight devices."""
+  """Runs in another process, which has eight devices."""
   from rc_jax import contrast
   from tests.contrast.tile_sizes import tile_sizes
 

@@ -59,7 +59,7 @@ def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path)
 
 VALUE = """
 import sys
-import jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np
 from rc_jax import losses
 from rc_jax.config import defaults, validate
 from rc_jax.models import Outputs
@@ -70,6 +70,10 @@ config.dataset.name, config.loss.pixel, config.loss.focal_gamma = "synthetic", "
 validate(config)
 arrays = np.load(sys.argv[1])
 (term,) = pixel_terms(Outputs(jnp.asarray(arrays["logits"]), None), arrays["labels"], config.loss, True)
+for gamma in (0.0, 0.5, 1.5):
+  certain = jnp.asarray(1000 * arrays["logits"])
+  gradient = jax.grad(lambda logits: losses.focal.focal_loss(logits, arrays["labels"], gamma))(certain)
+  assert jnp.isfinite(gradient).all() and (gradient != 0).any(), gamma
 print(losses.__file__, term.name, term.weight, float(term.value))
 """
 

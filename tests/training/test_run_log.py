@@ -1,4 +1,4 @@
-"""One line for each logged step, whatever happened before."""
+"""The log of a run has one line for each logged step, also after a kill; durations and progress are readable."""
 
 import json
 import pathlib
@@ -20,7 +20,7 @@ from rc_jax.training import run_log
     (float("inf"), "?"),
   ],
 )
-def test_duration_is_for_people(seconds: float, shown: str) -> None:
+def test_a_duration_has_the_unit_that_fits(seconds: float, shown: str) -> None:
   assert console.duration(seconds) == shown
 
 

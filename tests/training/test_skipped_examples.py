@@ -1,4 +1,4 @@
-"""What could not be read: told once, listed in the run's folder, counted over sessions and processes."""
+"""Unreadable training examples are printed once, listed in the run's folder, counted over sessions and processes."""
 
 import json
 
@@ -14,7 +14,7 @@ def _listed(workdir):
   return [json.loads(line) for line in (workdir / FILE).read_text().splitlines()]
 
 
-def test_each_is_told_once(tmp_path, capsys):
+def test_each_is_printed_and_listed_once(tmp_path, capsys):
   skipped = SkippedExamples(tmp_path, 2, None)
   assert skipped.add({"next_batch": 1}) == {"next_batch": 1} and not (tmp_path / FILE).exists()
   position = {"next_batch": 2, "skipped": {"12": "b.png: is no image", "3": "a.png: is no image"}}
@@ -29,7 +29,7 @@ def test_each_is_told_once(tmp_path, capsys):
   ]
 
 
-def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
+def test_a_resumed_run_starts_with_those_of_its_checkpoint(tmp_path):
   first = SkippedExamples(tmp_path, 2, None)
   saved = first.add({"next_batch": 2, "skipped": {"3": "a.png"}})
   first.add({"next_batch": 9, "skipped": {"3": "a.png", "4": "b.png"}})  # after the checkpoint: killed
@@ -40,7 +40,7 @@ def test_a_resumed_run_counts_on_from_its_checkpoint(tmp_path):
     second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
 
 
-def test_a_run_goes_on_when_files_break(tmp_path, cache):
+def test_a_run_saves_and_stops_at_a_damaged_file_or_skips_it(tmp_path, cache):
   rng = np.random.default_rng(2)
   root = tmp_path / "data"
   for split, count in (("train", 9), ("val", 2)):
@@ -49,7 +49,7 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
       for number in range(count):
         picture = Image.fromarray(rng.integers(0, most, shape, np.uint8))
         picture.save(root / kind / split / f"{number}.png")
-  (root / "images" / "train" / "5.png").write_bytes(b"what is left of it")
+  (root / "images" / "train" / "0.png").write_bytes(b"a cut file")  # first read by step 3, with this seed
   flags = (
     *("--config.dataset.name=camvid", f"--config.dataset.root={root}", "--config.train.eval_every=0"),
     *("--config.train.steps=6", "--config.train.log_every=3", "--config.data.cache_gb=0.01"),
@@ -61,14 +61,15 @@ def test_a_run_goes_on_when_files_break(tmp_path, cache):
     return process, run_tiny.finish(process)
 
   process, printed = run()
-  assert process.returncode == 2 and "5.png: is text" in printed, printed
-  # Where it stopped it goes on; in scoring, what cannot be read is an error all the same.
-  (root / "images" / "val" / "1.png").write_bytes(b"what is left of it")
+  assert process.returncode == 2 and "0.png: is text" in printed, printed
+  assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["2"]  # no step that was made is lost
+  # The run continues there. In scoring, an unreadable file is an error all the same.
+  (root / "images" / "val" / "1.png").write_bytes(b"a cut file")
   process, printed = run("--config.dataset.on_error=skip", "--config.dataset.max_skipped=0.2")
   assert process.returncode == 2 and "1.png: is text" in printed, printed
-  assert printed.count("skipped training example 5: ") == 1
+  assert "resuming at step 2 of 6" in printed and printed.count("skipped training example 0: ") == 1
   (line,) = _listed(workdir)
-  assert line["index"] == 5 and str(root / "images" / "train" / "5.png") in line["reason"]
+  assert line["index"] == 0 and str(root / "images" / "train" / "0.png") in line["reason"]
   last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
   assert last["step"] == 6 and 0 <= last["data_wait"] <= 1
 
