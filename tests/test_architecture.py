@@ -183,7 +183,7 @@ def modules_after(statement: str, names: tuple[str, ...]) -> set[str]:
       ("flax", "optax", "orbax", "grain", "ml_collections", "matplotlib", "PIL"),
     ),
     # Plots are drawn after training, and the built-in data sets are read without TFDS.
-    ("import rc_jax.modes.train", ("matplotlib", "tensorflow_datasets", "torch", "scipy")),
+    ("import rc_jax.modes.train", ("matplotlib", "tensorflow_datasets", "torch", "scipy", "pyarrow")),
     ("import rc_jax.console", ("tensorboardX", "flax", "orbax")),
   ],
 )

@@ -91,7 +91,7 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   for split in splits:
     say("\n".join(describe(tables[split.name], ON_SCREEN)))
   say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")
-  for sheet in _sheets(config, splits, folder):
+  for sheet in draw_sheets(config, splits, folder):
     say(f"wrote {sheet}")
   count = sum(len(split.defects) for split in splits)
   verdict = (
@@ -120,7 +120,7 @@ def describe(table: dict[str, Any], limit: int) -> list[str]:
     )
   if table["labelled"] and table["pixels"]:
     lines.append(f"ignored: {_percent(table['ignored'])} of {table['pixels']:,} pixels")
-    lines += _class_table(table["classes"])
+    lines += class_table(table["classes"])
     if table["never"]:
       text = f"never occur: {len(table['never'])} classes: {first_names(table['never'], limit and 4 * limit)}"
       lines += textwrap.wrap(text, _LINE_WIDTH, subsequent_indent="  ")
@@ -154,7 +154,9 @@ def _examine(name: str, source: Source | None, sample: int) -> tuple[Examined, .
   return tuple(examined)
 
 
-def _sheets(config: Config, splits: Sequence[ExaminedSplit], folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def draw_sheets(
+  config: Config, splits: Sequence[ExaminedSplit], folder: pathlib.Path
+) -> Iterator[pathlib.Path]:
   """Draws the contact sheets from the examples without defects; yields the path of each."""
   training = data.parts_of(config.dataset.name, config.dataset.train_split)
   training_sources: list[Source] = []
@@ -209,7 +211,7 @@ def _across(config: Config, splits: Sequence[ExaminedSplit], tables: dict[str, d
   return notes
 
 
-def _class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
+def class_table(classes: dict[str, dict[str, Any]]) -> list[str]:
   """Returns a table of the classes by their pixels, the largest first; many classes are printed side by side."""
   width = max(map(len, classes))
   rows = [

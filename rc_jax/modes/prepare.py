@@ -80,7 +80,8 @@ def run(
     remaining = sum(len(shard.source) for shard in missing)
     raw = sum(shard.raw_bytes() for shard in shards)
     parts = ", ".join(f"{split} {len(source)}" for split, source in sources.items())
-    say(f"{name}: {count} images ({parts}), {raw / 1e6:.1f} MB, into {len(shards)} shards in {folder}")
+    plural = "s" if len(shards) > 1 else ""
+    say(f"{name}: {count} images ({parts}), {raw / 1e6:.1f} MB, into {len(shards)} shard{plural} in {folder}")
     if remaining < count:
       say(f"{count - remaining} images are in {len(shards) - len(missing)} finished shards: continuing")
     _write(missing, folder, workers)
@@ -146,6 +147,6 @@ def _repair(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> p
       f"{folder}: was prepared from other raw files or splits: give another --output, or remove the folder"
     )
   if rewritten:
-    say(f"{len(rewritten)} shards differ from their checksums: written again")
+    say(f"{len(rewritten)} damaged shard{'s' if len(rewritten) > 1 else ''}: written again")
     _write(rewritten, folder, workers)
   return _check(folder)

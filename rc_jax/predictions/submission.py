@@ -229,7 +229,7 @@ def _mistakes(
 
 def _wrong_ids(wrong: set[int], present: set[int], info: DatasetInfo) -> str:
   if info.ignore_label in wrong:
-    return f"with the id {info.ignore_label}, which stands for no class"
+    return f"with the id {info.ignore_label}, which is no class"
   if max(present) < info.num_classes:
     return f"with ids that {info.name} does not score, as if train ids had been written"
   return f"with ids that {info.name} does not score"

@@ -58,9 +58,9 @@ def test_window_equals_resizing_and_cropping(case):
   height, width = (int(rng.integers(1, side + 1)) for side in size)
   top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
   image = _picture(rng, *source)
-  whole = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+  resized = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
   window = crop_views.resized_window(image, size, (top, left, height, width))
-  expected = whole[top : top + height, left : left + width]
+  expected = resized[top : top + height, left : left + width]
   assert window.dtype == np.uint8 and window.shape == expected.shape
   # Pillow rounds after each of its two passes, whose order depends on the size of the result: both orders are within 1
   # of the exact value.
@@ -181,15 +181,15 @@ def test_a_rotated_window_equals_rotating_and_cropping(case):
   image, label = _picture(rng, *source), rng.integers(0, 200, source, np.uint8)
   rotate = dict(angle=angle, center=(size[1] / 2, size[0] / 2))
 
-  whole = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
-  whole = whole.rotate(resample=Image.Resampling.BILINEAR, fillcolor=(124, 116, 104), **rotate)
-  expected = np.asarray(whole)[top : top + height, left : left + width].astype(int)
+  resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)
+  resized = resized.rotate(resample=Image.Resampling.BILINEAR, fillcolor=(124, 116, 104), **rotate)
+  expected = np.asarray(resized)[top : top + height, left : left + width].astype(int)
   difference = np.abs(crop_views.image_window(image, view) - expected)
   assert difference.shape == (height, width, 3) and (difference > 2).mean() < 2e-3
 
-  whole = Image.fromarray(crop_views.nearest_window(label, size, (0, 0, *size)))
-  whole = whole.rotate(resample=Image.Resampling.NEAREST, fillcolor=255, **rotate)
-  expected = np.asarray(whole)[top : top + height, left : left + width]
+  resized = Image.fromarray(crop_views.nearest_window(label, size, (0, 0, *size)))
+  resized = resized.rotate(resample=Image.Resampling.NEAREST, fillcolor=255, **rotate)
+  expected = np.asarray(resized)[top : top + height, left : left + width]
   # Coordinates are rounded to 1/65536 pixel from another origin.
   assert (crop_views.label_window(label, view) != expected).sum() <= 1 + 2e-3 * expected.size
 

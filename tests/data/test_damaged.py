@@ -29,7 +29,7 @@ Damage = Callable[[pathlib.Path], None]
 @pytest.fixture(autouse=True)
 def no_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
   """Contact sheets are tested in tests/modes/test_inspect.py."""
-  monkeypatch.setattr(inspect, "_sheets", lambda *_: ())
+  monkeypatch.setattr(inspect, "draw_sheets", lambda *_: ())
 
 
 def label_of(ids: np.ndarray, path: str = LABEL) -> Damage:

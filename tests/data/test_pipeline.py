@@ -50,7 +50,7 @@ class Numbered:
 
   def __getitem__(self, index):
     if index == self.bad or (isinstance(self.bad, set) and index in self.bad):
-      raise ValueError(f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again")
+      raise ValueError(f"image_{index}.png: cannot be decoded, expected a complete image file: copy it again")
     self.read.append(index)
     rng = np.random.default_rng(index)
     image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
@@ -184,7 +184,7 @@ def test_a_damaged_file_is_reported_in_one_line(workers, threads):
       for _ in range(3):
         next(batches)
         seen += 1
-    assert str(error.value) == "image_4.png: cannot be decoded, expected a whole image file: copy it again"
+    assert str(error.value) == "image_4.png: cannot be decoded, expected a complete image file: copy it again"
     # No example is lost when the caller tries again.
     assert batches.get_state() == {"next_batch": seen}
     with pytest.raises(ValueError, match="image_4"):
@@ -214,13 +214,13 @@ def test_batches_are_the_same_everywhere_with_all_features_on(with_everything, h
 
 def test_the_next_example_replaces_an_unreadable_one():
   options = dict(batch_size=7, augment=PLAIN, threads=1)
-  whole = _numbers(_batches(Numbered(7), 4, **options))
+  intact = _numbers(_batches(Numbered(7), 4, **options))
   assert _numbers(_batches(Numbered(7, bad=4), 4, max_skipped=0.2, **options)) == [
-    5 if number == 4 else number for number in whole
+    5 if number == 4 else number for number in intact
   ]
   # The first example follows the last.
   assert _numbers(_batches(Numbered(7, bad=6), 4, max_skipped=0.2, **options)) == [
-    0 if number == 6 else number for number in whole
+    0 if number == 6 else number for number in intact
   ]
 
 
@@ -234,7 +234,7 @@ def test_skipped_examples_are_reported_with_their_reasons_and_counted_after_a_re
     state = json.loads(json.dumps(batches.get_state()))
   assert set(seen[3]) == set(seen[6]) == {4, 5} and seen[0] == {}
   for index, reason in seen[6].items():
-    assert reason == f"image_{index}.png: cannot be decoded, expected a whole image file: copy it again"
+    assert reason == f"image_{index}.png: cannot be decoded, expected a complete image file: copy it again"
   # Another unreadable file: with those of the earlier session there are too many.
   with train_batches(Numbered(12, bad={1}), max_skipped=0.2, **options) as batches:
     batches.set_state(state)
@@ -282,7 +282,7 @@ def test_resuming_in_the_middle_of_an_epoch_with_all_features_on(with_everything
     batches.set_state(state)
     _assert_equal([next(batches) for _ in range(5)], with_everything[3:8])
     assert batches.skipped == {
-      4: "image_4.png: cannot be decoded, expected a whole image file: copy it again"
+      4: "image_4.png: cannot be decoded, expected a complete image file: copy it again"
     }
     if not workers:
       # Back to examples that the cache holds by now.

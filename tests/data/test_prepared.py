@@ -65,7 +65,7 @@ def both(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp("prepared")
   raw = write_raw(folder / "raw", {"train": 9, "val": 4, "test": 3})
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(writer, "_SHARD_BYTES", (10_000, 10_000))
+    patch.setattr(writer, "SHARD_BYTES", (10_000, 10_000))
     pack("folder", raw, ["train", "val", "test"], folder / "packed", request.param)
   return raw, folder / "packed"
 
@@ -281,6 +281,36 @@ def test_real_samples_are_the_same_raw_and_prepared(tmp_path, name, folder, spli
   )
   for index in range(len(raw)):
     _assert_same(raw[index], packed[index])
+
+
+@pytest.mark.parametrize("both", ["tiles"], indirect=True)
+def test_threads_may_open_splits_at_the_same_time(both):
+  # Without a common lock, TFDS's lazy imports deadlocked in a quarter of such processes.
+  code = """
+import os, sys, threading, time
+from rc_jax import data
+
+parts = [data.load("folder", sys.argv[1], split) for split in ("train", "val") for _ in range(3)]
+sys.setswitchinterval(1e-5)
+barrier = threading.Barrier(len(parts))
+
+def read(part):
+  barrier.wait()
+  time.sleep(0.01 * parts.index(part))
+  part[0]
+
+threads = [threading.Thread(target=read, args=(part,), daemon=True) for part in parts]
+for thread in threads:
+  thread.start()
+for thread in threads:
+  thread.join(60)
+print(sum(thread.is_alive() for thread in threads), flush=True)
+os._exit(0)
+"""
+  finished = subprocess.run(
+    [sys.executable, "-c", code, str(both[1])], cwd=ROOT, capture_output=True, text=True
+  )
+  assert finished.stdout == "0\n", finished.stderr
 
 
 def test_nothing_imports_tensorflow(tmp_path):

@@ -56,7 +56,7 @@ def test_pair_is_read_in_train_ids_and_survives_pickling(tmp_path, rng):
   assert example["image"].dtype == example["label"].dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", ["grey palette", "own palette", "16 bit"])
+@pytest.mark.parametrize("kind", ["grey palette", "palette of classes", "16 bit"])
 def test_labels_in_other_single_channel_forms(tmp_path, rng, kind):
   ids = _ids(rng)
   path = tmp_path / "label.png"
@@ -66,7 +66,7 @@ def test_labels_in_other_single_channel_forms(tmp_path, rng, kind):
     image = Image.fromarray(ids).convert("L")
     image = Image.frombytes("P", image.size, image.tobytes())
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-    if kind == "own palette":
+    if kind == "palette of classes":
       palette[INFO.label_ids] = INFO.palette
     image.putpalette(palette.tobytes())
     image.save(path)
@@ -124,8 +124,8 @@ def test_sizes_must_agree(tmp_path, rng):
 def test_truncated_files_are_refused(tmp_path, rng, suffix):
   path = tmp_path / f"a.{suffix}"
   Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
-  whole = path.read_bytes()
-  path.write_bytes(whole[: len(whole) // 2])
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
   assert str(path) in _refused(read_image, path)
   path.write_bytes(b"this is no image")
   assert "is text" in _refused(read_image, path)
@@ -181,7 +181,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, rng):
     assert image.shape == (12, 10, 3) and image.dtype == np.uint8, path
 
 
-def test_halves_of_pairs_and_emptiness_are_refused(tmp_path):
+def test_images_without_labels_and_empty_splits_are_refused(tmp_path):
   def pair(images, labels):
     files = [
       {key: tmp_path / kind / f"{key}.png" for key in keys}
@@ -199,7 +199,7 @@ def test_halves_of_pairs_and_emptiness_are_refused(tmp_path):
   assert "no images" in _refused(pair, "", "")
 
 
-def test_all_halves_are_kept_with_the_pairs_that_are_whole(tmp_path):
+def test_an_incomplete_split_keeps_all_defects_and_the_complete_pairs(tmp_path):
   files = [
     {key: tmp_path / kind / f"{key}.png" for key in keys} for kind, keys in (("i", "abc"), ("l", "bcx"))
   ]

@@ -29,7 +29,7 @@ def inspect(
   config.train.crop_size = (33, 33)
   with pytest.MonkeyPatch.context() as patch:
     if not sheets:
-      patch.setattr(inspect_mode, "_sheets", lambda *_: ())
+      patch.setattr(inspect_mode, "draw_sheets", lambda *_: ())
     status = inspect_mode.run(config, workdir, sample)
   return status, (workdir / "inspect/report.txt").read_text()
 
@@ -120,8 +120,8 @@ def test_several_processes_find_the_same_as_one(
   (camvid / "labels/train/07.png").write_bytes(b"")
   source = data.load("camvid", str(camvid), "train")
   alone = list(examine.examine_all(source, range(20), processes=1))
-  monkeypatch.setattr(examine, "_SECONDS_MEASURED", 0.0)
-  monkeypatch.setattr(examine, "_SECONDS_WORTH_PROCESSES", 0.0)
+  monkeypatch.setattr(examine, "SECONDS_MEASURED", 0.0)
+  monkeypatch.setattr(examine, "SECONDS_WORTH_PROCESSES", 0.0)
   assert list(examine.examine_all(source, range(20), processes=2)) == alone
   assert [found.index for found in alone] == list(range(20))
   assert [found.index for found in alone if found.defects] == [6]  # 0, 02, 03, ...: in the order of the names
@@ -199,7 +199,7 @@ def test_a_table_of_many_classes_fits_a_line() -> None:
     name: {"id": label, "pixels": label + 1, "share": 1e-3, "images": 118_287}
     for label, name in enumerate(data.info("ade20k", "").class_names)
   }
-  lines = inspect_mode._class_table(classes)
+  lines = inspect_mode.class_table(classes)
   assert max(map(len, lines)) <= 120 and len(lines) < 80
   assert all(any(name in line for line in lines) for name in classes)
 

@@ -31,7 +31,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
 
 @pytest.fixture
 def raw(tmp_path, monkeypatch):
-  monkeypatch.setattr(writer, "_SHARD_BYTES", (4_000, 4_000))
+  monkeypatch.setattr(writer, "SHARD_BYTES", (4_000, 4_000))
   return write_raw(tmp_path / "raw", {"train": 12, "val": 3, "test": 2})
 
 
@@ -47,7 +47,7 @@ def test_processes_change_no_byte(raw, tmp_path, capsys):
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_bytes(raw, tmp_path):
-  prepare.run(settings(raw), tmp_path / "whole", "original")
+  prepare.run(settings(raw), tmp_path / "complete", "original")
   output = tmp_path / "killed"
   # Slow enough to be killed within a shard.
   code = f"""
@@ -56,7 +56,7 @@ import time
 from rc_jax.data.prepared import writer
 from rc_jax.modes import prepare
 from tests.modes.test_prepare import settings
-writer._SHARD_BYTES = (4_000, 4_000)
+writer.SHARD_BYTES = (4_000, 4_000)
 encode = writer.encode_example
 writer.encode_example = lambda *given: (time.sleep(0.1), encode(*given))[1]
 print("ready", flush=True)
@@ -77,12 +77,12 @@ prepare.run(settings({str(raw)!r}, 1), pathlib.Path({str(output)!r}), "original"
   kept = {path.name: path.stat().st_mtime_ns for path in output.glob("folder-*")}
   assert len(kept) >= 3
   prepare.run(settings(raw), output, "original")
-  assert digests(output) == digests(tmp_path / "whole")
+  assert digests(output) == digests(tmp_path / "complete")
   assert kept == {name: (output / name).stat().st_mtime_ns for name in kept}
 
 
 def test_a_damaged_raw_file_is_named_and_its_repair_keeps_finished_shards(raw, tmp_path):
-  prepare.run(settings(raw), tmp_path / "whole", "tiles")
+  prepare.run(settings(raw), tmp_path / "complete", "tiles")
   file = raw / "images" / "train" / "08.png"
   content = file.read_bytes()
   file.write_bytes(content[: len(content) // 2])
@@ -93,7 +93,7 @@ def test_a_damaged_raw_file_is_named_and_its_repair_keeps_finished_shards(raw, t
   assert list((tmp_path / "packed").glob("folder-*"))
   file.write_bytes(content)
   prepare.run(settings(raw), tmp_path / "packed", "tiles")
-  assert digests(tmp_path / "packed") == digests(tmp_path / "whole")
+  assert digests(tmp_path / "packed") == digests(tmp_path / "complete")
 
 
 def test_a_damaged_shard_is_found_and_written_again(raw, tmp_path):

@@ -26,6 +26,8 @@ INDEX_FILE = "prepared.json"
 FORMAT = 1
 _BUCKET = "gs://"
 _TFDS_FILES = ("features.json", "dataset_info.json")
+# One thread at a time imports TFDS and opens a split: its lazy imports deadlock when two threads start them.
+_OPEN_LOCK = threading.Lock()
 
 
 class PreparedSplit:
@@ -59,7 +61,6 @@ class PreparedSplit:
     self.on_access = on_access
     self._length = length
     self._records: Any = None
-    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return self._length
@@ -86,7 +87,7 @@ class PreparedSplit:
   def _record(self, index: int, where: str) -> dict[str, bytes]:
     try:
       if self._records is None:
-        with self._lock:
+        with _OPEN_LOCK:
           if self._records is None:
             self._records = _open(self.root, self.split)
       record: dict[str, bytes] = self._records[index]
@@ -107,11 +108,7 @@ class PreparedSplit:
     return decode_label(content, where, train_ids, self.info, converted=self.fields.converted)
 
   def __getstate__(self) -> dict[str, Any]:
-    return {**self.__dict__, "_records": None, "_lock": None}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._lock = threading.Lock()
+    return {**self.__dict__, "_records": None}
 
 
 def is_prepared(root: str) -> bool:

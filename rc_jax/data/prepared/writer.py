@@ -43,7 +43,7 @@ PLAN_FILE = "plan.json"
 # About 64 shards for a split keep many processes busy, and a kill loses little. Files below 8 MiB cost a bucket many
 # round trips, and files above 128 MiB take long to write again.
 _SHARDS = 64
-_SHARD_BYTES = (8 * 2**20, 128 * 2**20)
+SHARD_BYTES = (8 * 2**20, 128 * 2**20)
 # Images are compressed already, and groups of one record can be read in any order.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 _PART = ".part"
@@ -97,7 +97,7 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
       )
     signatures = [_signature(source, index) for index in range(len(source))]
     total = sum(size for _, size in signatures)
-    least, most = _SHARD_BYTES
+    least, most = SHARD_BYTES
     count = min(len(source), max(1, round(total / min(max(total / _SHARDS, least), most))))
     for number in range(count):
       part = slice(*(len(source) * n // count for n in (number, number + 1)))

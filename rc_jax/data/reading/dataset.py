@@ -74,7 +74,7 @@ class Dataset:
     load: ``(root, split) -> Source``, lists the examples of a split and decodes none; raises ValueError or
       FileNotFoundError, in one line, for a folder that is not as expected.
     layout: the files and folders that a root holds, for error messages; empty for a data set without files.
-    signs: how to tell that a folder is the root: all paths of one of these tuples exist below it. Empty: never.
+    signs: the signs of a root: all paths of one of these tuples exist below it. Empty: no folder is recognised.
     aliases: another name of a split -> the split, or several joined by ``+``.
     image_counts: split -> number of images in the official release.
     submission: the form in which its test server takes predictions; None where there is no such form.

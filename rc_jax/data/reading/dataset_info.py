@@ -22,7 +22,7 @@ class IdMistakes:
   """The wrong ids that labels of a data set often have, so that an error can name the cause and the remedy.
 
   The functions return a noun phrase with the remedy, such as ``"train ids: give the *_labelIds.png"``, or ``""``. They
-  stand at the top of a module, because a split travels to other processes by pickling.
+  are defined at the top level of a module, because worker processes receive splits by pickling.
 
   Attributes:
     in_label: ``(ids, unknown)``, the ids of one label and those that the data set lacks. It is called for each label,

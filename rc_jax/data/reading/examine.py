@@ -17,9 +17,9 @@ from rc_jax.data.reading.decode import check_ids, check_sizes, decode_image, lab
 from rc_jax.data.reading.source import FilePairs, Source
 
 _CHUNK = 8  # examples in a task of a process
-_SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
+SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
 # Processes take several seconds to start: the remaining work must take longer.
-_SECONDS_WORTH_PROCESSES = 10.0
+SECONDS_WORTH_PROCESSES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def examine_all(source: Source, indices: Sequence[int], processes: int | None = 
     done += 1
     spent = time.monotonic() - start
     remaining = spent / done * (len(indices) - done)
-    if processes > 1 and spent > _SECONDS_MEASURED and remaining > _SECONDS_WORTH_PROCESSES:
+    if processes > 1 and spent > SECONDS_MEASURED and remaining > SECONDS_WORTH_PROCESSES:
       break
   rest = indices[done:]
   if not rest:

@@ -1,4 +1,4 @@
-"""Suggests the folder or the name of a data set that is not where the config says."""
+"""Suggests another folder or data set when the folder of the config is not that of the data set."""
 
 import difflib
 import pathlib

@@ -151,8 +151,8 @@ class IncompleteSplit(ValueError):
 def decoded_on_access(source: Source) -> Source:
   """Returns the split with images and labels that are decoded only where they are indexed, if it has such.
 
-  They stand for the arrays ``[H,W,3]`` and ``[H,W]`` in ``rc_jax.data.augment``, which takes a window of them;
-  ``np.asarray`` decodes all of one. A source that has them offers a method ``decoded_on_access`` without arguments.
+  ``rc_jax.data.augment`` indexes them like arrays ``[H,W,3]`` and ``[H,W]``, and takes a window of each. A source that
+  has them has a method ``decoded_on_access`` without arguments.
   """
   if isinstance(source, Joined):
     return Joined(tuple(map(decoded_on_access, source.parts)))

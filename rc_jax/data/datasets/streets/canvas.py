@@ -1,4 +1,4 @@
-"""The camera of a street scene, and what it paints on: one canvas of colours, one of labels, always the same shapes.
+"""The camera of a street scene, and two canvases, of colours and of labels, on which it paints the same shapes.
 
 The world is in metres: ``x`` to the right of the camera, ``y`` up from the ground, ``z`` ahead.
 """
@@ -23,7 +23,7 @@ CLASSES = {
   "car": (0, 0, 142),
 }
 IDS = {name: i for i, name in enumerate(CLASSES)}
-# Both canvases are this much larger than the result: the picture is averaged down, which smooths its edges.
+# Both canvases are larger than the result by this factor: averaging smooths the edges of the picture.
 SUPERSAMPLING = 2
 _CAMERA_HEIGHT = 1.6
 
@@ -35,7 +35,7 @@ class Canvas:
   """Two images of the same strokes, colours and labels, with the camera, light and weather of one scene.
 
   Args:
-    rng: decides camera, weather and paints; and what else is drawn.
+    rng: draws camera, weather and paints, and the properties of all objects.
     size: ``(H,W)`` of the final picture.
   """
 
@@ -61,20 +61,20 @@ class Canvas:
       "sunset": ((95, 95, 150), (240, 180, 130)),
       "white": ((205, 210, 215), (235, 235, 235)),
     }[str(sky)]
-    # A scene's cars share their colours with its houses and signs, so a colour is no clue to the class.
+    # Cars, houses and signs of a scene share colours: a colour does not reveal the class.
     self.paints = [hsv(rng.random(), rng.beta(1.0, 1.6), rng.uniform(0.15, 0.98)) for _ in range(6)]
     self.greys = [np.full(3, rng.uniform(60, 190)) + rng.normal(0, 6, 3) for _ in range(4)]
 
   def project(self, point: Point) -> tuple[float, float]:
-    """Returns where a point of the world is on the enlarged canvas: ``(column, row)``."""
+    """Returns the position of a point of the world on the enlarged canvas: ``(column, row)``."""
     x, y, z = point
     z = max(z, 0.7)
-    # A street that bends shifts with the square of the distance.
+    # A bent street shifts with the square of the distance.
     column = self.vanishing_x + self.focal * (x / z + self.bend * z)
     return column, self.horizon + self.focal * (_CAMERA_HEIGHT - y) / z
 
   def haze(self, color: np.ndarray, z: float) -> tuple[int, int, int]:
-    """Returns ``color`` as it looks from ``z`` metres through the fog."""
+    """Returns ``color`` after ``z`` metres of fog."""
     clear = math.exp(-self.fog * z)
     r, g, b = (
       min(255, max(0, int(own * clear + far * (1 - clear))))

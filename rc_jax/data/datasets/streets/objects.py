@@ -1,6 +1,6 @@
-"""What stands in a street. Each function decides how its object looks and returns the strokes that paint it.
+"""The objects of a street. Each function draws an object's random properties and returns the function that paints it.
 
-Deciding and painting are apart because objects are painted from far to near, in another order than they are placed.
+Properties are drawn before painting, because objects are painted from far to near, not in the order of their placement.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _TYRE = np.array((25, 25, 27))
 
 
 def house(canvas: Canvas, side: int, x: float, near: float, far: float, height: float, depth: float) -> Paint:
-  """A house with its facade along the street at ``x``, its windows, bricks, a shop or a billboard."""
+  """A house with its facade along the street at ``x``: windows, bricks, a shop or a billboard."""
   rng = canvas.rng
   wall = canvas.any_color() * 0.6 + np.full(3, rng.uniform(60, 190)) * 0.4
   if rng.random() < 0.3:
@@ -88,7 +88,7 @@ def hedge(canvas: Canvas, x: float, near: float, far: float) -> Paint:
 
 
 def fence(canvas: Canvas, x: float, near: float, far: float) -> Paint:
-  """A fence along the street, boarded or of bars that one sees through."""
+  """A fence along the street, of boards or of transparent bars."""
   rng = canvas.rng
   height = rng.uniform(0.9, 1.8)
   color, gap = canvas.any_color(), canvas.any_color() * 0.6
@@ -99,7 +99,7 @@ def fence(canvas: Canvas, x: float, near: float, far: float) -> Paint:
     if solid:
       canvas.polygon(quad, color, "fence")
     else:
-      # One sees through the bars, but the label is the fence's, as annotators draw it.
+      # The gaps between the bars have the label of the fence too, as annotators draw it.
       canvas.label_pen.polygon([canvas.project(p) for p in quad], fill=IDS["fence"])
       for level in (0.1, height * 0.5, height - 0.1):
         canvas.polygon(
@@ -112,7 +112,7 @@ def fence(canvas: Canvas, x: float, near: float, far: float) -> Paint:
 
 
 def tree(canvas: Canvas, x: float, z: float) -> Paint:
-  """A tree: a stem and a crown of leaves, or of bare branches."""
+  """A tree: a trunk and a crown of leaves or of bare branches."""
   rng = canvas.rng
   stem, crown = rng.uniform(1.2, 3), rng.uniform(1.0, 2.4)
   color = leaf(rng)
@@ -192,7 +192,7 @@ def sign(canvas: Canvas, x: float, z: float) -> Paint:
 
 
 def person(canvas: Canvas, x: float, z: float) -> Paint:
-  """A person who stands or walks."""
+  """A standing or walking person."""
   rng = canvas.rng
   tall = rng.uniform(1.2, 1.9)
   coat, trousers = canvas.any_color(), canvas.any_color() * 0.7
@@ -231,7 +231,7 @@ def car(canvas: Canvas, x: float, z: float) -> Paint:
   def paint() -> None:
     near, far = z, z + long
     low, high = x - wide / 2, x + wide / 2
-    # The flank that the camera sees is the one towards it.
+    # The visible side is the one towards the camera.
     flank = high if high < 0 else low if low > 0 else None
     shadow = [
       (low - 0.15, 0, near - 0.2),

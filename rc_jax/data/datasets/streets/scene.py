@@ -9,7 +9,7 @@ from rc_jax.data.datasets.streets import objects
 from rc_jax.data.datasets.streets.canvas import IDS, SUPERSAMPLING, Canvas, hsv, leaf, noise
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL
 
-# How much of the fine texture a surface shows: leaves and grass much, sky little.
+# Strength of the fine texture of a surface: high for leaves and grass, low for sky.
 _ROUGHNESS = {
   "vegetation": 0.38,
   "terrain": 0.25,
@@ -21,7 +21,7 @@ _ROUGHNESS = {
 _FARTHEST = 90.0
 
 Thing = tuple[float, objects.Paint]
-"""How far ahead in metres, and the strokes."""
+"""Distance ahead in metres, and the function that paints the object."""
 
 
 def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
   _draw_sky(canvas)
   _draw_skyline(canvas)
   left, right = _draw_ground(canvas)
-  # The painter's algorithm: what is farther is drawn first.
+  # The painter's algorithm: farther objects are drawn first.
   things: list[Thing] = []
   for side, edge in ((-1, left), (1, right)):
     things += _street_side(canvas, side, edge)
@@ -50,7 +50,7 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
 
 
 def _draw_sky(canvas: Canvas) -> None:
-  # Clouds are soft: half the size is fine enough, and a quarter of the work.
+  # Clouds are smooth: half the size suffices, for a quarter of the work.
   size = (canvas.height // 2, canvas.width // 2)
   down = np.linspace(0, canvas.height / canvas.horizon, size[0], dtype=np.float32).clip(0, 1)[:, None, None]
   top, bottom = np.array(canvas.sky_top, np.float32), np.array(canvas.sky_bottom, np.float32)
@@ -62,7 +62,7 @@ def _draw_sky(canvas: Canvas) -> None:
 
 
 def _draw_skyline(canvas: Canvas) -> None:
-  # A band of far houses and trees, so that the horizon is never bare.
+  # A band of distant houses and trees: the horizon is never empty.
   rng = canvas.rng
   x = -rng.uniform(0, 20)
   while x < canvas.width:
@@ -87,7 +87,7 @@ def _draw_skyline(canvas: Canvas) -> None:
 
 
 def _draw_ground(canvas: Canvas) -> tuple[float, float]:
-  """Paints terrain, sidewalks, road and marks; returns where the sidewalks end left and right, in metres."""
+  """Paints terrain, sidewalks, road and marks; returns the left and right ends of the sidewalks in metres."""
   rng = canvas.rng
   left, right = -rng.uniform(2.5, 8), rng.uniform(2.5, 8)
   asphalt = np.full(3, rng.uniform(70, 135)) + rng.normal(0, 5, 3)
@@ -129,7 +129,7 @@ def _draw_ground(canvas: Canvas) -> tuple[float, float]:
     z = rng.uniform(5, 25)
     for x in np.arange(left + 0.3, right - 0.3, 0.9):
       strip(x, min(x + 0.45, right), paint, None, z, z + 2.5)
-  # Shadows of houses and trees lie over road and sidewalk alike.
+  # Shadows of houses and trees fall on road and sidewalk.
   reach = rng.uniform(0.3, 1) * (right - left)
   shaded = (left - 4, left + reach) if canvas.sun_side < 0 else (right - reach, right + 4)
   for _ in range(rng.integers(0, 5)):
@@ -143,7 +143,7 @@ def _draw_ground(canvas: Canvas) -> tuple[float, float]:
 
 
 def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
-  """What stands along one side: houses or open land, fences, trees, poles, signs and people on the sidewalk."""
+  """Places the objects of one side: houses or open land, fences, trees, poles, signs and people on the sidewalk."""
   rng = canvas.rng
   things: list[Thing] = []
   line = edge + side * rng.uniform(0.3, 4)
@@ -197,7 +197,7 @@ def _traffic(canvas: Canvas, left: float, right: float) -> list[Thing]:
 
 
 def _draw_bonnet(canvas: Canvas) -> None:
-  # The camera's own car: in the picture, and of no class.
+  # The bonnet of the camera's car is visible and has no class.
   if canvas.rng.random() < 0.5:
     rise = canvas.height * canvas.rng.uniform(0.02, 0.08)
     box = (-canvas.width * 0.1, canvas.height - rise, canvas.width * 1.1, canvas.height + rise * 3)
@@ -206,7 +206,7 @@ def _draw_bonnet(canvas: Canvas) -> None:
 
 
 def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-  """Texture, light, lens and sensor; the labels are those of the pixels' centers."""
+  """Adds texture, light, lens and sensor; labels are those at the centers of the pixels."""
   rng = canvas.rng
   label = np.array(canvas.labels)[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
   picture = np.asarray(canvas.picture.reduce(SUPERSAMPLING), np.float32)
@@ -216,7 +216,7 @@ def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
   height, width = canvas.size
   texture = noise(rng, canvas.size, (width // 2, width // 4, width // 8))
   picture *= 1 + (roughness[label] * texture)[..., None]
-  # Uneven light: a cloud's shadow, the lens's dark corners.
+  # Uneven light: the shadow of a cloud, and darker corners from the lens.
   y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
   light = 1 + 0.12 * noise(rng, canvas.size, (2, 4)) - rng.uniform(0, 0.2) * (x**2 + y**2)
   if canvas.night:
