@@ -127,7 +127,7 @@ def main() -> None:
   parser.add_argument("--page", type=pathlib.Path, help="the table, as Markdown; default: on the screen")
   parser.add_argument("--recipes", nargs="*", default=list(RECIPES))
   parser.add_argument("--slices", nargs="*", default=list(SLICES))
-  parser.add_argument("--fast", action="store_true", help="memory and messages alone")
+  parser.add_argument("--fast", action="store_true", help="only memory and messages")
   options = parser.parse_args()
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   if options.rows.is_file():

@@ -1,1 +1,1 @@
-"""What a network and a train step cost: by stage, from compiled HLO, and on each device."""
+"""Costs: of a network by stage, of a compiled program from its HLO, of a train step on each device."""

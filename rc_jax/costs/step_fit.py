@@ -121,7 +121,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   step = initial_state.jitted_step(config, network, update_rule, state, mesh)
 
   effort = (
-    "memory and messages alone" if fast else "at full effort, which may take minutes; --fast leaves out speed"
+    "only memory and messages" if fast else "at full effort, which may take minutes; --fast leaves out speed"
   )
   say(f"compiling for {devices} x {kind} ({effort}) ...")
   start = time.monotonic()

@@ -1,1 +1,1 @@
-"""Class probabilities of full images: whole or by sliding window, over scales, mirrored or not."""
+"""Labels and class probabilities of images: at once or by sliding window, over scales and mirror images."""

@@ -1,8 +1,8 @@
 """The geometry of sliding windows at every scale, mirrored or not, as arrays that are inputs of a compiled program.
 
-Resizing, mirroring, padding and cutting act on each side of an image separately. A few source pixels and weights for
-each row and each column therefore describe a window, and so they describe the way back from its probabilities to the
-image's pixels. Because the program takes them as inputs, it does not depend on the size of an image.
+Resizing, mirroring, padding and cutting act on each side of an image separately. So a few source pixels and weights for
+each row and each column describe a window. Others describe the way back, from its probabilities to the image's pixels.
+Because the program takes them as inputs, it does not depend on the size of an image.
 """
 
 import dataclasses

@@ -14,7 +14,7 @@ FLAGS = (
   Flag(
     "topology", "", "A TPU slice that need not be attached, such as v5e:4x8. Default: the attached devices."
   ),
-  Flag("fast", False, "Reports memory and messages alone, in a fraction of the time."),
+  Flag("fast", False, "Reports only memory and messages, in a fraction of the time."),
 )
 
 

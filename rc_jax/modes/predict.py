@@ -118,21 +118,18 @@ def run(
 
   predictor = _predictor(network, config, wanted, remaining)
   unreadable = _label(predictor, weights, remaining, _Writer(folder, info, suffixes), config.data.threads)
-  for error in unreadable:
-    print(f"not labelled: {error}", file=sys.stderr, flush=True)
-  failed = _total(len(unreadable))  # also waits until all processes are done
-  if failed and jax.process_index() == 0:
-    print(f"{failed} of {len(wanted)} images could not be read", file=sys.stderr, flush=True)
-  if submission_format is not None and failed:
-    raise ValueError(
-      f"--format={format}: no submission was written, because {failed} of {len(wanted)} images could not be read; copy "
-      "or download them again, and start again"
-    )
-  if submission_format is not None and jax.process_index() == 0:
-    target = output / f"{format}_{images.stem if images else config.eval.split}.zip"
-    submission.write(submission_format, expected, output / "labels", info, target)
-    size = target.stat().st_size / 1e6
-    say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
+  failed = _print_unreadable(unreadable, len(wanted))  # also waits until all processes are done
+  if submission_format is not None:
+    if failed:
+      raise ValueError(
+        f"--format={format}: no submission was written, because {failed} of {len(wanted)} images could not be read; "
+        "copy or download them again, and start again"
+      )
+    if jax.process_index() == 0:
+      target = output / f"{format}_{images.stem if images else config.eval.split}.zip"
+      submission.write(submission_format, expected, output / "labels", info, target)
+      size = target.stat().st_size / 1e6
+      say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
   say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
   return SOME_UNREADABLE if failed else 0
 
@@ -140,9 +137,10 @@ def run(
 def _predictor(
   network: models.Network, config: Config, wanted: Sequence[InputImage], remaining: Sequence[InputImage]
 ) -> BatchedPredictor:
-  """Returns the predictor of all wanted images, and says what it will compute for the remaining ones."""
-  # Sizes of all images, not of the remaining ones, so that a resumed run computes batches of the same shape.
-  count_of_size = collections.Counter(image.size for image in wanted if image.size)
+  """Returns the predictor of all wanted images, and prints the work for the remaining ones."""
+  # Counts of all images, not of the remaining ones, so that a resumed run computes batches of the same shape.
+  counts = collections.Counter(image.size for image in wanted)
+  count_of_size = {image.size: counts[image.size] for image in remaining if image.size}
   predictor = BatchedPredictor(network, config.eval, count_of_size=count_of_size)
   if remaining:
     images = _counted(len(remaining), "image")
@@ -150,8 +148,7 @@ def _predictor(
       height, width = predictor.views.window
       say(f"labelling {images} by windows of {height} x {width}")
     else:
-      sizes = len({image.size for image in remaining if image.size})
-      say(f"labelling {images} of {_counted(sizes, 'size')}; each size compiles a program")
+      say(f"labelling {images} of {_counted(len(count_of_size), 'size')}; each size compiles a program")
   return predictor
 
 
@@ -218,6 +215,16 @@ class _Writer:
 
 def _counted(number: int, noun: str) -> str:
   return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _print_unreadable(unreadable: Sequence[ValueError], wanted: int) -> int:
+  """Prints the errors of this process, and the number of unreadable images of all processes, which it returns."""
+  for error in unreadable:
+    print(f"not labelled: {error}", file=sys.stderr, flush=True)
+  failed = _total(len(unreadable))
+  if failed and jax.process_index() == 0:
+    print(f"{failed} of {wanted} images could not be read", file=sys.stderr, flush=True)
+  return failed
 
 
 def _total(number: int) -> int:

@@ -24,7 +24,7 @@ INFORMATIVE = ("checkpoint", "step")
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-  """Tells an image file from another of the same name. A line of the log holds these attributes by name.
+  """Distinguishes an image file from another of the same name. A line of the log holds these attributes by name.
 
   Attributes:
     source: path of the file, or the split and index of an image without a file.

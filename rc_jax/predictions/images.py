@@ -25,7 +25,7 @@ class InputImage:
   Attributes:
     name: of its outputs, without suffix; may hold folders.
     size: ``(H,W)`` as displayed; None if the header of the file cannot be read.
-    fingerprint: tells it from another image of that name.
+    fingerprint: distinguishes it from another image of that name.
     read: returns uint8 ``[H,W,3]``, or raises ValueError in one line.
   """
 
@@ -45,7 +45,7 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
 
   Raises:
     FileNotFoundError: the path does not exist, or holds no image.
-    ValueError: two images differ in their suffix alone, so that their labels would share a file.
+    ValueError: two images differ only in their suffix, so their labels would share a file.
   """
   if path.is_file():
     return _described([(path.stem, path)])
