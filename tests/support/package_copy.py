@@ -35,9 +35,10 @@ def insert(path: pathlib.Path, after: str, added: str) -> None:
   path.write_text(code.replace(after, after + added))
 
 
-def python(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-  """Runs Python with the copy in a folder in place of the package."""
+def python(folder: pathlib.Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+  """Runs Python with the copy in a folder in place of the package; ``variables`` add to the environment."""
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(folder), "PYTHONSAFEPATH": "1"}
+  environment |= variables
   return subprocess.run(
     [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
   )

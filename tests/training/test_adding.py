@@ -1,42 +1,58 @@
 """A pixel loss and a contrastive method are added as ``docs/adding/`` shows, in a copy of the package."""
 
 import json
+import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from tests.support import run_tiny
-from tests.support.adding import add_from_page, copy_package, python
-
-SHORT = ("--config.train.eval_every=0", "--config.train.checkpoint_every=1")
+from tests.support.package_copy import add_files, copy_package, insert, page, python
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A copy of the package with the pixel loss and the contrastive method of the pages."""
-  folder = copy_package(tmp_path_factory.mktemp("checkout"))
-  add_from_page(
-    folder,
-    "loss.md",
-    "rc_jax/losses/__init__.py",
-    '  "ce": cross_entropy.PIXEL_LOSS,\n',
-    "from rc_jax.losses import focal",
-  )
-  add_from_page(
-    folder,
-    "contrast.md",
-    "rc_jax/training/objective.py",
-    "METHODS: dict[str, Callable[[Config], ContrastiveMethod]] = {\n",
-    "from rc_jax.contrast.prototypes import PrototypeContrast",
-  )
+  folder = tmp_path_factory.mktemp("checkout")
+  copy_package(folder)
+  for name, place, after, statement in (
+    (
+      "loss.md",
+      "rc_jax/losses/__init__.py",
+      "PIXEL_LOSSES: dict[str, PixelLoss] = {\n",
+      "from rc_jax.losses import focal",
+    ),
+    (
+      "contrast.md",
+      "rc_jax/training/objective.py",
+      "METHODS: dict[str, Callable[[Config], ContrastiveMethod]] = {\n",
+      "from rc_jax.contrast.prototypes import PrototypeContrast",
+    ),
+  ):
+    text = page(name)
+    add_files(folder, text)
+    (line,) = re.findall(r'```python\n(  "\w+": .*,\n)```', text)
+    insert(folder / place, after, line)
+    docstring, _, _ = (folder / place).read_text().partition("\n\nfrom ")
+    insert(folder / place, docstring, f"\n\n{statement}")
   return folder
 
 
 def train(checkout: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, *flags: str) -> tuple[int, str]:
-  """Trains the tiny recipe of the tests with the copy, scoring at the end alone."""
-  return python(checkout, *run_tiny.command(workdir, *SHORT, *flags)[1:], cache=cache)
+  """Trains the tiny recipe of the tests with the copy, scoring at the end alone; returns status and output."""
+  short = ("--config.train.eval_every=0", "--config.train.checkpoint_every=1")
+  finished = python(
+    checkout,
+    *run_tiny.command(workdir, *short, *flags)[1:],
+    PYTHONPATH=f"{checkout}{os.pathsep}{ROOT}",  # the recipe is one of the tests' modules
+    JAX_COMPILATION_CACHE_DIR=str(cache),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+  )
+  return finished.returncode, finished.stdout + finished.stderr
 
 
 def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path) -> None:
@@ -82,9 +98,9 @@ def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
   rng = np.random.default_rng(0)
   logits, labels = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.choice([0, 1, 4, 255], (2, 3, 4))
   np.savez(tmp_path / "arrays.npz", logits=logits, labels=labels)
-  status, printed = python(checkout, "-c", VALUE, str(tmp_path / "arrays.npz"))
-  assert status == 0, printed
-  file, name, weight, value = printed.split()
+  finished = python(checkout, "-c", VALUE, str(tmp_path / "arrays.npz"))
+  assert finished.returncode == 0, finished.stderr
+  file, name, weight, value = finished.stdout.split()
   assert (file, name, float(weight)) == (str(checkout / "rc_jax/losses/__init__.py"), "pixel", 1.0)
   pixels = []
   for index in np.ndindex(*labels.shape):
