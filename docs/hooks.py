@@ -35,7 +35,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     ("packages", packages_table),
   ):
     if f"<!-- {marker} -->" in markdown:
-      block = text() if marker == "include" else f'<div class="reference" markdown>\n\n{text()}\n\n</div>'
+      block = text()
+      if marker in ("fields", "modes"):
+        block = f'<div class="reference" markdown>\n\n{block}\n\n</div>'
       markdown = markdown.replace(f"<!-- {marker} -->", block)
   return markdown
 
