@@ -58,7 +58,7 @@ def transposed_kernel_gradient(
 
 
 def phases(x: jax.Array, dilation: int) -> jax.Array:
-  """Cuts ``[B,H,W,C]`` into ``[B d d, ceil(H/d), ceil(W/d), C]``: each image holds every ``d``-th pixel.
+  """Splits ``[B,H,W,C]`` into ``[B d d, ceil(H/d), ceil(W/d), C]``: each image holds every ``d``-th pixel.
 
   Rows and columns beyond the edge are zero. In this order a dilated convolution is a plain one on each image. The batch
   stays outermost, so that devices keep their images.
@@ -73,9 +73,9 @@ def phases(x: jax.Array, dilation: int) -> jax.Array:
 def phases_kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
-  """The kernel gradient of a dilated convolution of stride 1 as that of a plain one, for GPUs.
+  """Computes the kernel gradient of a dilated convolution of stride 1 as that of a plain one, for GPUs.
 
-  XLA has no backward filter convolution with a dilation: it makes a forward convolution whose filter is a whole image.
+  XLA has no backward filter convolution with a dilation: its forward convolution has a filter of the size of an image.
   On an H200 that took 6.3 ms where this takes 0.8 ms (batch 8, 97 x 97, 512 to 512 channels, dilation 4, bfloat16).
   """
   assert stride == 1, "a strided convolution has no phases of its output"

@@ -65,7 +65,7 @@ def sample_positions(source: int, target: int, align_corners: bool = True) -> np
   Args:
     source: length of the side before resampling, in pixels.
     target: length after resampling.
-    align_corners: as in `upsample`.
+    align_corners: as in ``upsample``.
 
   Returns:
     float64 ``[target]`` in ``0..source-1``.

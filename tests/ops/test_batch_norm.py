@@ -1,4 +1,4 @@
-"""BatchNorm against PyTorch's and against its own formula in float64."""
+"""BatchNorm against PyTorch's, and its statistics against float64."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_statistics_of_a_channel_far_from_zero_keep_their_digits(shift):
   np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=2e-5 if shift else 1e-2)
 
 
-def test_bfloat16_passes_through_and_statistics_are_float32():
+def test_outputs_keep_bfloat16_and_statistics_are_float32():
   x = jnp.asarray(np.random.default_rng(0).normal(1, 2, (4, 16, 16, 3)), jnp.bfloat16)
   variables = random_variables(3)
   y, updates = BatchNorm().apply(variables, x, True, mutable=["batch_stats"])
@@ -80,7 +80,7 @@ def test_bfloat16_passes_through_and_statistics_are_float32():
   assert BatchNorm().apply(variables, x, False).dtype == jnp.bfloat16
 
 
-def test_one_value_a_channel_gives_no_nan():
+def test_one_value_for_each_channel_gives_no_nan():
   x = jnp.full((1, 1, 1, 3), 2.0)
   value, gradient = jax.value_and_grad(
     lambda x: BatchNorm().apply(random_variables(3), x, True, mutable=["batch_stats"])[0].sum()

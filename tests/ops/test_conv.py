@@ -1,4 +1,4 @@
-"""Convolutions and pooling against XLA's own and loops."""
+"""Convolutions and pooling against XLA's, PyTorch's and loops."""
 
 import math
 
@@ -42,7 +42,7 @@ def xla_convolution(x, kernel, stride, dilation):
     ((12, 12), (3, 4), 3, 1, 1),
   ],
 )
-def test_value_and_gradients_are_those_of_a_convolution(size, channels, kernel_size, stride, dilation):
+def test_value_and_gradients_equal_xlas_convolution(size, channels, kernel_size, stride, dilation):
   random = np.random.default_rng(0)
   x = random.standard_normal((2, *size, channels[0])).astype(np.float32)
   kernel = random.standard_normal((kernel_size, kernel_size, *channels)).astype(np.float32)
@@ -50,12 +50,12 @@ def test_value_and_gradients_are_those_of_a_convolution(size, channels, kernel_s
   dy_size = tuple(-(-n // stride) for n in size)
   dy = random.standard_normal((2, *dy_size, channels[1])).astype(np.float32)
 
-  def both(convolution):
+  def value_and_gradients(convolution):
     y, gradients = jax.vjp(lambda x, kernel: convolution(x, kernel, stride, dilation), x, kernel)
     return y, *gradients(dy)
 
   for ours, theirs in zip(
-    *(jax.jit(both, static_argnums=0)(f) for f in (conv2d, xla_convolution)), strict=True
+    *(jax.jit(value_and_gradients, static_argnums=0)(f) for f in (conv2d, xla_convolution)), strict=True
   ):
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * float(jnp.abs(theirs).max()) + 1e-6)
@@ -95,22 +95,22 @@ def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, s
   ("size", "kernel_size", "dilation"),
   [((9, 12), 3, 2), ((8, 8), 3, 4), ((7, 10), 3, 3), ((9, 8), 3, 12), ((13, 11), 5, 2), ((1, 6), 3, 2)],
 )
-def test_the_kernel_gradient_by_phases_is_the_plain_one(size, kernel_size, dilation, dtype):
+def test_the_kernel_gradient_by_phases_equals_the_plain_one(size, kernel_size, dilation, dtype):
   random = np.random.default_rng(0)
   x = jnp.asarray(random.standard_normal((2, *size, 5)), dtype)
   dy = jnp.asarray(random.standard_normal((2, *size, 7)), dtype)
   kernel = jnp.zeros((kernel_size, kernel_size, 5, 7), dtype)
   options = {"stride": 1, "dilation": dilation}
-  found = conv_xla.phases_kernel_gradient(dy, x, kernel, **options)
+  ours = conv_xla.phases_kernel_gradient(dy, x, kernel, **options)
   wide = (array.astype(jnp.float32) for array in (dy, x, kernel))
   expected = conv_xla.transposed_kernel_gradient(*wide, **options)
-  assert found.dtype == jnp.float32
+  assert ours.dtype == jnp.float32
   tolerance = 2**-8 if dtype == jnp.bfloat16 else 2e-6
-  np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max()))
+  np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance * float(jnp.abs(expected).max()))
 
 
 def test_a_gpus_kernel_gradient_has_no_filter_of_the_images_size():
-  """XLA turns the plain transpose of a dilated convolution into one whose filter is a whole image."""
+  # XLA turns the transpose of a dilated convolution into a convolution whose filter has the size of an image.
   x, kernel = jnp.ones((2, 40, 40, 4)), jnp.ones((3, 3, 4, 4))
   gradients = jax.jit(lambda x, kernel: jax.vjp(lambda x, k: conv2d(x, k, 1, 4), x, kernel)[1](x))
   text = gradients.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
@@ -119,7 +119,7 @@ def test_a_gpus_kernel_gradient_has_no_filter_of_the_images_size():
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2, 5])
-def test_valid_taps_are_those_that_a_loop_finds(stride, dilation):
+def test_valid_taps_equal_a_loop(stride, dilation):
   height, width = 7, 10
   taps = {(tap.row, tap.column): tap for tap in valid_taps((height, width), 3, stride, dilation)}
   for row in range(3):
@@ -139,7 +139,7 @@ def test_valid_taps_are_those_that_a_loop_finds(stride, dilation):
       assert taps[row, column].inputs[0][0] == top * stride + (row - 1) * dilation
 
 
-def test_other_platforms_get_xlas_convolution():
+def test_accelerators_run_xlas_convolution():
   x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((1, 1, 4, 4))
   gradients = jax.jit(lambda x, kernel: jax.vjp(conv2d, x, kernel)[1](x))
   traced = gradients.trace(x, kernel)
@@ -157,7 +157,7 @@ def test_other_platforms_get_xlas_convolution():
   ("size", "kernel_size", "dilation"),
   [((9, 12), 3, 1), ((8, 7), 5, 1), ((9, 8), 3, 3), ((9, 6), 3, 7), ((5, 8), 3, 12), ((1, 6), 3, 2)],
 )
-def test_depthwise_value_and_gradients_are_pytorchs(
+def test_depthwise_value_and_gradients_equal_pytorchs(
   size, kernel_size, dilation, platform, dtype, monkeypatch
 ):
   torch = pytest.importorskip("torch")
@@ -166,7 +166,7 @@ def test_depthwise_value_and_gradients_are_pytorchs(
   shapes = ((2, *size, 5), (kernel_size, kernel_size, 1, 5), (2, *size, 5))
   x, kernel, dy = (jnp.asarray(random.standard_normal(shape), dtype) for shape in shapes)
 
-  def both(x, kernel, dy):
+  def value_and_gradients(x, kernel, dy):
     y, gradients = jax.vjp(lambda x, kernel: depthwise_conv2d(x, kernel, dilation), x, kernel)
     return y, *gradients(dy)
 
@@ -180,14 +180,14 @@ def test_depthwise_value_and_gradients_are_pytorchs(
   expected = [y, *torch.autograd.grad(y, (pixels, weight), gradient)]
   back = ((0, 2, 3, 1), (0, 2, 3, 1), (2, 3, 1, 0))
   tolerance = 1e-6 if dtype == "float32" else 2**-8  # one rounding, of the result
-  for ours, theirs, order in zip(jax.jit(both)(x, kernel, dy), expected, back, strict=True):
+  for ours, theirs, order in zip(jax.jit(value_and_gradients)(x, kernel, dy), expected, back, strict=True):
     theirs = theirs.detach().permute(order).numpy()
     assert ours.shape == theirs.shape and ours.dtype == dtype
     largest = np.abs(theirs).max()
     np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=tolerance, atol=1e-6 * largest)
 
 
-def test_other_platforms_get_xlas_depthwise_convolution():
+def test_accelerators_run_xlas_depthwise_convolution():
   x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 1, 4))
   gradients = jax.jit(lambda x, kernel: jax.vjp(depthwise_conv2d, x, kernel)[1](x))
   traced = gradients.trace(x, kernel)
@@ -199,7 +199,7 @@ def test_other_platforms_get_xlas_depthwise_convolution():
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
-def test_max_pool_is_a_loops_and_its_gradient_goes_to_the_maxima(size, ceil):
+def test_max_pool_equals_a_loop_and_its_gradient_goes_to_the_maxima(size, ceil):
   x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
   height, width = (math.ceil((n + 2 - 3) / 2) + 1 if ceil else (n + 2 - 3) // 2 + 1 for n in size)
   expected, counts = np.zeros((2, height, width, 3), np.float32), np.zeros_like(x)

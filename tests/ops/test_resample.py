@@ -1,4 +1,4 @@
-"""Resampling against PyTorch's, and against brute force."""
+"""Resampling against PyTorch's and against a search for the nearest pixel."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +12,14 @@ SIZES = [((5, 7), (33, 49)), ((4, 6), (9, 13)), ((1, 3), (4, 1)), ((9, 5), (3, 5
 
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(("source", "target"), SIZES)
-def test_upsample_is_pytorchs(source, target, align_corners):
+def test_upsample_equals_pytorchs(source, target, align_corners):
   torch = pytest.importorskip("torch")
   x = np.random.default_rng(0).normal(size=(B, *source, N)).astype(np.float32)
   inputs = torch.from_numpy(x).permute(0, 3, 1, 2).double()
   expected = torch.nn.functional.interpolate(inputs, target, mode="bilinear", align_corners=align_corners)
-  found = resample.upsample(x, target, align_corners)
-  assert found.dtype == jnp.float32
-  np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1).numpy(), atol=2e-6)
+  ours = resample.upsample(x, target, align_corners)
+  assert ours.dtype == jnp.float32
+  np.testing.assert_allclose(ours, expected.permute(0, 2, 3, 1).numpy(), atol=2e-6)
 
 
 def test_upsample_keeps_corners_and_lines():
@@ -34,20 +34,20 @@ def test_upsample_keeps_corners_and_lines():
 
 def test_upsample_keeps_bfloat16_within_its_rounding():
   x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 7, 5, 3)), jnp.bfloat16)
-  found = resample.upsample(x, (17, 11), align_corners=False)
-  assert found.dtype == jnp.bfloat16
+  ours = resample.upsample(x, (17, 11), align_corners=False)
+  assert ours.dtype == jnp.bfloat16
   expected = resample.upsample(x.astype(jnp.float32), (17, 11), align_corners=False)
-  np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=3 * 2**-8)
+  np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=3 * 2**-8)
 
 
-def test_downsample_labels_takes_the_pixels_that_features_stand_on():
+def test_downsample_labels_takes_the_pixels_under_the_features():
   labels = np.random.default_rng(2).integers(0, 255, size=(B, 33, 49)).astype(np.uint8)
-  found = resample.downsample_labels(labels, (5, 7))
-  assert found.dtype == jnp.uint8
-  np.testing.assert_array_equal(found, labels[:, ::8, ::8])
+  ours = resample.downsample_labels(labels, (5, 7))
+  assert ours.dtype == jnp.uint8
+  np.testing.assert_array_equal(ours, labels[:, ::8, ::8])
   # Upsampled with aligned corners, a feature lies on the pixel whose label it was given.
   np.testing.assert_array_equal(
-    resample.upsample(found[..., None], (33, 49))[:, ::8, ::8, 0], labels[:, ::8, ::8]
+    resample.upsample(ours[..., None], (33, 49))[:, ::8, ::8, 0], labels[:, ::8, ::8]
   )
 
 
@@ -61,11 +61,11 @@ def test_downsample_labels_takes_the_nearest(source, target, align_corners):
     return min(range(n), key=lambda j: (abs(j - place), -j))
 
   rows, columns = ([nearest(i, n, m) for i in range(m)] for n, m in zip(source, target, strict=True))
-  found = resample.downsample_labels(labels, target, align_corners)
-  np.testing.assert_array_equal(found, labels[:, rows][:, :, columns])
+  ours = resample.downsample_labels(labels, target, align_corners)
+  np.testing.assert_array_equal(ours, labels[:, rows][:, :, columns])
 
 
-def test_mistakes_are_named():
+def test_wrong_shapes_are_named():
   with pytest.raises(ValueError, match=r"\(7, 9, 5\)"):
     resample.upsample(np.zeros((7, 9, 5)), (3, 3))
   with pytest.raises(ValueError, match=r"\(7, 9\)"):

@@ -1,4 +1,4 @@
-"""One update of a whole network: forward, both losses, backward, SGD, running statistics; against PyTorch's."""
+"""One update of a network: forward, both losses, backward, SGD, running statistics; against PyTorch's."""
 
 import jax
 import jax.numpy as jnp

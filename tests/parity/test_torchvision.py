@@ -1,4 +1,4 @@
-"""torchvision's segmentation networks, saved by PyTorch and imported whole."""
+"""torchvision's segmentation networks, saved by PyTorch and imported with their heads."""
 
 import functools
 

@@ -1,8 +1,9 @@
-"""What is saved comes back to the last bit, alone or whole; the newest few and the best stay."""
+"""States and models are restored to the last bit; the newest few checkpoints and the best are kept."""
 
 import dataclasses
 import pathlib
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("with_bank", [True, False])
-def test_a_state_comes_back_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, with_bank: bool) -> None:
+def test_a_state_is_restored_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, with_bank: bool) -> None:
   saved = state(7, seed=1, dtype=dtype, with_bank=with_bank)
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(saved, {"next_batch": 7})
@@ -62,7 +63,7 @@ def test_a_state_comes_back_to_the_last_bit(tmp_path: pathlib.Path, dtype: str, 
   assert position == {"next_batch": 7}
 
 
-def test_the_newest_and_the_best_stay(tmp_path: pathlib.Path) -> None:
+def test_the_newest_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   for step, miou in [(1, 0.2), (2, 0.6), (3, None), (4, 0.5), (5, None), (6, None)]:
     checkpoints.save(state(step), {"next_batch": step})
@@ -82,7 +83,7 @@ def test_the_newest_and_the_best_stay(tmp_path: pathlib.Path) -> None:
   assert steps_on_disk(tmp_path) == {6, 8}
 
 
-def test_the_model_alone(tmp_path: pathlib.Path) -> None:
+def test_the_model_is_restored_without_the_trainer(tmp_path: pathlib.Path) -> None:
   saved = state(3, seed=4)
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(state(2), {"next_batch": 2})
@@ -130,15 +131,15 @@ def test_no_checkpoint_says_where_it_looked(tmp_path: pathlib.Path) -> None:
   checkpoints.close()
 
 
-def test_a_full_disk_is_told_before_anything_is_written(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_a_full_disk_is_an_error_before_anything_is_written(tmp_path: pathlib.Path, monkeypatch) -> None:
   checkpoints = checkpoint.Checkpoints(tmp_path)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+    patch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=99))
     with pytest.raises(OSError, match=r"0 MB free.*no checkpoint was saved yet"):
       checkpoints.save(state(4), {"next_batch": 4})
   checkpoints.save(state(4), {"next_batch": 4})
   checkpoints.wait()
-  monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 99))
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=99))
   with pytest.raises(OSError, match=r"0 MB free.*last good checkpoint is step 4; free space"):
     checkpoints.save(state(5), {"next_batch": 5})
   checkpoints.close()
@@ -146,7 +147,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: pathlib.Path, 
 
 
 def move_between_devices(workdir: pathlib.Path) -> None:
-  """Runs in a process of its own, which has eight devices: saves on some, restores on others, and back."""
+  """Saves on some devices, restores on others, and back; runs in another process, which has eight devices."""
   M = 5  # of `state`: padded to 256 slots on a power of two of devices, to 768 on three
 
   def on(devices: int, step: int, seed: int) -> TrainState:
@@ -173,9 +174,9 @@ def move_between_devices(workdir: pathlib.Path) -> None:
     np.testing.assert_array_equal(restored.bank.keys[:, M:], 0)
     np.testing.assert_array_equal(restored.bank.cursor, source.bank.cursor)
     np.testing.assert_array_equal(restored.params["head"]["bias"], source.params["head"]["bias"])
-    # Where the arrays of one device are to be saved beside those of many, Orbax wants them on the same.
-    whole = jax.sharding.NamedSharding(restored.bank.mesh, jax.sharding.PartitionSpec())
-    rest = jax.device_put(dataclasses.replace(restored, bank=None, step=jnp.int32(step)), whole)
+    # Orbax saves arrays of one device and of several together only where all are on the same devices.
+    replicated = jax.sharding.NamedSharding(restored.bank.mesh, jax.sharding.PartitionSpec())
+    rest = jax.device_put(dataclasses.replace(restored, bank=None, step=jnp.int32(step)), replicated)
     checkpoints.save(dataclasses.replace(rest, bank=restored.bank), {"next_batch": step})
   checkpoints.close()
   print("the same keys everywhere")

@@ -1,4 +1,4 @@
-"""Imports of PyTorch's weights: values, reports and every error."""
+"""The import of published weights: values, reports and every error."""
 
 import builtins
 
@@ -33,7 +33,7 @@ def torch_arrays(variables, seed=0, dtype=np.float32):
   return arrays
 
 
-def test_values_land_at_their_names_transposed_and_in_float32(fresh, tmp_path):
+def test_values_are_stored_under_their_names_transposed_and_in_float32(fresh, tmp_path):
   arrays = torch_arrays(fresh, dtype=np.float16)
   extra = {"fc.weight": np.ones((10, 128), np.float32), "bn1.num_batches_tracked": np.array(7)}
   np.savez(tmp_path / "weights.npz", **arrays, **extra)
@@ -53,7 +53,7 @@ def test_values_land_at_their_names_transposed_and_in_float32(fresh, tmp_path):
   for leaf, name in zip(found, ("weight", "bias", "running_mean", "running_var"), strict=True):
     np.testing.assert_array_equal(leaf, arrays[f"layer3.1.bn2.{name}"].astype(np.float32))
   assert variables.params["head"] is fresh.params["head"]
-  assert (fresh.params["backbone"]["conv1"]["kernel"] != stem).all()  # the argument is as it was
+  assert (fresh.params["backbone"]["conv1"]["kernel"] != stem).all()  # the argument is not changed
 
   assert set(report.matched) == set(arrays) and not report.missing
   assert set(report.transposed) == {name for name, array in arrays.items() if array.ndim == 4}
@@ -69,7 +69,7 @@ def test_values_land_at_their_names_transposed_and_in_float32(fresh, tmp_path):
     assert words in summary
 
 
-def test_what_the_file_lacks_is_an_error(fresh, tmp_path):
+def test_missing_arrays_are_an_error(fresh, tmp_path):
   arrays = torch_arrays(fresh)
   del arrays["layer4.1.bn2.running_var"], arrays["layer1.0.conv2.weight"]
   np.savez(tmp_path / "weights.npz", **arrays)
@@ -107,7 +107,7 @@ def test_other_names_of_the_deep_stem(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.npz"])
-def test_contents_decide_not_the_extension(fresh, tmp_path, name):
+def test_contents_decide_on_the_format_not_the_extension(fresh, tmp_path, name):
   arrays = torch_arrays(fresh)
   safetensors.numpy.save_file(arrays, tmp_path / name)
   variables, report = pretrained.load(str(tmp_path / name), fresh, PLAIN)
