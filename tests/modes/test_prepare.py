@@ -72,7 +72,7 @@ prepare.run(settings({str(raw)!r}, 1), pathlib.Path({str(output)!r}), "original"
       time.sleep(0.02)
     time.sleep(moments.uniform(0, 0.2))
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()  # also closes the pipe
     assert not reader.is_prepared(str(output))
   kept = {path.name: path.stat().st_mtime_ns for path in output.glob("folder-*")}
   assert len(kept) >= 3

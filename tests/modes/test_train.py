@@ -48,7 +48,7 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
   for step in (2, 7, 11):
     process = run_tiny.start(tmp_path, cache=cache)
     run_tiny.signal_at(process, tmp_path, step, signal.SIGKILL)
-    process.wait()
+    run_tiny.finish(process)
     assert process.returncode == -signal.SIGKILL
   # Compiled anew, as after a reboot: the other sessions shared their programs.
   process = run_tiny.start(tmp_path, cache=tmp_path / "empty cache")
@@ -139,7 +139,7 @@ def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
   flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.train.checkpoint_every=2")
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=8)
   run_tiny.signal_at(process, tmp_path, 7, signal.SIGKILL)
-  process.wait()
+  run_tiny.finish(process)
   before = {line["step"]: line for line in run_tiny.lines(tmp_path)}
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=2)
   printed = run_tiny.finish(process)
