@@ -72,15 +72,16 @@ def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
     text=True,
   )
   assert finished.returncode == 0, finished.stderr
-  pages = {path.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+  site = tmp_path / "site"
+  pages = {str(path.relative_to(site)): path.read_text() for path in site.rglob("*.html")}
   assert (
     "<!-- " not in re.sub(r"(?s)<script.*?</script>", "", pages["configuration.html"]).split("<article")[1]
   )
   for page, words in {
     "configuration.html": ("contrast", "temperature", "Temperature of the contrastive loss"),
     "command_line.html": ("--topology", "--images", "--results"),
-    "contrast.html": ("region_contrast_loss", "positive_similarity"),
-    "models.html": ("num_classes", "batch_stats"),
+    "api/contrast.html": ("region_contrast_loss", "positive_similarity"),
+    "api/models.html": ("num_classes", "batch_stats"),
     "architecture.html": ("data_flow.svg", "Reads and writes parameters"),
   }.items():
     for word in words:
