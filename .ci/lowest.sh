@@ -5,8 +5,16 @@
 #   .ci/lowest.sh            all of them: the command, with the extra train
 #   .ci/lowest.sh contrast   the loss alone
 #
-# Run it after a change of a bound, or of a call into a dependency; .ci/run does not. Last run:
-#   NEVER
+# Run it after a change of a bound, or of a call into a dependency; .ci/run does not. Last runs,
+# 26 November 2026, Python 3.11.7:
+#
+#   contrast  jax 0.6.1, numpy 1.26.0: 94 passed.
+#   train     jax 0.10.2, in parts, and not all of the list below. tests/{contrast,costs,data,predictions}: 679 passed, 9
+#             failed. tests/{weights,drawing} and tests/modes/test_{summary,compile}.py: no failure.
+#
+# The failures: augmented crops differ in bits from those of the newest versions (six digests of test_batches_of_a_seed.py,
+# and the page on augmentations), with a cause that is not found yet; test_unparsed_flags_are_explained, which may be Grain
+# before 0.2.18 not needing parsed flags; and the message on a 16-bit submission, not examined.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
