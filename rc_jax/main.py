@@ -5,18 +5,21 @@ It reads the flags, runs a mode, and prints a user's mistake in one line. A mode
 
 import difflib
 import importlib
+import importlib.metadata
 import os
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from absl import flags
-from ml_collections import config_flags
+# All else is imported where it is used: the installation may lack it, and a typo is answered at once.
+if TYPE_CHECKING:
+  from absl import flags
 
-from rc_jax.fields import Flag
+  from rc_jax.fields import Flag
 
 # Name -> purpose; the module is ``rc_jax.modes.<name>``. The first is the default.
 MODES = {
@@ -59,6 +62,23 @@ def main(argv: Sequence[str]) -> int:
   return USAGE_ERROR
 
 
+def missing_packages() -> tuple[str, ...]:
+  """Returns the packages of the extra ``train`` that are not installed; none in a checkout that is not installed."""
+  try:
+    requirements = importlib.metadata.requires("rc_jax") or []
+  except importlib.metadata.PackageNotFoundError:
+    return ()
+  missing = []
+  for requirement in requirements:
+    name = re.match(r"[\w.-]+", requirement)
+    if name and re.search(r"""extra == ['"]train['"]""", requirement):
+      try:
+        importlib.metadata.version(name[0])
+      except importlib.metadata.PackageNotFoundError:
+        missing.append(name[0])
+  return tuple(missing)
+
+
 def _one_line(error: Exception) -> str | None:
   """Returns a message that a user can act on; None where only the traceback explains the error."""
   text = " ".join(str(error).split())
@@ -69,6 +89,12 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _run(argv: Sequence[str]) -> int:
+  missing = missing_packages()
+  if missing:
+    raise ValueError(
+      f"the command rc_jax needs packages that are not installed ({', '.join(missing)}); "
+      "run: pip install 'rc_jax[train]'"
+    )
   given = _given(argv)
   if any(name in given for name in HELP):
     print(_help(next(given[name] for name in HELP if name in given), given.get("mode", "")))
@@ -122,6 +148,8 @@ def _flag_names(mode: str) -> set[str]:
 
 def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, Any]:
   """Parses the flags of a mode; returns the arguments of its ``run``."""
+  from absl import flags
+
   defined = flags.FlagValues()
   flags.DEFINE_string("mode", "", "", flag_values=defined)
   for flag in module.FLAGS:
@@ -163,7 +191,9 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   return values
 
 
-def _define_config(recipe: str, argv: Sequence[str], defined: flags.FlagValues) -> None:
+def _define_config(recipe: str, argv: Sequence[str], defined: "flags.FlagValues") -> None:
+  from ml_collections import config_flags
+
   from rc_jax.config import load_recipe
 
   config = load_recipe(recipe)
@@ -222,7 +252,7 @@ def _help(topic: str, mode: str) -> str:
   if mode in MODES:
     lines += [f"--mode={mode}: {MODES[mode]}", *map(_described, flags_of[mode]), ""]
   else:
-    readers: dict[Flag, list[str]] = {}
+    readers: dict[Any, list[str]] = {}
     for name, own in flags_of.items():
       for flag in own:
         readers.setdefault(flag, []).append(name)
@@ -236,7 +266,7 @@ def _help(topic: str, mode: str) -> str:
   return "\n".join(lines)
 
 
-def _described(flag: Flag) -> str:
+def _described(flag: "Flag") -> str:
   return f"  --{flag.name}: {flag.meaning}"
 
 
