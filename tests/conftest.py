@@ -1,7 +1,9 @@
 """What all tests share: the folder of real images and weights, where there is one; their order; how they compile."""
 
+import multiprocessing.process
 import os
 import pathlib
+import subprocess
 
 import pytest
 
@@ -28,8 +30,37 @@ def pytest_xdist_auto_num_workers() -> int:
   return min(cores, 8)
 
 
+TIERS = ("unit", "run", "parity", "slow")
+ORACLES = ("torch", "originals", "torch_attention", "torch_heads", "torch_hrnet", "torch_reference")
+
+
+def tier_of(item: pytest.Item) -> str:
+  """Returns the tier of a test: its marker's, ``parity`` where its module imports an original, else ``unit``."""
+  marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
+  if marked:
+    return marked[-1]
+  names = vars(item.module) if isinstance(item, pytest.Function) else {}
+  compares = "parity" in item.path.parts or any(oracle in names for oracle in ORACLES)
+  return "parity" if compares else "unit"
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_start_no_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+  """Fails a test of the tier ``unit`` that starts a process, which would make the tier slow."""
+  if request.node.get_closest_marker("unit"):
+
+    def refuse(*args: object, **options: object) -> None:
+      raise AssertionError("a unit test starts a process: mark it with @pytest.mark.run")
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Puts the tests of the longest files first."""
+  """Gives every test its tier, and puts the tests of the longest files first."""
+  for item in items:
+    item.add_marker(tier_of(item))
   items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 

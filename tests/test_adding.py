@@ -10,6 +10,8 @@ import pytest
 from rc_jax import data
 from tests.support.package_copy import add_files, copy_package, insert, page, python
 
+pytestmark = pytest.mark.run
+
 
 def printed(folder: pathlib.Path, code: str) -> list:
   """Runs Python code on a copy; returns the JSON in its last line."""

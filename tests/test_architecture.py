@@ -173,6 +173,7 @@ def modules_after(statement: str, names: tuple[str, ...]) -> set[str]:
   return set(printed.split())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
   ("statement", "libraries"),
   [

@@ -10,6 +10,8 @@ import yaml
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.run
+
 
 def launch(*arguments: str, script: str = "local.sh", **environment: str) -> subprocess.CompletedProcess:
   return subprocess.run(

@@ -15,6 +15,8 @@ from rc_jax import distributed, main
 from rc_jax.config import FIELDS
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.run
+
 CAMVID = "--config=configs/camvid.py:cpu"
 DEMO = "--config=configs/demo.py"
 

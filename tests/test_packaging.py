@@ -14,6 +14,8 @@ import rc_jax
 from rc_jax import recipes
 from tests.support.paths import CONFIGS, ROOT
 
+pytestmark = pytest.mark.run
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

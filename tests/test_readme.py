@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rc_jax import config, contrast
 from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.run
 
 DOCS = ROOT / "docs"
 FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))

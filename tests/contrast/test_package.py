@@ -6,12 +6,14 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from rc_jax import contrast
 
 HEAVY = "flax optax orbax grain absl ml_collections tensorflow_datasets PIL matplotlib tensorboardX torch"
 
 
+@pytest.mark.run
 def test_imports_with_jax_and_numpy_alone():
   script = f"""
 import sys

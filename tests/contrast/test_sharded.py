@@ -75,6 +75,7 @@ def run_checks() -> None:
   print("equal on 1 and 8 devices")
 
 
+@pytest.mark.run
 def test_one_device_and_eight_agree():
   code = "from tests.contrast.test_sharded import run_checks; run_checks()"
   (printed,) = processes.run("-c", code, devices=8)

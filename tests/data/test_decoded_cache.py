@@ -92,6 +92,7 @@ def _fill(cached, first, result):
   result.put((first, cached.cache.kept()))
 
 
+@pytest.mark.run
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux do processes share the cache")
 def test_processes_and_threads_share_one_memory():
   budget = 60_000

@@ -94,6 +94,7 @@ def test_examples_and_classes_are_those_of_the_raw_folder(both, split):
   assert len(list(both[1].glob("folder-train.array_record-*"))) > 1
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
   ("both", "workers", "hosts"),
   [
@@ -283,6 +284,7 @@ def test_real_samples_are_the_same_raw_and_prepared(tmp_path, name, folder, spli
     _assert_same(raw[index], packed[index])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("both", ["tiles"], indirect=True)
 def test_threads_may_open_splits_at_the_same_time(both):
   # Without a common lock, TFDS's lazy imports deadlocked in a quarter of such processes.
@@ -313,6 +315,7 @@ os._exit(0)
   assert finished.stdout == "0\n", finished.stderr
 
 
+@pytest.mark.run
 def test_nothing_imports_tensorflow(tmp_path):
   # The test environment has no TensorFlow; in another environment it must stay unused.
   write_raw(tmp_path / "raw", {"train": 2})

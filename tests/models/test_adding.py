@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.run
+
 PAGE = (ROOT / "docs" / "adding" / "head.md").read_text()
 SEGMENTER = pathlib.Path("rc_jax", "models", "segmenter.py")
 RECIPE = """

@@ -1,7 +1,7 @@
 """Initial values: their distributions, what they depend on, and which modules they concern."""
 
-import hashlib
 import math
+import zlib
 
 import flax.linen as nn
 import jax
@@ -98,39 +98,41 @@ def test_a_users_modules_keep_their_own_initialisers(monkeypatch):
   np.testing.assert_array_equal(variables.params["backbone"]["bn1"]["scale"], fcn["backbone"]["bn1"]["scale"])
 
 
-# Digests of initial values as of version 0.1.0: a run with the same seed starts from the same weights.
-DIGESTS = {
-  ("ccnet", "resnet_tiny"): "2dc6685463b7788f",
-  ("danet", "resnet_tiny"): "ac9e18e6638364e1",
-  ("deeplabv3", "resnet_tiny"): "7e296e901b65b8d6",
-  ("deeplabv3plus", "resnet_tiny"): "095a1427973312f9",
-  ("encnet", "resnet_tiny"): "687ace5bb2e48dfb",
-  ("fcn", "hrnetv2_tiny"): "d99857d3a7d881d8",
-  ("ocrnet", "hrnetv2_tiny"): "b0b42f3edd119761",
-  ("pspnet", "resnet50"): "a171d3955fe958e8",
+# Head, backbone -> a projection of the initial values as of version 0.1.0: a run with the same seed starts from them. A
+# projection, not a digest: NumPy's normal deviates may differ in their last bit between machines.
+PROJECTIONS = {
+  ("ccnet", "resnet_tiny"): 29.7681,
+  ("danet", "resnet_tiny"): 57.6748,
+  ("deeplabv3", "resnet_tiny"): -29.2519,
+  ("deeplabv3plus", "resnet_tiny"): 27.1245,
+  ("encnet", "resnet_tiny"): 63.1177,
+  ("fcn", "hrnetv2_tiny"): -47.5323,
+  ("ocrnet", "hrnetv2_tiny"): -81.0510,
+  ("pspnet", "resnet50"): 501.1905,
 }
-# Drawn by ``jax.random``, whose last bit may differ between CPUs.
+# Drawn by ``jax.random``.
 NOT_FROM_NUMPY = {"codewords", "smoothing"}
 
 
-def digest(tree):
-  """Returns the start of a SHA-256 over paths, shapes and bytes of all leaves drawn in NumPy."""
-  state = hashlib.sha256()
+def projection(tree):
+  """Returns the sum over all leaves drawn in NumPy of their product with -1, 0 and 1, drawn from each leaf's path."""
+  total = 0.0
   for path, leaf in jax.tree.leaves_with_path(tree):
     if path[-1].key not in NOT_FROM_NUMPY:
-      state.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode())
-      state.update(np.asarray(leaf).astype("<f4").tobytes())
-  return state.hexdigest()[:16]
+      rng = np.random.default_rng(zlib.crc32(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode()))
+      total += float(np.sum(np.float64(leaf) * rng.integers(-1, 2, leaf.shape)))
+  return total
 
 
-@pytest.mark.parametrize(("head", "backbone"), DIGESTS)
+@pytest.mark.parametrize(("head", "backbone"), PROJECTIONS)
 def test_built_in_networks_start_from_the_values_of_earlier_versions(head, backbone):
   model = config(name=head, backbone=backbone, embedding_channels=8, danet_key_channels=8, encnet_codes=8)
   model.output_stride = 4 if backbone.startswith("hrnet") else 8
   model.multi_grid = (1, 1, 1) if backbone == "resnet50" else (1, 1)
   variables = models.build(model, 5).init(jax.random.key(3), (65, 97))
-  assert digest(tuple(variables)) == DIGESTS[head, backbone]
+  # Values of about 0.1, up to 50 million of them: another seed or order moves the sum by 10 and more.
+  assert projection(tuple(variables)) == pytest.approx(PROJECTIONS[head, backbone], abs=1e-2)
 
 
-def test_every_head_is_among_the_digests():
-  assert {head for head, _ in DIGESTS} == set(models.HEADS)
+def test_every_head_is_among_the_projections():
+  assert {head for head, _ in PROJECTIONS} == set(models.HEADS)

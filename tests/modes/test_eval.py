@@ -167,6 +167,7 @@ def on_eight_devices() -> dict:
   return json.loads(printed.splitlines()[-1])
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("data_set", RULES)
 def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_devices: dict) -> None:
   rule = RULES[data_set]
@@ -220,6 +221,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, mod
   return path, variables
 
 
+@pytest.mark.run
 def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -> None:
   """With weights of a file, by sliding windows, started by ``launch/local.sh``; one process counts the same."""
   path, variables = weights

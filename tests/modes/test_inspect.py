@@ -111,6 +111,7 @@ def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathl
     inspect("camvid", camvid, tmp_path / "run", sample=-1)
 
 
+@pytest.mark.run
 def test_several_processes_find_the_same_as_one(
   camvid: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_table_of_many_classes_fits_a_line() -> None:
   assert all(any(name in line for line in lines) for name in classes)
 
 
+@pytest.mark.run
 def test_defects_are_the_exit_status(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
   (camvid / "labels/val/1.png").unlink()
   finished = subprocess.run(

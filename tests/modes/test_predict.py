@@ -179,6 +179,7 @@ def test_damaged_images_are_named_and_all_others_are_labelled(
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.run
 def test_a_killed_and_resumed_run_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"
   (images / "night").mkdir(parents=True)
@@ -211,6 +212,7 @@ def test_a_killed_and_resumed_run_leaves_the_same_files(tmp_path: pathlib.Path) 
   )
 
 
+@pytest.mark.run
 def test_two_processes_label_every_image_and_write_one_submission(tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"
   images.mkdir()

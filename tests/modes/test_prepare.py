@@ -35,6 +35,7 @@ def raw(tmp_path, monkeypatch):
   return write_raw(tmp_path / "raw", {"train": 12, "val": 3, "test": 2})
 
 
+@pytest.mark.run
 def test_processes_change_no_byte(raw, tmp_path, capsys):
   for workers in (1, 3):
     prepare.run(settings(raw, workers), tmp_path / str(workers), "tiles")
@@ -46,6 +47,7 @@ def test_processes_change_no_byte(raw, tmp_path, capsys):
   assert "every shard matches its checksum" in capsys.readouterr().out
 
 
+@pytest.mark.run
 def test_a_killed_and_resumed_run_ends_with_the_same_bytes(raw, tmp_path):
   prepare.run(settings(raw), tmp_path / "complete", "original")
   output = tmp_path / "killed"
@@ -81,6 +83,7 @@ prepare.run(settings({str(raw)!r}, 1), pathlib.Path({str(output)!r}), "original"
   assert kept == {name: (output / name).stat().st_mtime_ns for name in kept}
 
 
+@pytest.mark.run
 def test_a_damaged_raw_file_is_named_and_its_repair_keeps_finished_shards(raw, tmp_path):
   prepare.run(settings(raw), tmp_path / "complete", "tiles")
   file = raw / "images" / "train" / "08.png"

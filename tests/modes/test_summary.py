@@ -296,6 +296,7 @@ def summary_command(*flags: str) -> list[str]:
   return [sys.executable, "-m", "rc_jax.main", f"--config={run_tiny.__file__}", *flags]
 
 
+@pytest.mark.run
 def test_command_prints_the_table(tmp_path: pathlib.Path) -> None:
   flags = ["--mode=summary", "--config.dataset.name=cityscapes"]
   finished = subprocess.run(

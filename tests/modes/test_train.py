@@ -14,6 +14,8 @@ from PIL import Image
 
 from tests.support import processes, run_tiny
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, cache) -> tuple[pathlib.Path, str]:

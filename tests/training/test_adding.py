@@ -13,6 +13,8 @@ from tests.support import run_tiny
 from tests.support.package_copy import add_files, copy_package, insert, page, python
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:

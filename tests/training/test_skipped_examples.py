@@ -40,6 +40,7 @@ def test_a_resumed_run_starts_with_those_of_its_checkpoint(tmp_path):
     second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
 
 
+@pytest.mark.run
 def test_a_run_saves_and_stops_at_a_damaged_file_or_skips_it(tmp_path, cache):
   rng = np.random.default_rng(2)
   root = tmp_path / "data"
@@ -95,6 +96,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.run
 def test_processes_agree(tmp_path):
   for printed in processes.run("-c", PROCESS, str(tmp_path), processes=2):
     assert "3 training images cannot be read" in printed

@@ -213,6 +213,7 @@ def save_updates(path: pathlib.Path, control: bool) -> None:
     np.savez(path, **saved)
 
 
+@pytest.mark.run
 def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathlib.Path) -> None:
   """Other layouts sum in another order, so they may differ from one device by as much as rounding explains.
 
@@ -267,6 +268,7 @@ def print_collectives() -> None:
     print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(text).collectives]))
 
 
+@pytest.mark.run
 def test_no_message_grows_with_the_bank() -> None:
   (printed,) = processes.run(
     "-c", "import tests.training.test_train_step as t; t.print_collectives()", devices=8
