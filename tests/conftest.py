@@ -75,5 +75,10 @@ def shared_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Where the runs of ``run_tiny`` keep their compiled programs: only the first of all tests compiles each."""
-  return tmp_path_factory.mktemp("programs")
+  """Where runs keep their compiled programs: only the first of all tests compiles each, in any of its processes."""
+  folder = tmp_path_factory.getbasetemp()
+  if os.environ.get("PYTEST_XDIST_WORKER"):
+    folder = folder.parent  # shared by the processes of this session, and by no other session
+  folder = folder / "programs"
+  folder.mkdir(exist_ok=True)
+  return folder
