@@ -18,6 +18,8 @@ os.environ["XLA_FLAGS"] = processes.xla_flags()
 LONGEST = (
   "test_train.py",
   "test_train_step.py",
+  "test_adding.py",
+  "test_pipeline.py",
   "test_compile.py",
   "test_eval.py",
   "test_export.py",

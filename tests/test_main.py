@@ -15,13 +15,22 @@ from rc_jax import distributed, main
 from rc_jax.config import FIELDS
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.run
-
 CAMVID = "--config=configs/camvid.py:cpu"
 DEMO = "--config=configs/demo.py"
 
 
+def call(
+  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *flags: str
+) -> tuple[int, str, str]:
+  """Runs the command line in this process; returns status, output and errors."""
+  monkeypatch.chdir(ROOT)
+  status = main.main(["rc_jax", *flags])
+  captured = capsys.readouterr()
+  return status, captured.out, captured.err
+
+
 def run(*flags: str, **environment: str) -> tuple[int, str, str]:
+  """Runs the command line as a user does, in a process of its own."""
   finished = subprocess.run(
     [sys.executable, "-m", "rc_jax.main", *flags],
     cwd=ROOT,
@@ -65,22 +74,32 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line(name: str, tmp_path: pathlib.Path) -> None:
+def test_a_mistake_is_one_line(
+  name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
   flags, wanted = MISTAKES[name]
   workdir = [] if "--mode=compare" in flags else [f"--workdir={tmp_path}"]
-  status, _, errors = run(*flags, *workdir)
+  status, _, errors = call(capsys, monkeypatch, *flags, *workdir)
   assert status == 2
   assert errors.startswith("error: ") and errors.count("\n") == 1, errors
   for part in wanted:
     assert part in errors, f"{part} is not in: {errors}"
 
 
+@pytest.mark.run
+def test_a_process_ends_with_the_line_and_the_status(tmp_path: pathlib.Path) -> None:
+  status, _, errors = run(DEMO, "--config.train.batch_sise=4", f"--workdir={tmp_path}")
+  assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+
+
+@pytest.mark.run
 def test_a_batch_that_the_devices_do_not_divide(tmp_path: pathlib.Path) -> None:
   flags = [DEMO, "--config.train.batch_size=6", f"--workdir={tmp_path}"]
   status, _, errors = run(*flags, XLA_FLAGS="--xla_force_host_platform_device_count=4")
   assert status == 2 and "6 images over 4 devices; expected 4 or 8" in errors
 
 
+@pytest.mark.run
 def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   for split in ("train", "val"):
@@ -105,22 +124,26 @@ def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   assert "77" in errors and ".png" in errors and "0-11" in errors, errors
 
 
-def test_the_last_value_of_a_field_counts(tmp_path: pathlib.Path) -> None:
+def test_the_last_value_of_a_field_counts(
+  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
   """ml_collections joins the values of a tuple field that is given twice."""
   sizes = ["--config.train.crop_size=65", "--config.train.crop_size=97"]
-  status, printed, errors = run(DEMO, "--mode=summary", *sizes)
+  status, printed, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", *sizes)
   assert status == 0 and not errors and "97 x 97" in printed
 
 
-def test_help_groups_flags_by_mode() -> None:
-  status, printed, errors = run("--help")
+def test_help_groups_flags_by_mode(
+  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  status, printed, errors = call(capsys, monkeypatch, "--help")
   assert status == 0 and not errors
   assert all(f"--mode={mode}: " in printed for mode in main.MODES)
   predict = printed[printed.index("--mode=predict: ") : printed.index("--mode=export: ")]
   assert "--images" in predict and "--size" not in predict
-  _, printed, _ = run("--mode=predict", "--help")
+  _, printed, _ = call(capsys, monkeypatch, "--mode=predict", "--help")
   assert "--images" in printed and "--mode=export" not in printed
-  _, printed, _ = run("--help=config")
+  _, printed, _ = call(capsys, monkeypatch, "--help=config")
   assert all(field.path in printed for field in FIELDS)
 
 

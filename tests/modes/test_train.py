@@ -47,7 +47,7 @@ def test_a_run_writes_its_metrics_scores_report_and_checkpoints(uninterrupted) -
 
 
 def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
-  for step in (2, 7, 11):
+  for step in (2, 7):
     process = run_tiny.start(tmp_path, cache=cache)
     run_tiny.signal_at(process, tmp_path, step, signal.SIGKILL)
     run_tiny.finish(process)
