@@ -62,6 +62,7 @@ def test_examples_of_python_are_python(page: pathlib.Path) -> None:
       compile(code, str(page), "exec")
 
 
+@pytest.mark.run
 def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
   pytest.importorskip("mkdocs", reason="needs the extra docs")
   finished = subprocess.run(
