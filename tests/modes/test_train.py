@@ -132,9 +132,11 @@ def test_two_processes_train_the_run_of_one(uninterrupted, cache, tmp_path) -> N
   assert [line["step"] for line in one] == [line["step"] for line in two]
   np.testing.assert_allclose(two[0]["loss"], one[0]["loss"], rtol=1e-5)
   assert two[0]["bank_fill"] == one[0]["bank_fill"]
-  # Rounding moves some values across a ReLU's corner, so the runs diverge slowly.
-  losses = [[line["loss"] for line in lines if "loss" in line] for lines in (one, two)]
-  np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+  # Rounding moves some values across a ReLU's corner, and the runs diverge from step to step. The control is the change
+  # of the loss from one batch to the next: a run on other batches would be as far away.
+  ours, theirs = (np.array([line["loss"] for line in lines if "loss" in line]) for lines in (one, two))
+  control = np.abs(np.diff(ours)).mean()
+  assert np.abs(theirs - ours).mean() < 0.3 * control, (theirs, ours)
 
 
 def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
