@@ -12,9 +12,10 @@
 #   train     jax 0.10.2, in parts, and not all of the list below. tests/{contrast,costs,data,predictions}: 679 passed,
 #             9 failed. tests/{weights,drawing} and tests/modes/test_{summary,compile}.py: no failure.
 #
-# The failures: seven compared digests of augmented crops, which older versions resample with other last bits (these tests
-# compare means since then, and have not been run again with the lowest versions); test_unparsed_flags_are_explained, which
-# may be Grain before 0.2.18 not needing parsed flags; and the message on a 16-bit submission, not examined.
+# The failures: seven compared digests of augmented crops, which older versions resample with other last bits (these
+# tests compare means since then, and have not been run again with the lowest versions);
+# test_unparsed_flags_are_explained, which may be Grain before 0.2.18 not needing parsed flags; and the message on a
+# 16-bit submission, not examined.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
