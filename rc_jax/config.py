@@ -196,7 +196,7 @@ FIELDS: tuple[Field, ...] = (
   Field(
     "eval.crop_size",
     (),
-    "Height and width of the sliding window in pixels; (): whole images.",
+    "Height and width of the sliding window in pixels; (): full images.",
     size(_SIDES, optional=True),
     resumable=True,
   ),
