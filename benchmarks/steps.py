@@ -33,6 +33,18 @@ def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
   return dataclasses.replace(bank, keys=keys, count=jnp.full_like(bank.count, bank.capacity))
 
 
+def made_up_batch(config: Config, num_classes: int) -> dict[str, np.ndarray]:
+  """Returns random images with labels in blocks, so that an image shows regions of several classes.
+
+  Noise would put every class into every image.
+  """
+  rng = np.random.default_rng(0)
+  size = (config.train.batch_size, *height_width(config.train.crop_size))
+  blocks = rng.integers(0, num_classes, (size[0], 4, 4))
+  label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
+  return {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}
+
+
 def one_step(config: Config) -> Callable[[], Any]:
   """Returns a compiled function that makes one update with full banks and random images, and returns its metrics."""
   info = data.info(config.dataset.name, config.dataset.root)
@@ -43,14 +55,7 @@ def one_step(config: Config) -> Callable[[], Any]:
   )
   if state.bank is not None:
     state = dataclasses.replace(state, bank=full_bank(state.bank))
-  rng = np.random.default_rng(0)
-  size = (config.train.batch_size, *height_width(config.train.crop_size))
-  # Blocks of one class, so that an image holds regions. Noise would put every class into every image.
-  blocks = rng.integers(0, info.num_classes, (size[0], 4, 4))
-  label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
-  batch = sharding.put_batch(
-    {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}, mesh
-  )
+  batch = sharding.put_batch(made_up_batch(config, info.num_classes), mesh)
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
   step = step.lower(state, batch).compile()

@@ -2,13 +2,7 @@
 
 import sys
 
-from rc_jax import main
-
-
-def cli() -> int:
-  """Runs the command line of this process; returns its exit status."""
-  return main.main(sys.argv)
-
+from rc_jax.main import cli
 
 if __name__ == "__main__":
   sys.exit(cli())

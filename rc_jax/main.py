@@ -270,5 +270,13 @@ def _described(flag: "Flag") -> str:
   return f"  --{flag.name}: {flag.meaning}"
 
 
+def cli() -> int:
+  """Runs the command line of this process; returns its exit status."""
+  from rc_jax import huge_pages
+
+  huge_pages.restart_with_huge_pages()
+  return main(sys.argv)
+
+
 if __name__ == "__main__":
-  sys.exit(main(sys.argv))
+  sys.exit(cli())

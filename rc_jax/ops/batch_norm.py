@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from rc_jax.ops.separate import separate
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize(
@@ -34,14 +36,22 @@ def normalize(
 def _normalize_forward(
   x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-  axes = tuple(range(x.ndim - 1))
-  centred = x.astype(jnp.float32) - shift
-  offset = jnp.mean(centred, axes)
-  var = jnp.maximum(jnp.mean(jnp.square(centred), axes) - jnp.square(offset), 0.0)
+  offset, mean_square = separate(_moments)(x, shift)
+  var = jnp.maximum(mean_square - jnp.square(offset), 0.0)
   mean = offset + shift
   inverse = jax.lax.rsqrt(var + epsilon)
-  y = (x.astype(jnp.float32) - mean) * (inverse * scale) + bias
-  return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+  y = separate(_scaled)(x, mean, inverse * scale, bias)
+  return (y, mean, var), (x, scale, mean, inverse)
+
+
+def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+  axes = tuple(range(x.ndim - 1))
+  centred = x.astype(jnp.float32) - shift
+  return jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+
+
+def _scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+  return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
 
 
 def _normalize_backward(
@@ -50,14 +60,31 @@ def _normalize_backward(
   # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
   # arrays are most of the memory of a training step.
   x, scale, mean, inverse = residuals
-  axes = tuple(range(x.ndim - 1))
-  dy = cotangents[0].astype(jnp.float32)
-  normal = (x.astype(jnp.float32) - mean) * inverse
-  d_bias = jnp.sum(dy, axes)
-  d_scale = jnp.sum(dy * normal, axes)
+  d_scale, d_bias = separate(_sums)(x, cotangents[0], mean, inverse)
   count = x.size // x.shape[-1]
-  dx = (dy - d_bias / count - normal * (d_scale / count)) * (inverse * scale)
-  return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(mean)
+  dx = separate(_input_gradient)(
+    x, cotangents[0], mean, inverse, inverse * scale, d_bias / count, d_scale / count
+  )
+  return dx, d_scale, d_bias, jnp.zeros_like(mean)
+
+
+def _sums(x: jax.Array, dy: jax.Array, mean: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
+  axes = tuple(range(x.ndim - 1))
+  dy = dy.astype(jnp.float32)
+  return jnp.sum(dy * ((x.astype(jnp.float32) - mean) * inverse), axes), jnp.sum(dy, axes)
+
+
+def _input_gradient(
+  x: jax.Array,
+  dy: jax.Array,
+  mean: jax.Array,
+  inverse: jax.Array,
+  factor: jax.Array,
+  mean_dy: jax.Array,
+  mean_product: jax.Array,
+) -> jax.Array:
+  normal = (x.astype(jnp.float32) - mean) * inverse
+  return ((dy.astype(jnp.float32) - mean_dy - normal * mean_product) * factor).astype(x.dtype)
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rc_jax.ops.separate import separate
+
+_PRODUCT = (((1,), (0,)), ((), ()))
+
 Spans = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -49,6 +53,12 @@ def pixels_at(x: jax.Array, spans: Spans, stride: int) -> jax.Array:
   return lax.slice(x, (0, top, left, 0), (x.shape[0], bottom, right, x.shape[3]), (1, stride, stride, 1))
 
 
+def _pixels_at_last(x: jax.Array, spans: Spans, stride: int) -> jax.Array:
+  """As ``pixels_at`` of ``x [C,B,H,W]``."""
+  (top, bottom), (left, right) = spans
+  return lax.slice(x, (0, 0, top, left), (*x.shape[:2], bottom, right), (1, 1, stride, stride))
+
+
 def _sum_placed(parts: list[tuple[jax.Array, Spans]], stride: int, size: tuple[int, ...]) -> jax.Array:
   """Adds each part, spread by ``stride``, to zeros of ``size`` at its spans: the adjoint of ``pixels_at``."""
   total = None
@@ -87,23 +97,26 @@ def input_gradient(
 def kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
-  # The product transposes its first operand in memory. Behind the barrier XLA's transposition is fast; fused with the
-  # operation that computes the operand, such as a ReLU, it takes longer than the product.
-  x, dy = lax.optimization_barrier((x, dy))
-  over_pixels = (((0, 1, 2), (0, 1, 2)), ((), ()))
+  # A product over pixels reads one operand with its channels outermost. The one with fewer channels is transposed, once
+  # for all taps, and apart from the operation that computes it: a fused transposition takes longer than the product.
+  size, (inputs, outputs) = kernel.shape[0], kernel.shape[2:]
+  taps = valid_taps(x.shape[1:3], size, stride, dilation)
+  transpose_x = inputs <= outputs
+  turned = separate(lambda array: array.transpose(3, 0, 1, 2))(x if transpose_x else dy)
 
   def product(tap: Tap) -> jax.Array:
-    pixels, outputs = pixels_at(x, tap.inputs, stride), pixels_at(dy, tap.outputs, 1)
-    if pixels.shape[3] <= outputs.shape[3]:
-      return lax.dot_general(pixels, outputs, over_pixels)
-    return lax.dot_general(outputs, pixels, over_pixels).T  # the smaller one is transposed
+    if transpose_x:
+      rows, columns = _pixels_at_last(turned, tap.inputs, stride), pixels_at(dy, tap.outputs, 1)
+    else:
+      rows, columns = _pixels_at_last(turned, tap.outputs, 1), pixels_at(x, tap.inputs, stride)
+    return lax.dot_general(rows.reshape(rows.shape[0], -1), columns.reshape(-1, columns.shape[3]), _PRODUCT)
 
-  size = kernel.shape[0]
-  products = {(t.row, t.column): product(t) for t in valid_taps(x.shape[1:3], size, stride, dilation)}
-  unread = jnp.zeros(kernel.shape[2:], x.dtype)
-  return jnp.stack(
+  products = {(tap.row, tap.column): product(tap) for tap in taps}
+  unread = jnp.zeros((inputs, outputs) if transpose_x else (outputs, inputs), x.dtype)
+  gradient = jnp.stack(
     [jnp.stack([products.get((row, column), unread) for column in range(size)]) for row in range(size)]
   )
+  return gradient if transpose_x else separate(lambda array: array.swapaxes(2, 3))(gradient)
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:

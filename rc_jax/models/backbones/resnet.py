@@ -18,6 +18,7 @@ from rc_jax.fields import Config, Field, one_of, positive_numbers, require
 from rc_jax.models.layers import BatchNorm, Conv, numerics
 from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.conv import max_pool
+from rc_jax.ops.residual import add_relu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Block(nn.Module):
       x = Shortcut(out_features, self.stride, self.dtype, self.momentum, self.epsilon, name="downsample")(
         x, train
       )
-    return nn.relu(x + y)
+    return add_relu(x, y)
 
 
 class Stage(nn.Module):
