@@ -36,7 +36,7 @@ def normalize(
 def _normalize_forward(
   x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-  offset, mean_square = separate(_moments)(x, shift)
+  offset, mean_square = _moments(x, shift)
   var = jnp.maximum(mean_square - jnp.square(offset), 0.0)
   mean = offset + shift
   inverse = jax.lax.rsqrt(var + epsilon)
@@ -60,7 +60,7 @@ def _normalize_backward(
   # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
   # arrays are most of the memory of a training step.
   x, scale, mean, inverse = residuals
-  d_scale, d_bias = separate(_sums)(x, cotangents[0], mean, inverse)
+  d_scale, d_bias = _sums(x, cotangents[0], mean, inverse)
   count = x.size // x.shape[-1]
   dx = separate(_input_gradient)(
     x, cotangents[0], mean, inverse, inverse * scale, d_bias / count, d_scale / count
