@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.fields import Config
-from rc_jax.ops.batch_norm import normalize
+from rc_jax.ops.batch_norm import normalize, scaled
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -35,7 +35,7 @@ class ConvNormRelu(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
-    return nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn")(x, train))
+    return BatchNorm(self.momentum, self.epsilon, name="bn")(x, train, relu=True)
 
 
 class SeparableConvNormRelu(nn.Module):
@@ -59,7 +59,7 @@ class SeparableConvNormRelu(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = DepthwiseConv(self.kernel_size, self.dilation, self.dtype, name="depthwise")(x)
-    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="depthwise_bn")(x, train))
+    x = BatchNorm(self.momentum, self.epsilon, name="depthwise_bn")(x, train, relu=True)
     return ConvNormRelu(self.features, 1, 1, self.dtype, self.momentum, self.epsilon, name="pointwise")(
       x, train
     )
@@ -99,7 +99,10 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, train: bool, residual: jax.Array | None = None, relu: bool = False
+  ) -> jax.Array:
+    """Normalises ``x [...,C]``, adds ``residual`` of the same shape where given, and rectifies where ``relu``."""
     channels = (x.shape[-1],)
     scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
@@ -107,8 +110,9 @@ class BatchNorm(nn.Module):
     var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
     if not train:
       factor = scale * jax.lax.rsqrt(var.value + self.epsilon)
-      return ((x.astype(jnp.float32) - mean.value) * factor + bias).astype(x.dtype)
-    y, batch_mean, batch_var = normalize(x, scale, bias, jax.lax.stop_gradient(mean.value), self.epsilon)
+      return scaled(x, mean.value, factor, bias, residual, relu)
+    shift = jax.lax.stop_gradient(mean.value)
+    y, batch_mean, batch_var = normalize(x, scale, bias, shift, residual, relu, self.epsilon)
     if not self.is_initializing():
       count = x.size // x.shape[-1]
       unbiased = batch_var * (count / max(count - 1, 1))

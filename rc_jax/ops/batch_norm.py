@@ -1,6 +1,7 @@
 """Batch normalisation by the statistics of the batch, with a backward pass that keeps little memory."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +9,20 @@ import jax.numpy as jnp
 from rc_jax.ops.separate import separate
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def normalize(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  shift: jax.Array,
+  residual: jax.Array | None,
+  relu: bool,
+  epsilon: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Normalises each channel by the mean and the biased variance of this batch.
 
-  ``y = (x - mean) / sqrt(var + epsilon) * scale + bias``, over all axes but the last.
+  ``y = (x - mean) / sqrt(var + epsilon) * scale + bias``, over all axes but the last; then ``y + residual`` and
+  ``max(y, 0)`` where asked for, so that a device writes one array and not three.
 
   One pass over ``x`` computes mean and variance as moments about ``shift``. They are as exact as those of two passes
   when ``shift`` is near the mean. On several devices they need one all-reduce, where two passes need two in sequence.
@@ -24,24 +32,43 @@ def normalize(
     scale: ``[C]`` float32.
     bias: ``[C]`` float32.
     shift: ``[C]`` float32, a constant near the mean, such as the running mean.
+    residual: ``[...,C]``, added to the result in float32; None: nothing.
+    relu: whether the result is rectified. Its gradient at 0 is 0.
     epsilon: added to the variance.
 
   Returns:
     ``y`` with the shape and dtype of ``x``; mean ``[C]`` and biased variance ``[C]``, float32. No gradient flows
     through the latter two, which only the running statistics use.
   """
-  return _normalize_forward(x, scale, bias, shift, epsilon)[0]
+  return _normalize_forward(x, scale, bias, shift, residual, relu, epsilon)[0]
+
+
+def scaled(
+  x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array, residual: jax.Array | None, relu: bool
+) -> jax.Array:
+  """Returns ``(x - mean) * factor + bias [+ residual]``, rectified where ``relu``, in the dtype of ``x``."""
+  y = (x.astype(jnp.float32) - mean) * factor + bias
+  if residual is not None:
+    y = y + residual.astype(jnp.float32)
+  return (jnp.maximum(y, 0) if relu else y).astype(x.dtype)
 
 
 def _normalize_forward(
-  x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  shift: jax.Array,
+  residual: jax.Array | None,
+  relu: bool,
+  epsilon: float,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[Any, ...]]:
   offset, mean_square = _moments(x, shift)
   var = jnp.maximum(mean_square - jnp.square(offset), 0.0)
   mean = offset + shift
   inverse = jax.lax.rsqrt(var + epsilon)
-  y = separate(_scaled)(x, mean, inverse * scale, bias)
-  return (y, mean, var), (x, scale, mean, inverse)
+  y = separate(functools.partial(scaled, relu=relu))(x, mean, inverse * scale, bias, residual)
+  # Of the rectified result the sign is needed, and the next layer keeps that array in any case.
+  return (y, mean, var), (x, scale, mean, inverse, y if relu else None, residual is not None)
 
 
 def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,22 +77,21 @@ def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
   return jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
 
 
-def _scaled(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-  return ((x.astype(jnp.float32) - mean) * factor + bias).astype(x.dtype)
-
-
 def _normalize_backward(
-  epsilon: float, residuals: tuple[jax.Array, ...], cotangents: tuple[jax.Array, ...]
-) -> tuple[jax.Array, ...]:
+  relu: bool, epsilon: float, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array | None, ...]:
   # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
   # arrays are most of the memory of a training step.
-  x, scale, mean, inverse = residuals
-  d_scale, d_bias = _sums(x, cotangents[0], mean, inverse)
+  x, scale, mean, inverse, y, has_residual = residuals
+  dy = separate(_rectified)(cotangents[0], y) if relu else cotangents[0]
+  d_scale, d_bias = _sums(x, dy, mean, inverse)
   count = x.size // x.shape[-1]
-  dx = separate(_input_gradient)(
-    x, cotangents[0], mean, inverse, inverse * scale, d_bias / count, d_scale / count
-  )
-  return dx, d_scale, d_bias, jnp.zeros_like(mean)
+  dx = separate(_input_gradient)(x, dy, mean, inverse, inverse * scale, d_bias / count, d_scale / count)
+  return dx, d_scale, d_bias, jnp.zeros_like(mean), dy if has_residual else None
+
+
+def _rectified(dy: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.where(y > 0, dy, 0)
 
 
 def _sums(x: jax.Array, dy: jax.Array, mean: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,9 @@ def random_variables(channels):
 
 @pytest.mark.parametrize("shape", [(2, 5, 4, 6), (3, 1, 1, 6)])  # the second: n is 3, so n / (n - 1) shows
 @pytest.mark.parametrize("momentum", [0.9, 0.6])
-def test_training_and_prediction_equal_pytorchs(shape, momentum):
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_training_and_prediction_equal_pytorchs(shape, momentum, residual, relu):
   torch = pytest.importorskip("torch")
   x = np.random.default_rng(0).normal(2, 3, shape).astype(np.float32)
   dy = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -33,35 +35,46 @@ def test_training_and_prediction_equal_pytorchs(shape, momentum):
     original.running_var.copy_(torch.tensor(variables["batch_stats"]["var"]))
   original = original.double()
   inputs = torch.tensor(x).permute(0, 3, 1, 2).double().requires_grad_()
-  outputs = original(inputs)
+  added = np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+  added_inputs = torch.tensor(added).permute(0, 3, 1, 2).double().requires_grad_()
+
+  def theirs(inputs):
+    outputs = original(inputs) + added_inputs if residual else original(inputs)
+    return outputs.relu() if relu else outputs
+
+  outputs = theirs(inputs)
   outputs.backward(torch.tensor(dy).permute(0, 3, 1, 2).double())
 
   layer = BatchNorm(momentum, 1e-3)
 
-  def train(params, x):
-    y, updates = layer.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+  def train(params, x, added):
+    options = (True, added if residual else None, relu)
+    y, updates = layer.apply({**variables, "params": params}, x, *options, mutable=["batch_stats"])
     return y, updates["batch_stats"]
 
-  y, gradients, batch_stats = jax.vjp(train, variables["params"], x, has_aux=True)
-  d_params, dx = gradients(dy)
+  y, gradients, batch_stats = jax.vjp(train, variables["params"], x, added, has_aux=True)
+  d_params, dx, d_added = gradients(dy)
   close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)  # noqa: E731
   close(y, outputs.detach().permute(0, 2, 3, 1))
   close(dx, inputs.grad.permute(0, 2, 3, 1))
+  if residual:
+    close(d_added, added_inputs.grad.permute(0, 2, 3, 1))
   close(d_params["scale"], original.weight.grad)
   close(d_params["bias"], original.bias.grad)
   close(batch_stats["mean"], original.running_mean)
   close(batch_stats["var"], original.running_var)
 
   original.eval()
-  predicted = layer.apply({**variables, "batch_stats": batch_stats}, x, False)
-  close(predicted, original(inputs.detach()).detach().permute(0, 2, 3, 1))
+  options = (False, added if residual else None, relu)
+  predicted = layer.apply({**variables, "batch_stats": batch_stats}, x, *options)
+  close(predicted, theirs(inputs.detach()).detach().permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("shift", [0.0, 95.0])
 def test_statistics_of_a_channel_far_from_zero_keep_their_digits(shift):
   x = (np.random.default_rng(0).standard_normal((4, 32, 32, 8)) + 100).astype(np.float32)
   ones = jnp.ones(8)
-  _, mean, var = normalize(x, ones, 0 * ones, shift * ones, 1e-5)
+  _, mean, var = normalize(x, ones, 0 * ones, shift * ones, None, False, 1e-5)
   exact = x.astype(np.float64)
   np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-6)
   # Moments about a point cost float32 a factor (mean - point)^2 / var of its 1e-7: 1e4 about 0, 25 about 95.

@@ -74,9 +74,9 @@ class ConvNorm(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
     x = Conv(self.features, self.kernel_size, self.stride, dtype=self.dtype, name="0")(x)
-    return BatchNorm(self.momentum, self.epsilon, name="1")(x, train)
+    return BatchNorm(self.momentum, self.epsilon, name="1")(x, train, relu=relu)
 
 
 class Descent(nn.Module):
@@ -92,10 +92,11 @@ class Descent(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, train: bool, relu: bool = False) -> jax.Array:
+    last = len(self.features) - 1
     for i, features in enumerate(self.features):
-      x = nn.relu(x) if i else x
-      x = ConvNorm(features, 3, 2, self.dtype, self.momentum, self.epsilon, name=str(i))(x, train)
+      convolution = ConvNorm(features, 3, 2, self.dtype, self.momentum, self.epsilon, name=str(i))
+      x = convolution(x, train, relu=relu or i < last)
     return x
 
 
@@ -117,10 +118,10 @@ class Transition(nn.Module):
     passed = []
     for i, (x, features) in enumerate(zip(maps, self.features, strict=False)):
       if x.shape[-1] != features:
-        x = nn.relu(ConvNorm(features, 3, 1, *norm, name=str(i))(x, train))
+        x = ConvNorm(features, 3, 1, *norm, name=str(i))(x, train, relu=True)
       passed.append(x)
-    added = Descent(self.features[-1:], *norm, name=str(len(maps)))(maps[-1], train)
-    return [*passed, nn.relu(added)]
+    added = Descent(self.features[-1:], *norm, name=str(len(maps)))(maps[-1], train, relu=True)
+    return [*passed, added]
 
 
 class Branches(nn.Module):
@@ -287,7 +288,7 @@ class HRNet(nn.Module):
     norm: tuple[Any, ...] = (self.dtype, self.momentum, self.epsilon)
     for i in (1, 2):
       x = Conv(self.spec.stem, 3, 2, dtype=self.dtype, name=f"conv{i}")(x)
-      x = nn.relu(BatchNorm(self.momentum, self.epsilon, name=f"bn{i}")(x, train))
+      x = BatchNorm(self.momentum, self.epsilon, name=f"bn{i}")(x, train, relu=True)
     grid = (1,) * self.spec.blocks
     maps = [Stage(self.spec.stem, True, grid, (1, 1, 1), "3x3", *norm, name="layer1")(x, train)]
     for i, modules in enumerate(self.spec.modules, start=1):

@@ -18,7 +18,6 @@ from rc_jax.fields import Config, Field, one_of, positive_numbers, require
 from rc_jax.models.layers import BatchNorm, Conv, numerics
 from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.conv import max_pool
-from rc_jax.ops.residual import add_relu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,25 +145,22 @@ class Block(nn.Module):
     conv = functools.partial(Conv, dtype=self.dtype)
     norm = functools.partial(BatchNorm, self.momentum, self.epsilon)
     out_features = self.features * (4 if self.bottleneck else 1)
-    y = x
+    shortcut = x
+    if self.stride != 1 or x.shape[-1] != out_features:
+      options = (self.dtype, self.momentum, self.epsilon)
+      shortcut = Shortcut(out_features, self.stride, *options, name="downsample")(x, train)
     if self.bottleneck:
       first, second = (self.stride, 1) if self.stride_on == "1x1" else (1, self.stride)
-      y = conv(self.features, 1, first, name="conv1")(y)
-      y = nn.relu(norm(name="bn1")(y, train))
-      y = conv(self.features, 3, second, self.dilation, name="conv2")(y)
-      y = nn.relu(norm(name="bn2")(y, train))
-      y = conv(out_features, 1, name="conv3")(y)
-      y = norm(name="bn3")(y, train)
-    else:
-      y = conv(self.features, 3, self.stride, self.dilation, name="conv1")(y)
-      y = nn.relu(norm(name="bn1")(y, train))
-      y = conv(self.features, 3, 1, self.dilation_after, name="conv2")(y)
-      y = norm(name="bn2")(y, train)
-    if self.stride != 1 or x.shape[-1] != out_features:
-      x = Shortcut(out_features, self.stride, self.dtype, self.momentum, self.epsilon, name="downsample")(
-        x, train
-      )
-    return add_relu(x, y)
+      x = conv(self.features, 1, first, name="conv1")(x)
+      x = norm(name="bn1")(x, train, relu=True)
+      x = conv(self.features, 3, second, self.dilation, name="conv2")(x)
+      x = norm(name="bn2")(x, train, relu=True)
+      x = conv(out_features, 1, name="conv3")(x)
+      return norm(name="bn3")(x, train, shortcut, relu=True)
+    x = conv(self.features, 3, self.stride, self.dilation, name="conv1")(x)
+    x = norm(name="bn1")(x, train, relu=True)
+    x = conv(self.features, 3, 1, self.dilation_after, name="conv2")(x)
+    return norm(name="bn2")(x, train, shortcut, relu=True)
 
 
 class Stage(nn.Module):
@@ -222,9 +218,9 @@ class DeepStem(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = Conv(self.width, 3, 2, dtype=self.dtype, name="0")(x)
-    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="1")(x, train))
+    x = BatchNorm(self.momentum, self.epsilon, name="1")(x, train, relu=True)
     x = Conv(self.width, 3, dtype=self.dtype, name="3")(x)
-    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="4")(x, train))
+    x = BatchNorm(self.momentum, self.epsilon, name="4")(x, train, relu=True)
     return Conv(2 * self.width, 3, dtype=self.dtype, name="6")(x)
 
 
@@ -273,7 +269,7 @@ class ResNet(nn.Module):
     else:
       first = width if self.stem == "64-64-128" else width // 2
       x = DeepStem(first, self.dtype, self.momentum, self.epsilon, name="conv1")(x, train)
-    x = nn.relu(BatchNorm(self.momentum, self.epsilon, name="bn1")(x, train))
+    x = BatchNorm(self.momentum, self.epsilon, name="bn1")(x, train, relu=True)
     x = max_pool(x, self.ceil_pool)
     stages = []
     for i, (blocks, steps) in enumerate(zip(self.spec.blocks, stage_steps(self.output_stride), strict=True)):
