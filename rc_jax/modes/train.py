@@ -64,7 +64,8 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
   if jax.process_index() == 0:
     from rc_jax.modes import report  # imports SciPy, which no earlier part of the run needs
 
-    page = report.write(config, workdir, training.network, state.params, state.batch_stats)
+    with waiting("drawing the report"):
+      page = report.write(config, workdir, training.network, state.params, state.batch_stats)
     seconds = training.progress.elapsed() if first < config.train.steps else None
     say(closing(config, workdir, page, seconds))
     if command is not None:

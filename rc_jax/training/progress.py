@@ -60,6 +60,7 @@ class TrainingProgress:
     if not self._estimated and step - self._first >= min(_ESTIMATE_AFTER, steps - self._first):
       self._estimated = True
       if step < steps:
+        self.flush()  # in a log file, first the step that the estimate is from
         say(self._estimate())
 
   def flush(self) -> None:
