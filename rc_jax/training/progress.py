@@ -112,7 +112,7 @@ class TrainingProgress:
     rate = f"{_three_digits(speed.images_per_second)} images/s"
     waits = speed.data_wait >= _NOTABLE_WAIT
     long_rate = f"{rate} ({speed.data_wait:.0%} of the time waiting for data)" if waits else rate
-    short_rate = f"{rate} (data wait {speed.data_wait:.0%})" if waits else rate
+    short_rate = f"{rate}, data wait {speed.data_wait:.0%}" if waits else rate
 
     named, weighted = [], []
     for name, weight in self._terms.items():

@@ -71,7 +71,7 @@ def test_80_columns_show_the_terms_of_the_loss(
   clock[0] += 1
   shown.show(1, METRICS, Speed(24.13, 0.0))
   assert terminal.screen() == [
-    "step 1/1000 0 %  24.1 images/s  16:39 min left  loss 2.35 = 1.60 + 0.60 + 0.14"
+    "step 1/1000 0 %  24.1 images/s  16:39 min left  loss 2.35 = 1.60 + 0.60 + 0.15"
   ]
 
 
