@@ -6,6 +6,7 @@ It reads the flags, runs a mode, and prints a user's mistake in one line. A mode
 import difflib
 import importlib
 import importlib.metadata
+import inspect
 import os
 import pathlib
 import re
@@ -111,11 +112,16 @@ def _run(argv: Sequence[str]) -> int:
   _refuse_unread(given, mode, module)
   values = _parse(argv, module, recipe)
 
-  from rc_jax import distributed
+  from rc_jax import command, console, distributed
 
   if all(flag in module.FLAGS for flag in distributed.FLAGS):
     distributed.connect(**{flag.name: values.pop(flag.name) for flag in distributed.FLAGS})
-  status = module.run(**values)
+  if "command" in inspect.signature(module.run).parameters:
+    values["command"] = command.parse(argv, recipe, values["workdir"])
+  try:
+    status = module.run(**values)
+  finally:
+    console.clear_line()  # the message of an error starts at the left margin
   return status if isinstance(status, int) else 0
 
 
@@ -183,9 +189,9 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
     validate(values["config"])
     values["config"] = values["config"].copy_and_resolve_references()
   if "workdir" in values:
-    file, _, variant = recipe.partition(":")
-    name = "_".join(filter(None, (pathlib.Path(file).stem, variant)))
-    values["workdir"] = values["workdir"] or pathlib.Path("runs") / name
+    from rc_jax.command import default_workdir
+
+    values["workdir"] = values["workdir"] or default_workdir(recipe)
     if values["workdir"].exists() and not values["workdir"].is_dir():
       raise ValueError(f"--workdir={values['workdir']}: is a file; expected a folder, or a name that is free")
   return values

@@ -1,7 +1,7 @@
 """One module for each value of ``--mode``, named like it.
 
 Each has ``FLAGS``, the flags that it reads, and ``run``, whose arguments are named like them. ``run`` returns an exit
-status, or anything else for 0.
+status, or anything else for 0. A ``run`` with the argument ``command`` also gets the command line, a ``Command``.
 """
 
 from rc_jax.fields import Flag

@@ -43,9 +43,9 @@ def table(first: Result, second: Result, change: Difference) -> str:
   ]
   rows.append(("mIoU", first.scores["miou"], second.scores["miou"], change.miou))
   width = max(len(name) for name, *_ in rows)
-  lines = [f"  {'':<{width}}  first  second  change"]
+  lines = [f"  {'IoU in %':<{width}}  first  second  change"]
   lines += [
-    f"  {name:<{width}}  {_percent(a)}   {_percent(b)}  {_percent(delta, sign='+')}"
+    f"  {name:<{width}}  {_percent(a)}   {_percent(b)}   {_percent(delta, sign='+')}"
     for name, a, b, delta in rows
   ]
   return "\n".join(
@@ -53,11 +53,36 @@ def table(first: Result, second: Result, change: Difference) -> str:
       f"first:  {first.path}, step {first.scores['step']}",
       f"second: {second.path}, step {second.scores['step']}",
       *lines,
-      f"mIoU of the second minus that of the first: {100 * change.miou:+.2f}, {100 * COVERAGE:g} % interval "
-      f"{100 * change.low:+.2f} to {100 * change.high:+.2f}; better in {100 * change.better:.1f} % of {RESAMPLES} "
-      f"resamples of the {len(first.names)} images",
+      *_verdict(first, second, change),
     ]
   )
+
+
+def _verdict(first: Result, second: Result, change: Difference) -> list[str]:
+  """Returns the sentences below the table: which is better, by how much, how sure that is, and of what."""
+  images = len(first.names)
+  low, high = 100 * change.low, 100 * change.high
+  interval = f"{100 * COVERAGE:g} % interval {low:+.2f} to {high:+.2f}"
+  if change.miou == 0:
+    better = "Both have the same mIoU"
+  else:
+    name, other = ("second", "first") if change.miou > 0 else ("first", "second")
+    better = f"The {name} is better than the {other} by {100 * abs(change.miou):.2f} points of mIoU"
+  if low <= 0 <= high:
+    meaning = f"The interval contains 0, so these {images} images do not show which of the two is better."
+  else:
+    meaning = (
+      "The interval does not contain 0, so other images like these would probably give the same order."
+    )
+  return [
+    "",
+    f"{better} (second minus first: {100 * change.miou:+.2f}, {interval}).",
+    meaning,
+    f"The interval is a bootstrap over the {images} images: the second is better in {100 * change.better:.1f} % of "
+    f"{RESAMPLES:,} resamples.",
+    "It does not cover other seeds of training, which also change the score: to compare two methods, train each with "
+    "several values of --config.seed.",
+  ]
 
 
 def _percent(value: float | None, sign: str = "") -> str:

@@ -11,17 +11,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import data, distributed, files, models, sharding
+from rc_jax.command import Command
 from rc_jax.config import Config, as_dict, different_run, height_width
-from rc_jax.console import duration, say
+from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.results import write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
 from rc_jax.training.finite import FiniteCheck
+from rc_jax.training.next_commands import next_commands
 from rc_jax.training.objective import Metrics
+from rc_jax.training.plan import loss_terms, plan_text
 from rc_jax.training.preemption import PreemptionWatch, StopRequested
 from rc_jax.training.prefetch import Batch, Prefetcher
+from rc_jax.training.progress import TrainingProgress
 from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.throughput import Throughput
 from rc_jax.weights.checkpoint import Checkpoints
@@ -29,12 +33,13 @@ from rc_jax.weights.checkpoint import Checkpoints
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
 
 
-def run(config: Config, workdir: pathlib.Path) -> int:
+def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -> int:
   """Trains the run of a config in a folder, from its newest checkpoint where it has one.
 
   Args:
     config: a validated config.
     workdir: the run's folder; created where absent.
+    command: the command line that started the run, for the commands to try next; None: it suggests none.
 
   Returns:
     The process's exit status: 0 when the run is finished; 143 after SIGTERM and 130 after SIGINT, saved.
@@ -48,6 +53,7 @@ def run(config: Config, workdir: pathlib.Path) -> int:
   workdir.mkdir(parents=True, exist_ok=True)
   refuse_other_run(config, workdir)
   training, state = prepare(config, workdir)
+  first = int(state.step)
   with PreemptionWatch() as watch, training.prefetcher, training.checkpoints:
     state = training.train(state, watch)
   training.log.close()
@@ -58,8 +64,12 @@ def run(config: Config, workdir: pathlib.Path) -> int:
   if jax.process_index() == 0:
     from rc_jax.modes import report  # imports SciPy, which no earlier part of the run needs
 
-    page = report.write(config, workdir, training.network, state.params, state.batch_stats)
-    say(closing(config, workdir, page))
+    with waiting("drawing the report"):
+      page = report.write(config, workdir, training.network, state.params, state.batch_stats)
+    seconds = training.progress.elapsed() if first < config.train.steps else None
+    say(closing(config, workdir, page, seconds))
+    if command is not None:
+      say(f"\nNext:\n{next_commands(command, config)}")
   return 0
 
 
@@ -79,6 +89,7 @@ class TrainingRun:
     log: ``metrics.jsonl`` and TensorBoard.
     finite: checks each step's loss.
     throughput: measures the speed.
+    progress: shows it on the screen.
     skipped: the unreadable training examples; None where one is an error.
   """
 
@@ -93,6 +104,7 @@ class TrainingRun:
   log: run_log.RunLog
   finite: FiniteCheck
   throughput: Throughput
+  progress: TrainingProgress
   skipped: SkippedExamples | None
 
   def train(self, state: TrainState, watch: PreemptionWatch) -> TrainState:
@@ -109,12 +121,15 @@ class TrainingRun:
         if step == first + 1:
           step_fn = _compile(step_fn, state, batch)
           self.throughput.restart()
+          self.progress.start()
         state, metrics = step_fn(state, batch)
         self.throughput.count_step()
         self.finite.add(step, metrics)
 
-        if step % train.log_every == 0 or step == 1:
+        if step % train.log_every == 0 or step in (1, first + 1, train.steps):
           self.log_step(step, metrics)
+        else:
+          self.progress.count_step(step)
         if step % train.checkpoint_every == 0 or self.evaluation_due(step):
           self.save(state)
           if self.evaluation_due(step):
@@ -122,6 +137,7 @@ class TrainingRun:
           self.throughput.restart()
     except StopRequested:
       pass  # the evaluation starts again when the run resumes
+    self.progress.flush()
     if watch.exit_status:
       self.save(state)
     return state
@@ -146,11 +162,14 @@ class TrainingRun:
       raise
 
   def log_step(self, step: int, metrics: Metrics) -> None:
-    """Logs the newest step in the file and on the screen; waits until the devices have finished it."""
+    """Shows the newest step, and logs it where the log has it; waits until the devices have finished it."""
     self.finite.check()
     metrics, speed = jax.device_get(metrics), self.throughput.take()
+    self.progress.show(step, metrics, speed)
+    # Every run shows its first and last step; the log of a resumed run has the steps of an undisturbed one alone.
+    if step % self.config.train.log_every and step != 1:
+      return
     self.log.write(run_log.step_line(step, metrics, self.class_names, speed))
-    say(run_log.step_text(step, metrics, speed, self.config))
     if self.skipped is not None:
       self.skipped.add(self.prefetcher.get_state())
 
@@ -174,8 +193,10 @@ class TrainingRun:
       StopRequested: a signal came.
     """
     step, split = int(state.step), self.config.eval.split
+    self.progress.flush()
+    start = time.monotonic()
     results, counts = self.evaluator(state.params, state.batch_stats, watch.raise_if_requested)
-    say(f"step {step}: mIoU {100 * results['miou']:.2f} on {split}")
+    self.progress.scored(step, results["miou"], time.monotonic() - start)
     if jax.process_index() == 0:
       write_results(self.workdir, results, counts, step)
     # Last, because a line in the log means that this step need not be scored again.
@@ -194,26 +215,22 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   source = data.load(config.dataset.name, config.dataset.root, config.dataset.train_split)
   eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   info = source.info
-  say(
-    f"{info.name}: {len(source)} training images, {len(eval_source)} of {config.eval.split}, "
-    f"{info.num_classes} classes"
-  )
 
   network = models.build(config.model, info.num_classes)
-  checkpoints = Checkpoints(
-    workdir, config.train.keep_checkpoints, scores=run_log.read_scores(workdir, config.eval.split)
-  )
+  scores = run_log.read_scores(workdir, config.eval.split)
+  checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, scores=scores)
   # A run starts from, in this order: its own newest checkpoint, imported weights, random values.
   resumes = checkpoints.latest_step() is not None
   state, update_rule = initial_state.initial_state(config, network, len(source), mesh, fresh=not resumes)
   data_position = None
   if resumes:
     state, data_position = checkpoints.restore(state)
-    say(f"resuming at step {int(state.step)} of {config.train.steps}")
   write_config(config, workdir)
-  if int(state.step) == config.train.steps:
-    say("this run is finished; nothing is left to train")
+  terms = loss_terms(config, network, state)
+  say(plan_text(config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
 
+  first = int(state.step)
+  earlier = [step for step in scores if step <= first]
   batches = _training_batches(config, source, data_position)
   skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
   prefetcher = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
@@ -229,6 +246,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     log=run_log.RunLog(workdir, resumed_at=int(state.step)),
     finite=FiniteCheck(checkpoints),
     throughput=Throughput(config.train.batch_size, prefetcher),
+    progress=TrainingProgress(config, terms, first, scores[max(earlier)] if earlier else None),
     skipped=skipped if config.dataset.on_error == "skip" else None,
   )
   return training, state
@@ -257,17 +275,26 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
     files.atomic_write_text(workdir / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
-def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path) -> str:
-  """Returns the paragraph that ends a run: its score, its files, and commands to try next."""
+def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: float | None) -> str:
+  """Returns the paragraph that ends a run: its score, its time and its files.
+
+  Args:
+    config: of the run.
+    workdir: the run's folder.
+    page: of the report.
+    seconds: that the run took since it was started or resumed; None: it was finished before.
+  """
   scores = run_log.read_scores(workdir, config.eval.split)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
   best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
-  return (
-    f"\nFinished: mIoU {100 * scores[last]:.2f}{best_text} on {config.dataset.name}/{config.eval.split}. "
-    f"Pictures and curves: {page}. Scores: {workdir / 'eval'}. Every step: {workdir / 'metrics.jsonl'} "
-    f"(tensorboard --logdir {workdir}). Checkpoints: {workdir / 'checkpoints'}.\n"
-    f"Next: the same command with --mode=predict --images=FOLDER labels your own images; with "
-    f"--config.loss.contrast_weight=0 --workdir={workdir}_baseline it trains the plain baseline to compare with."
+  time_text = "" if seconds is None else f", in {duration(seconds)}"
+  return "\n".join(
+    (
+      f"\nFinished: mIoU {100 * scores[last]:.2f}{best_text} on {config.dataset.name}/{config.eval.split}{time_text}",
+      f"pictures and curves: {page}",
+      f"scores: {workdir / 'eval'}; every step: {workdir / run_log.METRICS} (tensorboard --logdir {workdir})",
+      f"checkpoints: {workdir / 'checkpoints'}",
+    )
   )
 
 
@@ -294,10 +321,10 @@ def _training_batches(
 
 
 def _compile(step_fn: Any, state: TrainState, batch: Batch) -> Any:
-  say("compiling the train step ...")
   start = time.monotonic()
-  compiled = step_fn.lower(state, batch).compile()
-  say(f"compiled in {duration(time.monotonic() - start)}")
+  with waiting("compiling the train step"):
+    compiled = step_fn.lower(state, batch).compile()
+  say(f"compiled the train step in {duration(time.monotonic() - start)}")
   return compiled
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from rc_jax.console import CLEAR_LINE
+
 PREEMPTED = (
   128 + signal.SIGTERM
 )  # 143: a scheduler reads from it that the run was stopped, and starts it again
@@ -44,7 +46,8 @@ class PreemptionWatch:
     self.exit_status = 128 + number
     # Not `print`: the signal may have interrupted one, and its buffer does not allow a second.
     name = signal.Signals(number).name
-    os.write(1, f"{name}: finishing this step and saving; a second {name} stops at once\n".encode())
+    start = CLEAR_LINE if os.isatty(1) else ""
+    os.write(1, f"{start}{name}: finishing this step and saving; a second {name} stops at once\n".encode())
     signal.signal(number, signal.SIG_DFL)
 
   def stop_requested(self, step: int) -> bool:

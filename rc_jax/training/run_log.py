@@ -8,8 +8,6 @@ import jax
 import numpy as np
 
 from rc_jax import files
-from rc_jax.config import Config, uses_contrast
-from rc_jax.console import duration
 from rc_jax.training.objective import Metrics
 from rc_jax.training.throughput import Speed
 
@@ -103,17 +101,3 @@ def step_line(step: int, metrics: Metrics, class_names: tuple[str, ...], speed: 
     else:
       line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
   return line | {name: round(value, 3) for name, value in speed._asdict().items()}
-
-
-def step_text(step: int, metrics: Metrics, speed: Speed, config: Config) -> str:
-  """Returns the line on the screen for a training step: the loss and its terms, the speed and the time left."""
-  steps, weights = config.train.steps, config.loss
-  time_left = duration((steps - step) * config.train.batch_size / speed.images_per_second)
-  terms = f"pixel {metrics['loss_pixel']:.3f} + {weights.aux_weight:g} x aux {metrics['loss_aux']:.3f}"
-  if uses_contrast(config):
-    terms += f" + {weights.contrast_weight:g} x contrast {metrics['loss_contrast']:.3f}"
-  waiting = f" ({speed.data_wait:.0%} of the time waiting for data)" if speed.data_wait >= 0.05 else ""
-  return (
-    f"step {step}/{steps}  loss {metrics['loss']:.3f} = {terms}  "
-    f"lr {metrics['learning_rate']:.2e}  {speed.images_per_second:.2f} images/s{waiting}  {time_left} left"
-  )

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def test_a_run_writes_its_metrics_scores_report_and_checkpoints(uninterrupted) -
     assert (workdir / name).exists(), name
   assert list((workdir / "tensorboard").glob("events*"))
   assert json.loads((workdir / "eval" / "val.json").read_text())["miou"] == scores[-1]["miou"]
+  assert "step 6/12: mIoU" in printed and "banks of 20 keys for each of 11 classes" in printed
   assert "Finished: mIoU" in printed and str(workdir / "report" / "index.html") in printed
 
 
@@ -191,3 +193,28 @@ def test_predict_labels_a_folder(uninterrupted, cache, tmp_path) -> None:
     label = Image.open(uninterrupted[0] / "predictions" / "labels" / f"{name}.png")
     assert label.size == size and label.mode == "P" and np.asarray(label).max() < 11
     assert (uninterrupted[0] / "predictions" / "overlays" / f"{name}.jpg").is_file()
+
+
+def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
+  """Pasted into a shell in the same folder: predict, the baseline, the comparison with it, export."""
+  workdir, printed = uninterrupted
+  shutil.rmtree(workdir / "predictions", ignore_errors=True)  # another test's, with other settings
+  commands = [line for line in printed.partition("\nNext:\n")[2].splitlines() if not line.startswith("#")]
+  modes = [re.findall(r"--mode=(\w+)", line) for line in commands]
+  assert modes == [["predict"], [], ["compare"], ["export"]], printed
+  finished = subprocess.run(
+    ["bash", "-ec", "\n".join(commands)],
+    cwd=run_tiny.ROOT,
+    env={**os.environ, **processes.with_devices(1), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert finished.returncode == 0, finished.stdout + finished.stderr
+  assert len(list((workdir / "predictions" / "labels").iterdir())) == 60
+  assert (workdir / "export" / "program.jaxexport").is_file()
+  assert "without contrast: the baseline" in finished.stdout and "95 % interval" in finished.stdout
+  # The baseline knows that its counterpart is scored.
+  suggested = finished.stdout.partition("\nNext:\n")[2]
+  assert f"--mode=compare --results={workdir},{workdir}_baseline" in suggested
+  assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested

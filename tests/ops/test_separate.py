@@ -47,7 +47,7 @@ def test_each_block_reads_only_the_end_of_the_one_before(arrays):
 
   def most_operands(end, count):
     program = jax.jit(lambda x, kernels: blocks(x, kernels, end)).lower(x, kernels[:count]).compile()
-    fusions = re.findall(r"fusion\(([^)]*)\), kind=kLoop", program.as_text())
+    fusions = re.findall(r"= f32\[64,32\]\S* fusion\(([^)]*)\), kind=kLoop", program.as_text())
     return max(fusion.count("%") for fusion in fusions)
 
   # The control: as long as XLA repeats the chain, the last of more blocks reads the products of more blocks.

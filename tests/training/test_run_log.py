@@ -1,27 +1,9 @@
-"""The log of a run has one line for each logged step, also after a kill; durations and progress are readable."""
+"""The log of a run has one line for each logged step, also after a kill."""
 
 import json
 import pathlib
 
-import pytest
-
-from rc_jax import console
 from rc_jax.training import run_log
-
-
-@pytest.mark.parametrize(
-  ("seconds", "shown"),
-  [
-    (0.4, "0 s"),
-    (59.4, "59 s"),
-    (59.6, "1:00 min"),
-    (187, "3:07 min"),
-    (7500, "2:05 h"),
-    (float("inf"), "?"),
-  ],
-)
-def test_a_duration_has_the_unit_that_fits(seconds: float, shown: str) -> None:
-  assert console.duration(seconds) == shown
 
 
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -49,14 +31,3 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
   log.close()
   text = (tmp_path / "metrics.jsonl").read_text()
   assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 2]
-
-
-def test_progress_says_rate_and_time_left(monkeypatch, capsys) -> None:
-  now = [0.0]
-  monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-  progress = console.Progress("scoring", 40, unit="images")
-  now[0] = 100.0  # a program was compiled
-  progress.advance(10)
-  now[0] = 120.0
-  progress.advance(10)
-  assert capsys.readouterr().out == "scoring: 20/40 images, 0.50/s, 40 s left\n"

@@ -1,0 +1,106 @@
+"""What a run will do: the terms of its loss, its scorings, and the paragraph that announces them."""
+
+import pathlib
+import textwrap
+
+import jax
+import jax.numpy as jnp
+
+from rc_jax.config import Config, height_width, reads_banks, uses_contrast
+from rc_jax.models import Network
+from rc_jax.train_state import TrainState
+
+_COLUMNS = 100
+
+# Names of values of `loss.pixel` and of terms, where they are no words.
+_WORDS = {"ce": "cross entropy", "ohem": "OHEM cross entropy", "aux": "auxiliary loss"}
+_SCOPES = {
+  "image": "the centers of its own image",
+  "batch": "all centers of its batch",
+}
+
+
+def loss_terms(config: Config, network: Network, state: TrainState) -> dict[str, float]:
+  """Returns name -> weight of each term of Eq. 5, in the order in which they are shown.
+
+  Args:
+    config: a validated config.
+    network: functions of the network; it is traced, not run.
+    state: of the run.
+  """
+  images = jax.ShapeDtypeStruct((1, *height_width(config.train.crop_size), 3), jnp.uint8)
+  outputs, _ = jax.eval_shape(network.train, state.params, state.batch_stats, images, jax.random.key(0))
+  terms = {"pixel": 1.0}
+  for _, extra in sorted(outputs.extra.items()):
+    terms[extra.term] = config.loss[f"{extra.term}_weight"]
+  if uses_contrast(config):
+    terms["contrast"] = config.loss.contrast_weight
+  return terms
+
+
+def scorings_left(config: Config, step: int) -> int:
+  """Returns how many scorings follow after the one of ``step``, if that has one; the last is at the last step."""
+  steps = config.train.steps
+  every = config.train.eval_every or steps
+  return int(steps // every - step // every + (steps % every != 0 and step < steps))
+
+
+def plan_text(
+  config: Config,
+  workdir: pathlib.Path,
+  state: TrainState,
+  terms: dict[str, float],
+  num_classes: int,
+  training_images: int,
+  scored_images: int,
+) -> str:
+  """Returns the paragraph before the first step: data, network, loss, steps and folder of a run.
+
+  Args:
+    config: a validated config.
+    workdir: the run's folder.
+    state: where the run starts or resumes.
+    terms: of ``loss_terms``.
+    num_classes: ``N``.
+    training_images: number of images of ``dataset.train_split``.
+    scored_images: number of images of ``eval.split``.
+  """
+  train, step = config.train, int(state.step)
+  height, width = height_width(train.crop_size)
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+  start = pathlib.Path(config.model.pretrained).name or "random values"
+  epochs = train.steps * train.batch_size / training_images
+  every = f"every {train.eval_every:,} steps" if train.eval_every else "at the end"
+  lines = [
+    f"data: {config.dataset.name}, {num_classes} classes; {training_images:,} images of "
+    f"{config.dataset.train_split} to train on, {scored_images:,} of {config.eval.split} to score",
+    f"network: {config.model.name} on {config.model.backbone}, {parameters:,} parameters, from {start}",
+    f"loss: {_loss_text(config, terms, num_classes, training_images)}",
+    f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width} ({epochs:.3g} epochs); "
+    f"scores {every}, saves every {train.checkpoint_every:,}",
+  ]
+  if step == train.steps:
+    lines.append("this run is finished; nothing is left to train")
+  elif step:
+    lines.append(f"resuming at step {step} of {train.steps}")
+  return "\n".join(
+    textwrap.fill(line, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    for line in lines
+  )
+
+
+def _loss_text(config: Config, terms: dict[str, float], num_classes: int, training_images: int) -> str:
+  pixel = _WORDS.get(config.loss.pixel, config.loss.pixel)
+  words = [pixel]
+  for name, weight in terms.items():
+    if name not in ("pixel", "contrast"):
+      words.append(f"{weight:g} x {_WORDS.get(name, f'{name} loss')}")
+  if "contrast" not in terms:
+    return f"{' + '.join(words)}, without contrast: the baseline"
+  method = "RegionContrast" if config.contrast.method == "region" else config.contrast.method
+  words.append(f"{terms['contrast']:g} x {method}")
+  if reads_banks(config):
+    keys = f"banks of {config.contrast.bank_size or training_images:,} keys for each of {num_classes} classes"
+  else:
+    keys = _SCOPES[config.contrast.scope]
+  return f"{' + '.join(words)}, which compares the region centers of each image with {keys}"
