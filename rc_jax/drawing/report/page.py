@@ -104,7 +104,7 @@ def data_uri(panel: np.ndarray, photograph: bool) -> str:
   if not photograph and (colors := image.getcolors(256)):
     # Fewer bytes, and the same colours.
     image = image.quantize(len(colors), dither=Image.Dither.NONE)
-  image.save(file, "PNG", optimize=True)
+  image.save(file, "PNG")
   if photograph and file.tell() > _LARGEST_PNG:
     kind, file = "jpeg", io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)

@@ -142,7 +142,8 @@ def _similarities_at_the_end(steps: Lines, info: DatasetInfo) -> str:
   lowest = np.nanmin([*own, *others, 0.0])
   limits = (float(np.floor(4 * lowest) / 4), 1.0)
   pairs = dot_pairs(info.class_names, info.palette, ("own class", own), ("other classes", others), limits)
-  title = f"Similarity by class, mean of the last {len(last)} logged steps"
+  when = "in the last logged step" if len(last) == 1 else f"mean of the last {len(last)} logged steps"
+  title = f"Similarity by class, {when}"
   note = (
     "A long bar between the dots: the centers of the class are close to their class and far from the others."
   )

@@ -141,7 +141,8 @@ def _training(run: Run, steps: Lines) -> str:
   text = f"of {train.steps:,} steps, each on {train.batch_size} crops of {size} pixels"
   if not steps:
     return html.escape(f"The recipe trains {text[3:]}. This folder has no log of the training.")
-  text = f"Trained for {steps[-1]['step']:,} {text}"
+  trained = max(steps[-1]["step"], 0 if run.scores is None else run.scores["step"])
+  text = f"Trained for {trained:,} {text}"
   speeds = column(steps, "images_per_second")
   number = np.diff([0, *(line["step"] for line in steps)]) * train.batch_size
   known = np.isfinite(speeds) & (speeds > 0)
@@ -185,16 +186,18 @@ def _legend(run: Run) -> str:
 
 
 def _picture_row(picture: Picture, info: DatasetInfo) -> str:
+  image, truth, prediction = (
+    shrunk(array, _PICTURE_HEIGHT, _PICTURE_WIDTH)
+    for array in (picture.image, picture.truth, picture.prediction.astype(np.uint8))
+  )
   panels = (
-    ("Image", picture.image, True),
-    ("Ground truth", colorize(picture.truth, info.palette), False),
-    ("Prediction", colorize(picture.prediction, info.palette), False),
-    ("Differences", differences(picture.image, picture.truth, picture.prediction), True),
+    ("Image", image, True),
+    ("Ground truth", colorize(truth, info.palette), False),
+    ("Prediction", colorize(prediction, info.palette), False),
+    ("Differences", differences(image, truth, prediction), True),
   )
   buttons = "".join(
-    picture_button(
-      shrunk(panel, _PICTURE_HEIGHT, _PICTURE_WIDTH), title, f"{title}: {picture.name}", photograph
-    )
+    picture_button(panel, title, f"{title}: {picture.name}", photograph)
     for title, panel, photograph in panels
   )
   caption = f"<b>{html.escape(picture.name)}</b>"
