@@ -47,10 +47,11 @@ def run(*command: str, path: pathlib.Path, cwd: pathlib.Path) -> subprocess.Comp
   return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-def test_the_wheel_carries_recipes_licence_and_types(installed: pathlib.Path) -> None:
+def test_the_wheel_carries_recipes_styles_licence_and_types(installed: pathlib.Path) -> None:
   carried = {path.name: path.read_text() for path in (installed / "rc_jax" / "configs").glob("*.py")}
   assert carried == {path.name: path.read_text() for path in CONFIGS.glob("*.py")}
-  assert (installed / "rc_jax" / "py.typed").is_file()
+  for name in ("py.typed", "drawing/report/page.css", "drawing/report/page.js"):
+    assert (installed / "rc_jax" / name).read_text() == (ROOT / "rc_jax" / name).read_text()
   (information,) = installed.glob("*.dist-info")
   for name in ("LICENSE", "NOTICE"):
     assert (information / "licenses" / name).read_text() == (ROOT / name).read_text()

@@ -43,7 +43,7 @@ class LineChart:
     last: the step at which the horizontal axis ends; it starts at 0, so that all charts of a run have one axis.
     series: of the same length.
     note: one sentence below the chart, on how to read it.
-    smoothed: draws the moving mean over the light values.
+    smoothed: draws the moving mean over a thin line of the values.
     limits: of the vertical axis; None: from the values.
     logarithmic: the vertical axis is logarithmic where the values span a factor of ``LOG_RATIO``.
     points: marks each value.
@@ -132,7 +132,7 @@ class _Axes:
 
 
 def _paths(chart: LineChart, series: Series, axes: _Axes) -> str:
-  """Returns the light line of all values and the line on top, or marks where lines would not show the values."""
+  """Returns the thin line of all values and the line on top, or marks where lines would not show the values."""
   style = f'style="color:{html.escape(series.color, quote=True)}"'
   window = smoothing_window(len(chart.steps)) if chart.smoothed else 1
   top = smooth(series.values, window) if window > 1 else series.values

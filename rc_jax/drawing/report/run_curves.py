@@ -89,7 +89,7 @@ def _smoothing(length: int) -> str:
   window = smoothing_window(length)
   if window == 1:
     return "Each line joins the logged values."
-  return f"Light: the logged values. Dark: their mean over {window} neighbouring lines of the log, a twentieth of all."
+  return f"Thin: the logged values. Thick: their mean over {window} neighbouring lines of the log, a twentieth of all."
 
 
 def _grid(charts: Sequence[LineChart | str]) -> str:
