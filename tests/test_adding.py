@@ -60,9 +60,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   text = page("config_field.md")
   (field,) = re.findall(r"```python\n(  Field\(.*\),\n)```", text)
   insert(folder / "rc_jax" / "config.py", "FIELDS: tuple[Field, ...] = (\n", field)
-  (call,) = re.findall(r"```python\n(panels\(.*\n)```", text)
+  (call,) = re.findall(r"```python\n(shown = .*\n)```", text)
   report = folder / "rc_jax" / "modes" / "report.py"
-  code, count = re.subn(r"(?m)^( +)panels\(config, .*\n", rf"\g<1>{call}", report.read_text())
+  code, count = re.subn(r"(?m)^( +)shown = pictures\(config, .*\n", rf"\g<1>{call}", report.read_text())
   assert count == 1
   report.write_text(code)
   (folder / "recipe.py").write_text(RECIPE)
@@ -111,10 +111,10 @@ found = {"default": defaults().eval.panels, "different": different_run(as_dict(c
 class Drawn(Exception):
   pass
 
-def panels(config, network, params, batch_stats, count):
+def pictures(config, network, params, batch_stats, count):
   raise Drawn(count)
 
-report.panels = panels
+report.pictures = pictures
 try:
   import pathlib
   report.write(config, pathlib.Path("run"), None, None, None)
@@ -136,9 +136,7 @@ def test_a_config_field_has_its_default_check_and_meaning(checkout: pathlib.Path
   (message,) = re.findall(r"```text\n(.*\n)```", page("config_field.md"))
   assert refused == [2, "", message]
   assert of_another_type[0] == 2 and "eval.panels" in of_another_type[2]
-  assert (
-    "  eval.panels = 6\n      Rows of images in ``report/panels.png``. Expected: 1 or more." in help_text[1]
-  )
+  assert "  eval.panels = 6\n      Images in the report of a run. Expected: 1 or more." in help_text[1]
 
   found = printed(checkout, FIELD)
   # A run of before continues, and the report gets the value.

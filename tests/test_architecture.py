@@ -60,7 +60,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
   "orbax": ("weights/checkpoint.py",),
   "grain": ("data",),
   "tensorflow_datasets": ("data",),
-  "matplotlib": ("drawing",),
+  "matplotlib": (),
   "absl": ("main.py",),
   "ml_collections.config_flags": ("main.py",),
   "tensorflow": (),
@@ -183,10 +183,10 @@ def modules_after(statement: str, names: tuple[str, ...]) -> set[str]:
     ("import rc_jax", ("jax", "flax", "numpy")),
     (
       "from rc_jax import contrast",
-      ("flax", "optax", "orbax", "grain", "ml_collections", "matplotlib", "PIL"),
+      ("flax", "optax", "orbax", "grain", "ml_collections", "PIL"),
     ),
-    # Plots are drawn after training, and the built-in data sets are read without TFDS.
-    ("import rc_jax.modes.train", ("matplotlib", "tensorflow_datasets", "torch", "scipy", "pyarrow")),
+    # Pictures are drawn after training, and the built-in data sets are read without TFDS.
+    ("import rc_jax.modes.train", ("tensorflow_datasets", "torch", "scipy", "pyarrow")),
     ("import rc_jax.console", ("tensorboardX", "flax", "orbax")),
   ],
 )

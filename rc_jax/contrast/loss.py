@@ -38,9 +38,10 @@ def region_contrast_loss(
     temperature: ``tau``, positive; a number or a traced scalar. The paper is silent; 0.2 is from the authors' code.
 
   Returns:
-    The loss, a float32 scalar, and statistics, float32 scalars without gradient: ``queries``, the number that
-    entered the mean; ``positive_similarity`` and ``negative_similarity``, the mean ``q.k+`` and ``q.k-``,
-    each averaged over a query's keys and then over those queries (0 when there are none).
+    The loss, a float32 scalar, and statistics, float32 without gradient: ``queries``, the number that entered the
+    mean; ``positive_similarity`` and ``negative_similarity``, the mean ``q.k+`` and ``q.k-``, each averaged over a
+    query's keys and then over those queries (0 when there are none); and ``positive_similarity_by_class`` and
+    ``negative_similarity_by_class``, ``[N]``, the same means over the queries of each class (NaN when it has none).
 
   Raises:
     ValueError: the centers' classes or dimension are not the bank's, or the temperature is not positive.
@@ -153,10 +154,18 @@ def _mean_over_queries(terms: Terms, temperature: Array) -> tuple[Array, dict[st
   """Returns ``L_RC = sum of l(q) / number of counted queries``, 0 when there is none, and the statistics."""
   queries = terms.counted.sum().astype(jnp.float32)
   number = jnp.maximum(queries, 1)
+
+  def mean_by_class(values: Array) -> Array:  # [...,N] -> [N]
+    images = tuple(range(values.ndim - 1))
+    number = terms.counted.sum(axis=images).astype(jnp.float32)
+    return jnp.where(number > 0, values.sum(axis=images) / jnp.maximum(number, 1), jnp.nan)
+
   stats = {
     "queries": queries,
     "positive_similarity": terms.positive_logits.sum() / number * temperature,
     "negative_similarity": terms.negative_logits.sum() / number * temperature,
+    "positive_similarity_by_class": mean_by_class(terms.positive_logits) * temperature,
+    "negative_similarity_by_class": mean_by_class(terms.negative_logits) * temperature,
   }
   return terms.loss.sum() / number, jax.lax.stop_gradient(stats)
 

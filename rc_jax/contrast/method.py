@@ -23,7 +23,8 @@ class Contrast(NamedTuple):
 
   Attributes:
     loss: float32 scalar.
-    stats: float32 scalars without gradient, logged as ``contrast_<name>``.
+    stats: float32 without gradient, scalars or ``[N]`` by class, logged as ``contrast_<name>``. NaN in ``[N]`` says
+      that the batch has no value for the class.
     keys: what ``update`` puts into the bank: any pytree of arrays.
   """
 
@@ -107,6 +108,12 @@ class RegionContrast:
     return Contrast(loss, stats, centers)
 
   def update(self, bank: MemoryBank, keys: RegionCenters) -> tuple[MemoryBank, dict[str, Array]]:
-    """Enqueues the centers; the metric ``bank_fill [N]`` is the share of each class's slots that hold a key."""
+    """Enqueues the centers.
+
+    Returns:
+      The bank, and the metrics ``bank_fill [N]``, the share of each class's slots that hold a key, and
+      ``bank_cursor [N]``, the slot that the class's next key overwrites.
+    """
     bank = enqueue(bank, keys)
-    return bank, {"bank_fill": bank.count / jnp.float32(bank.capacity)}
+    fill = bank.count / jnp.float32(bank.capacity)
+    return bank, {"bank_fill": fill, "bank_cursor": bank.cursor.astype(jnp.float32)}

@@ -1,1 +1,1 @@
-"""Pictures: panels of predictions, plots of a run, contact sheets."""
+"""Pictures: panels of predictions, contact sheets, and the page that shows a run."""

@@ -6,12 +6,13 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageDraw, ImageFont
 
-from rc_jax.data import DatasetInfo
+from rc_jax.data import IGNORE_LABEL, DatasetInfo
 
 MANY_CLASSES = 40  # above, legends and plots show the classes that occur, or the largest values
 
 MARGIN = 6  # pixels between panels
 IGNORED_COLOR = (0, 0, 0)
+WRONG_COLOR = (224, 38, 32)
 _FONT_SIZE = 11
 _LEGEND_FONT_SIZE = 13  # below, a space between words is hard to see
 _LINE = 18  # pixels from one line of text to the next
@@ -29,6 +30,26 @@ def colorize(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.55) -> np.ndarray:
   """Blends the colours of ``labels [H,W]`` with ``image [H,W,3]`` uint8; ``opacity`` in 0..1."""
   return np.round((1 - opacity) * image + opacity * colorize(labels, palette)).astype(np.uint8)
+
+
+def differences(image: np.ndarray, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+  """Marks the wrong pixels of a prediction over a light grey image.
+
+  Args:
+    image: uint8 ``[H,W,3]``.
+    truth: ``[H,W]``, train ids; 255 is ignored, and drawn in ``IGNORED_COLOR``.
+    prediction: ``[H,W]``, train ids.
+
+  Returns:
+    uint8 ``[H,W,3]``; grey where the prediction is correct, ``WRONG_COLOR`` through which the image shows where it
+    is not.
+  """
+  # Light, so that neither dark pixels look ignored nor the marks disappear.
+  light = np.repeat(110 + 0.5 * image.mean(axis=-1, keepdims=True), 3, axis=-1)
+  wrong = (prediction != truth)[..., None]
+  marked = np.where(wrong, 0.25 * light + 0.75 * np.array(WRONG_COLOR), light)
+  marked[truth == IGNORE_LABEL] = IGNORED_COLOR
+  return np.round(marked).astype(np.uint8)
 
 
 def named_overlay(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> Image.Image:

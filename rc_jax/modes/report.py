@@ -1,30 +1,33 @@
-"""``--mode=report`` draws a run: panels, curves, per-class IoU and confusion, and one page that shows them all."""
+"""``--mode=report`` shows a run on one page: scores, pictures, IoU of each class, confusion, curves, configuration."""
 
-import base64
 import collections
-import html
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
-from rc_jax import data, distributed, models, sharding
+from rc_jax import __version__, data, distributed, files, models, sharding
 from rc_jax.config import Config
 from rc_jax.console import say
-from rc_jax.drawing.panels import MANY_CLASSES, colorize, grid, legend, shrunk
+from rc_jax.drawing.panels import MANY_CLASSES, colorize, differences, grid, legend, shrunk
+from rc_jax.drawing.report.run_curves import Ages
+from rc_jax.drawing.report.run_page import Picture, Run, run_page
+from rc_jax.drawing.report.series import Lines, column, columns
+from rc_jax.evaluation import metrics
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
+from rc_jax.training.bank_age import bank_capacity, key_ages
 from rc_jax.training.run_log import read_metrics
 from rc_jax.weights import restore
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
 
-PANELS = 6  # images shown
-PANEL_HEIGHT = 192  # pixels; larger images are shrunk to it
+PICTURES = 6  # images shown
+PANEL_HEIGHT = 192  # pixels in panels.png; larger images are shrunk to it
 
 
 def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None) -> pathlib.Path:
@@ -46,15 +49,20 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
-  path = write(config, workdir, network, restored.params, restored.batch_stats)
+  path = write(config, workdir, network, restored.params, restored.batch_stats, step=restored.step)
   say(f"pictures of step {restored.step} are in {path.parent}; open {path}")
   return path
 
 
 def write(
-  config: Config, workdir: pathlib.Path, network: models.Network, params: Any, batch_stats: Any
+  config: Config,
+  workdir: pathlib.Path,
+  network: models.Network,
+  params: Any,
+  batch_stats: Any,
+  step: int | None = None,
 ) -> pathlib.Path:
-  """Writes ``workdir/report/``: ``panels.png``, ``curves.png``, ``iou.png``, ``confusion.png``, ``index.html``.
+  """Writes ``workdir/report/``: ``index.html``, and ``panels.png`` with its pictures.
 
   Args:
     config: the run's config.
@@ -62,53 +70,50 @@ def write(
     network: functions of the network.
     params: replicated arrays.
     batch_stats: likewise.
+    step: updates behind the parameters; None: unknown.
 
   Returns:
     The path of the page, which needs no other file.
   """
-  from rc_jax.drawing import plots  # imports matplotlib, which takes a second
-
   folder = workdir / "report"
   folder.mkdir(parents=True, exist_ok=True)
-  captions = {"panels.png": "Image, ground truth, prediction"}
-  panels(config, network, params, batch_stats).save(folder / "panels.png")
+  shown = pictures(config, network, params, batch_stats)
+  info = data.info(config.dataset.name, config.dataset.root)
+  panels(shown, info).save(folder / "panels.png")
   lines = read_metrics(workdir)
-  if any("loss" in line for line in lines):
-    plots.save(plots.curves(lines), folder / "curves.png")
-    captions["curves.png"] = (
-      "Losses, fill of the memory banks (learning rate without banks) and mIoU over steps"
-    )
-  scores_path = workdir / "eval" / f"{config.eval.split}.json"
-  scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
-  if scores is not None:
-    plots.save(plots.iou_bars(scores), folder / "iou.png")
-    captions["iou.png"] = f"IoU of each class on {config.eval.split}, step {scores['step']}"
-    confusion = np.load(workdir / "eval" / f"{config.eval.split}_confusion.npy")
-    plots.save(plots.confusion_matrix(confusion, list(scores["iou"])), folder / "confusion.png")
-    captions["confusion.png"] = (
-      "Predictions for the pixels of each class (rows sum to 1)"
-      if len(scores["iou"]) <= MANY_CLASSES
-      else "Confused classes, the most frequent pairs first"
-    )
+  scores, confusion = _evaluation(workdir, config.eval.split)
+  content = Run(
+    config=config,
+    info=info,
+    lines=lines,
+    pictures=shown,
+    step=step,
+    scores=scores,
+    confusion=confusion,
+    constant=None if scores is None or confusion is None else constant_score(scores, confusion),
+    ages=ages(lines, info.class_names, config),
+    software=f"Written by rc_jax {__version__} with jax {jax.__version__} on {jax.devices()[0].device_kind}.",
+  )
   path = folder / "index.html"
-  path.write_text(page(config, folder, captions, scores))
+  files.atomic_write_text(path, run_page(content))
   return path
 
 
-def panels(
-  config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PANELS
-) -> Image.Image:
-  """Draws rows of image, ground truth and prediction, and a legend.
+def pictures(
+  config: Config, network: models.Network, params: Any, batch_stats: Any, count: int = PICTURES
+) -> list[Picture]:
+  """Predicts images that are evenly spaced over ``eval.split``, from its first to its last.
 
   Args:
     config: reads ``dataset`` and ``eval``.
     network: functions of the network.
     params: replicated arrays.
     batch_stats: likewise.
-    count: of the rows, for images spread evenly over ``eval.split``.
+    count: of the images.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
-  examples = [source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int))]
+  indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
+  examples = [source[index] for index in indices]
   sizes = [example["image"].shape[:2] for example in examples]
   predictor = BatchedPredictor(
     network, config.eval, sharding.local_mesh(), count_of_size=collections.Counter(sizes)
@@ -116,52 +121,83 @@ def panels(
   by_size = sorted(range(len(examples)), key=lambda row: sizes[row])
   params, batch_stats = sharding.local_copy((params, batch_stats))
   images = ((row, examples[row]["image"]) for row in by_size)
-  predictions = predictor.labels(params, batch_stats, images)
-  labels = {predicted.key: predicted.labels for predicted in predictions}
+  labels = {predicted.key: predicted.labels for predicted in predictor.labels(params, batch_stats, images)}
+  return [
+    _picture(example, f"{config.eval.split} {index}", labels[row], source.info.num_classes)
+    for row, (index, example) in enumerate(zip(indices, examples, strict=True))
+  ]
 
-  info, rows, shown = source.info, [], set()
-  for row, example in enumerate(examples):
+
+def _picture(example: data.Example, place: str, prediction: np.ndarray, num_classes: int) -> Picture:
+  truth = example["label"]
+  confusion = np.asarray(metrics.confusion_matrix(prediction, truth, num_classes))
+  scores = metrics.scores(confusion, "unless_predicted")
+  name = example.get("name", place)
+  return Picture(name, example["image"], truth, prediction, scores["pixel_accuracy"], scores["miou"])
+
+
+def panels(shown: Sequence[Picture], info: data.DatasetInfo) -> Image.Image:
+  """Draws rows of image, ground truth, prediction and differences, and a legend."""
+  rows, labels = [], set()
+  for picture in shown:
     # Ignored pixels show the prediction too.
-    shown |= set(np.unique(example["label"])) | set(np.unique(labels[row]))
-    rows.append(
-      [example["image"], colorize(example["label"], info.palette), colorize(labels[row], info.palette)]
-    )
-  drawn = grid([[Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row] for row in rows])
+    labels |= set(np.unique(picture.truth).tolist()) | set(np.unique(picture.prediction).tolist())
+    row = [
+      picture.image,
+      colorize(picture.truth, info.palette),
+      colorize(picture.prediction, info.palette),
+      differences(picture.image, picture.truth, picture.prediction),
+    ]
+    rows.append([Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row])
+  drawn = grid(rows)
   classes = list(range(info.num_classes))
   if len(classes) > MANY_CLASSES:
-    classes = sorted(shown & set(classes))
+    classes = sorted(labels & set(classes))
   return grid([[drawn], [legend(info, classes, drawn.width)]])
 
 
-def page(
-  config: Config, folder: pathlib.Path, captions: Mapping[str, str], scores: Mapping[str, Any] | None
-) -> str:
-  """Returns a page of HTML that needs no other file.
+def _evaluation(workdir: pathlib.Path, split: str) -> tuple[dict[str, Any] | None, np.ndarray | None]:
+  """Returns the scores and the confusion matrix of a split; None where they are missing."""
+  folder = workdir / "eval"
+  scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
+  scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
+  confusion = np.load(confusion_path) if scores is not None and confusion_path.is_file() else None
+  return scores, confusion
+
+
+def constant_score(scores: dict[str, Any], confusion: np.ndarray) -> tuple[str, float] | None:
+  """Returns the name of the most frequent class, and the mIoU of predicting it at every pixel.
 
   Args:
-    config: shown at the end, and in the title.
-    folder: of the pictures.
-    captions: of each picture, by the name of its file.
-    scores: of ``eval/<split>.json``; None: not scored yet.
+    scores: of ``eval/<split>.json``, with the names of the classes and the rule for absent ones.
+    confusion: ``[N,N]``, rows truth; the sums of its rows are the pixels of the classes.
+
+  Returns:
+    None where no pixel is labelled.
   """
-  title = html.escape(f"{config.dataset.name}: {config.model.name}, {config.model.backbone}")
-  parts = [
-    "<!doctype html><html lang='en'><meta charset='utf-8'>",
-    "<meta name='viewport' content='width=device-width'>",
-    f"<title>{title}</title>",
-    "<style>body{font-family:sans-serif;max-width:1200px;margin:2em auto;padding:0 1em}",
-    "img{max-width:100%}pre{background:#f4f4f4;padding:1em;overflow:auto}</style>",
-    f"<h1>{title}</h1>",
-  ]
-  if scores is not None:
-    parts.append(
-      f"<p>mIoU <b>{100 * scores['miou']:.2f}</b>, pixel accuracy {100 * scores['pixel_accuracy']:.2f}, "
-      f"mean accuracy {100 * scores['mean_accuracy']:.2f} on {html.escape(scores['split'])} "
-      f"at step {scores['step']}.</p>"
-    )
-  for name, caption in captions.items():
-    encoded = base64.b64encode((folder / name).read_bytes()).decode()
-    caption = html.escape(caption)
-    parts.append(f"<h2>{caption}</h2><img alt='{caption}' src='data:image/png;base64,{encoded}'>")
-  parts.append(f"<h2>Configuration</h2><pre>{html.escape(str(config))}</pre></html>")
-  return "\n".join(parts)
+  pixels = confusion.sum(axis=1)
+  if not pixels.any():
+    return None
+  constant = np.zeros_like(confusion)
+  most = int(pixels.argmax())
+  constant[:, most] = pixels
+  return list(scores["iou"])[most], metrics.scores(constant, scores["absent_class"])["miou"]
+
+
+def ages(lines: Lines, class_names: Sequence[str], config: Config) -> Ages | None:
+  """Returns the ages of the keys in the banks, from the lines that hold cursors.
+
+  Returns:
+    None where the log has no cursors, as that of an older version or of a run without banks, or where a whole turn of
+    a bank fits between two lines: the cursors do not show it.
+  """
+  logged = [line for line in lines if "bank_cursor" in line and "bank_fill" in line]
+  if not logged:
+    return None
+  steps = column(logged, "step").astype(int)
+  fill, cursor = (columns(logged, name, class_names) for name in ("bank_fill", "bank_cursor"))
+  capacity = config.contrast.bank_size or bank_capacity(fill, cursor)
+  widest = int(np.diff([0, *steps]).max())
+  if capacity is None or widest * config.train.batch_size >= capacity:
+    return None
+  return Ages(steps, *key_ages(steps, fill, cursor, capacity))

@@ -65,7 +65,9 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
     from rc_jax.modes import report  # imports SciPy, which no earlier part of the run needs
 
     with waiting("drawing the report"):
-      page = report.write(config, workdir, training.network, state.params, state.batch_stats)
+      page = report.write(
+        config, workdir, training.network, state.params, state.batch_stats, step=int(state.step)
+      )
     seconds = training.progress.elapsed() if first < config.train.steps else None
     say(closing(config, workdir, page, seconds))
     if command is not None:

@@ -65,8 +65,8 @@ def objective(
     align_corners: ``Network.align_corners``.
 
   Returns:
-    The loss, a float32 scalar; metrics, float32 scalars: ``loss``, ``loss_<name>`` of each term, and the statistics of
-    the contrast; and the keys for ``ContrastiveMethod.update``, None for the baseline.
+    The loss, a float32 scalar; metrics: ``loss`` and ``loss_<name>`` of each term, float32 scalars, and the statistics
+    of the contrast, scalars or ``[N]``; and the keys for ``ContrastiveMethod.update``, None for the baseline.
 
   Raises:
     ValueError: the config has no weight for a term of the network, or no such contrastive method.

@@ -1,6 +1,7 @@
 """The log of a run: ``metrics.jsonl``, TensorBoard events, and the lines on the screen."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -39,7 +40,8 @@ class RunLog:
     """Appends a line.
 
     Args:
-      line: JSON-able, with ``step``. Its numbers become TensorBoard scalars, those of a nested dict ``outer/inner``.
+      line: JSON-able, with ``step``. Its numbers become TensorBoard scalars, those of a nested dict ``outer/inner``;
+        None becomes none.
 
     Raises:
       OSError: the file cannot be written.
@@ -93,11 +95,18 @@ def step_line(step: int, metrics: Metrics, class_names: tuple[str, ...], speed: 
     metrics: float32 scalars, and arrays ``[N]``, which become dicts by class name.
     class_names: of the ``N`` classes.
     speed: since the last logged step.
+
+  Returns:
+    A line of valid JSON: None, ``null`` in the file, stands for NaN and infinite values.
   """
   line: dict[str, Any] = {"step": step}
   for name, value in metrics.items():
     if np.ndim(value) == 0:
-      line[name] = float(value)
+      line[name] = _finite_or_none(value)
     else:
-      line[name] = {label: float(share) for label, share in zip(class_names, value, strict=True)}
+      line[name] = {label: _finite_or_none(entry) for label, entry in zip(class_names, value, strict=True)}
   return line | {name: round(value, 3) for name, value in speed._asdict().items()}
+
+
+def _finite_or_none(value: Any) -> float | None:
+  return float(value) if math.isfinite(value) else None

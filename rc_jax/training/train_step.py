@@ -34,7 +34,7 @@ def make_train_step(
 
   Returns:
     ``step(state, batch) -> (state, metrics)``; batch: ``image [B,H,W,3]`` uint8, ``label [B,H,W]`` uint8 with 255
-    ignored; metrics: float32 scalars, and ``bank_fill [N]`` in 0..1 where there are memory banks.
+    ignored; metrics: float32 scalars, and ``[N]`` by class from the contrast and its memory banks.
 
   Raises:
     ValueError: ``contrast.method`` names no method.

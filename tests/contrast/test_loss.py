@@ -21,7 +21,7 @@ def oracle(queries, present, keys_of, temperature):
   """
   queries = np.asarray(queries, np.float64)
   losses, gradient = [], np.zeros_like(queries)
-  positive_means, negative_means = [], []
+  positive_means, negative_means, classes = [], [], []
   for b in range(queries.shape[0]):
     for n in range(queries.shape[1]):
       positives = [np.asarray(k, np.float64) for k in keys_of(b, n)]
@@ -42,11 +42,19 @@ def oracle(queries, present, keys_of, temperature):
       losses.append(loss)
       positive_means.append(np.mean([query @ k for k in positives]))
       negative_means.append(np.mean([query @ k for k in negatives]))
+      classes.append(n)
   number = max(len(losses), 1)
+
+  def by_class(means):
+    of_class = [[m for m, c in zip(means, classes, strict=True) if c == n] for n in range(queries.shape[1])]
+    return [sum(means) / len(means) if means else np.nan for means in of_class]
+
   stats = {
     "queries": len(losses),
     "positive_similarity": sum(positive_means) / number,
     "negative_similarity": sum(negative_means) / number,
+    "positive_similarity_by_class": by_class(positive_means),
+    "negative_similarity_by_class": by_class(negative_means),
   }
   return sum(losses) / number, gradient / number, stats
 
@@ -126,7 +134,7 @@ def assert_matches(found, expected):
   np.testing.assert_allclose(loss, expected[0], rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-5)
   for name, value in expected[2].items():
-    assert stats[name].shape == () and stats[name].dtype == jnp.float32
+    assert stats[name].shape == np.shape(value) and stats[name].dtype == jnp.float32
     np.testing.assert_allclose(stats[name], value, atol=1e-5, err_msg=name)
 
 
@@ -202,7 +210,8 @@ def test_any_presence_in_the_batch(scope, present, seed):
   loss, stats = contrast.batch_contrast_loss(centers, scope=scope)
   expected, _, expected_stats = batch_oracle(centers, scope)
   np.testing.assert_allclose(loss, expected, atol=1e-5)
-  assert stats["queries"] == expected_stats["queries"]
+  for name, value in expected_stats.items():
+    np.testing.assert_allclose(stats[name], value, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -214,7 +223,9 @@ def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count, form):
   )
   assert loss == 0 and stats["queries"] == 0
   np.testing.assert_array_equal(gradient, 0)
-  assert all(np.isfinite(value) for value in stats.values())
+  by_class = {name for name, value in stats.items() if value.ndim}
+  assert by_class == {"positive_similarity_by_class", "negative_similarity_by_class"}
+  assert all(np.isnan(value).all() if name in by_class else value == 0 for name, value in stats.items())
 
 
 @pytest.mark.parametrize("form", FORMS)

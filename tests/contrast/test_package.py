@@ -10,7 +10,7 @@ import pytest
 
 from rc_jax import contrast
 
-HEAVY = "flax optax orbax grain absl ml_collections tensorflow_datasets PIL matplotlib tensorboardX torch"
+HEAVY = "flax optax orbax grain absl ml_collections tensorflow_datasets PIL tensorboardX torch"
 
 
 @pytest.mark.run

@@ -25,6 +25,18 @@ def test_overlay_blends_image_and_colour() -> None:
       assert np.abs(mixed[row, column] - expected).max() <= 0.5
 
 
+def test_differences_mark_wrong_pixels_and_ignored_ones_apart() -> None:
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (9, 8, 3), np.uint8)
+  truth, prediction = rng.integers(0, 3, (2, 9, 8), np.uint8)
+  truth[2] = 255
+  drawn = panels.differences(image, truth, prediction).astype(int)
+  redness = drawn[..., 0] - drawn[..., 1:].max(axis=-1)
+  scored, wrong = truth != 255, truth != prediction
+  assert (drawn[~scored] == 0).all() and (drawn[scored] > 0).all()
+  assert (redness[scored & wrong] > 100).all() and (redness[scored & ~wrong] == 0).all()
+
+
 def test_a_legend_shows_only_the_classes_that_are_passed() -> None:
   info = data.info("ade20k", "")
   few, all_ = (panels.legend(info, classes, 400) for classes in ([3, 60], range(150)))

@@ -1,4 +1,4 @@
-"""The report of a run: panels, plots of many classes, and a page that needs no other file."""
+"""The report of a run: its pictures, the score of a constant prediction, the ages of keys, and a page of old files."""
 
 import json
 import pathlib
@@ -6,55 +6,112 @@ import re
 
 import jax
 import numpy as np
+import pytest
 
 from rc_jax import data
-from rc_jax.drawing import plots
-from rc_jax.drawing.panels import MARGIN, colorize
+from rc_jax.drawing.panels import MARGIN, colorize, differences
 from rc_jax.inference.predictor import make_predictor
 from rc_jax.modes import report
+from rc_jax.training.bank_age import key_ages
 from tests.support import run_tiny, tiny_predictions
 
 
-def test_panels_show_image_truth_and_prediction_in_the_order_of_the_split() -> None:
-  config = run_tiny.get_config()
+@pytest.fixture(scope="module")
+def pictures() -> list[report.Picture]:
   network, variables = tiny_predictions.color_network(), tiny_predictions.color_variables()
-  drawn = np.asarray(report.panels(config, network, *variables, count=4))
+  return report.pictures(run_tiny.get_config(), network, *variables, count=4)
+
+
+def test_pictures_and_panels_follow_the_order_of_the_split(pictures) -> None:
   source = data.load("synthetic", "", "val")
-  predict = jax.jit(make_predictor(network, config.eval))
+  drawn = np.asarray(report.panels(pictures, source.info))
+  network, variables = tiny_predictions.color_network(), tiny_predictions.color_variables()
+  predict = jax.jit(make_predictor(network, run_tiny.get_config().eval))
   for row, index in enumerate((0, 20, 39, 59)):
     example = source[index]
     image, truth = example["image"], example["label"]
     labels = np.asarray(predict(*variables, image[None])[0]).argmax(-1)
     assert len(np.unique(labels)) > 1
     height, width = truth.shape
-    panels = (image, colorize(truth, source.info.palette), colorize(labels, source.info.palette))
+    panels = (
+      image,
+      colorize(truth, source.info.palette),
+      colorize(labels, source.info.palette),
+      differences(image, truth, labels),
+    )
     for column, expected in enumerate(panels):
       top, left = row * (height + MARGIN), column * (width + MARGIN)
       np.testing.assert_array_equal(drawn[top : top + height, left : left + width], expected)
 
 
-def test_page_needs_no_other_file(tmp_path: pathlib.Path) -> None:
+def test_a_picture_has_the_accuracy_and_iou_of_its_image(pictures) -> None:
+  for picture in pictures:
+    truth, prediction = picture.truth, picture.prediction
+    scored = truth != 255
+    assert picture.pixel_accuracy == pytest.approx(np.mean((truth == prediction)[scored]))
+    ious = []
+    for label in set(truth[scored].tolist()) | set(prediction[scored].tolist()):
+      one, other = (truth == label) & scored, (prediction == label) & scored
+      ious.append((one & other).sum() / (one | other).sum())
+    assert picture.miou == pytest.approx(np.mean(ious))
+
+
+def test_the_constant_score_is_that_of_the_most_frequent_class() -> None:
+  confusion = np.array([[5, 5, 0, 0], [10, 50, 0, 0], [0, 0, 30, 0], [0, 0, 0, 0]])
+  names = dict.fromkeys(["a", "b", "c", "d"], 0.5)
+  # IoU 60 / 100 of b, 0 of a and c. The rule decides on d, which the truth lacks.
+  for rule, miou in (("unless_predicted", 0.2), ("not_in_truth", 0.2), ("zero", 0.15)):
+    name, found = report.constant_score({"iou": names, "absent_class": rule}, confusion)
+    assert name == "b" and found == pytest.approx(miou)
+  assert report.constant_score({"iou": names, "absent_class": "zero"}, np.zeros((4, 4), int)) is None
+
+
+def log_of_banks(every: int, steps: int = 40, capacity: int = 100) -> list[dict]:
+  """The lines of a run whose class ``a`` gets two keys in a step, and class ``b`` one in two steps."""
+  lines = []
+  for step in [1, *range(every, steps + 1, every)]:
+    entered = {"a": 2 * step, "b": step // 2}
+    lines.append(
+      {
+        "step": step,
+        "bank_fill": {name: min(1.0, number / capacity) for name, number in entered.items()},
+        "bank_cursor": {name: number % capacity for name, number in entered.items()},
+      }
+    )
+  return lines
+
+
+def test_ages_need_cursors_and_lines_that_are_close_enough() -> None:
+  config = run_tiny.get_config()
+  config.contrast.bank_size, config.train.batch_size = 0, 4
+  lines = log_of_banks(every=10)
+  ages = report.ages(lines, ("a", "b"), config)
+  assert ages is not None and ages.steps.tolist() == [1, 10, 20, 30, 40]
+  # The capacity follows from the log.
+  fill, cursor = (
+    np.array([list(line[name].values()) for line in lines]) for name in ("bank_fill", "bank_cursor")
+  )
+  expected = key_ages(ages.steps, fill, cursor, 100)
+  np.testing.assert_array_equal((ages.mean, ages.oldest), expected)
+  assert ages.oldest[-1, 0] == 39 and abs(ages.oldest[-1, 1] - 38) < 10
+
+  config.contrast.bank_size = 40  # as many keys as may enter between two lines
+  assert report.ages(log_of_banks(every=10, capacity=40), ("a", "b"), config) is None
+  without = [{name: value for name, value in line.items() if name != "bank_cursor"} for line in lines]
+  assert report.ages(without, ("a", "b"), config) is None and report.ages([], ("a", "b"), config) is None
+
+
+def test_a_folder_of_an_earlier_version_has_a_page(tmp_path: pathlib.Path) -> None:
   config = run_tiny.get_config()
   lines = [
     {"step": 1, "loss": 2.0, "loss_pixel": 1.0, "loss_aux": 1.0, "loss_contrast": 0.5, "learning_rate": 0.1},
     {"step": 1, "split": "val", "miou": 0.25},
   ]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  figure = plots.curves(lines)
-  plots.save(figure, tmp_path / "curves.png")
-  page = report.page(config, tmp_path, {"curves.png": "Curves & <more>"}, None)
-  sources = re.findall(r"src='([^']*)'", page)
-  assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
-  assert "Curves &amp; &lt;more&gt;" in page
-
-
-def test_plots_of_many_classes_list_the_most_frequent_confusions() -> None:
-  names = [f"class {n}" for n in range(plots.MANY_CLASSES + 5)]
-  confusion = np.diag(np.full(len(names), 100))
-  confusion[7, 3], confusion[1, 44], confusion[44, 1] = 50, 300, 0
-  figure = plots.confusion_matrix(confusion, names)
-  shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-  assert shown == ["class 1 predicted as class 44", "class 7 predicted as class 3"]
-  assert [text.get_text() for text in figure.axes[0].texts] == ["75 % of the class", "33 % of the class"]
-  bars = plots.iou_bars({"iou": dict.fromkeys(names, 0.5), "miou": 0.5})
-  assert sum(len(axis.patches) for axis in bars.axes) == len(names) and len(bars.axes) == 2
+  network, variables = tiny_predictions.color_network(), tiny_predictions.color_variables()
+  path = report.write(config, tmp_path, network, *variables, step=1)
+  assert sorted(file.name for file in path.parent.iterdir()) == ["index.html", "panels.png"]
+  page = path.read_text()
+  assert re.findall(r'<section id="(\w+)"', page) == ["pictures", "curves", "configuration"]
+  assert len(re.findall(r'src="data:image/png;base64,', page)) == 4 * report.PICTURES
+  assert "Not scored yet" in page

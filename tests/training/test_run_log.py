@@ -3,7 +3,11 @@
 import json
 import pathlib
 
+import numpy as np
+import pytest
+
 from rc_jax.training import run_log
+from rc_jax.training.throughput import Speed
 
 
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -31,3 +35,27 @@ def test_a_line_cut_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
   log.close()
   text = (tmp_path / "metrics.jsonl").read_text()
   assert [json.loads(line)["step"] for line in text.splitlines()] == [1, 2]
+
+
+def test_a_line_is_valid_json_where_a_class_has_no_value(tmp_path: pathlib.Path) -> None:
+  metrics = {
+    "loss": np.float32(0.5),
+    "gradient_norm": np.float32(np.inf),
+    "similarity": np.array([0.25, np.nan], np.float32),
+  }
+  line = run_log.step_line(3, metrics, ("road", "sky"), Speed(images_per_second=2.0, data_wait=0.0))
+  assert line == {
+    "step": 3,
+    "loss": 0.5,
+    "gradient_norm": None,
+    "similarity": {"road": 0.25, "sky": None},
+    "images_per_second": 2.0,
+    "data_wait": 0.0,
+  }
+  log = run_log.RunLog(tmp_path, resumed_at=0)
+  logged = []
+  log._events.add_scalar = lambda name, value, step: logged.append(name)
+  log.write(line)
+  log.close()
+  assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == line
+  assert logged == ["loss", "similarity/road", "images_per_second", "data_wait"]

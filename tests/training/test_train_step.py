@@ -90,9 +90,10 @@ def test_the_loss_reads_the_bank_before_the_centers_enter_it(run) -> None:
   assert metrics[1]["contrast_queries"] > 0
 
 
-def test_bank_fill_counts_centers(run) -> None:
+def test_bank_fill_and_cursor_follow_the_bank(run) -> None:
   _, states, metrics = run
   np.testing.assert_allclose(metrics[4]["bank_fill"], states[5].bank.count / 12)
+  np.testing.assert_array_equal(metrics[4]["bank_cursor"], states[5].bank.cursor)
 
 
 def test_a_repeated_batch_is_learned(run) -> None:

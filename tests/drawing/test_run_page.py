@@ -1,0 +1,181 @@
+"""The page of a run: its sections, its configuration, no reference to another file; and in a browser."""
+
+import html
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from rc_jax.config import defaults
+from rc_jax.drawing.report.configuration import recipe_lines
+from rc_jax.drawing.report.run_page import run_page
+from tests.support.example_runs import HOSTILE, make_config, make_run, unusual_runs
+
+ALL = ["pictures", "classes", "confusion", "curves", "contrast", "configuration"]
+SECTIONS = {
+  "150 classes with long names": ALL,
+  "baseline": [name for name in ALL if name != "contrast"],
+  "not finite": ALL,
+  "not scored": ["pictures", "curves", "contrast", "configuration"],
+  "no log": ["pictures", "classes", "confusion", "configuration"],
+  "nothing": ["pictures", "configuration"],
+  "one line": ALL,
+  "hostile names": ALL,
+  "old log": [name for name in ALL if name != "contrast"],
+}
+BROWSERS = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+BROWSER = next(filter(None, BROWSERS), None)
+
+
+def sections(page: str) -> list[str]:
+  return re.findall(r'<section id="([^"]*)"', page)
+
+
+def test_a_page_has_every_section_and_its_numbers() -> None:
+  page = run_page(make_run())
+  assert sections(page) == ALL
+  links = re.findall(r'<a href="#([^"]*)"', page)
+  assert links == ALL
+  for text in (
+    "<b>50.0</b>",
+    "mIoU of predicting class 1 everywhere",
+    "Presence loss",
+    "Mean age of the keys",
+  ):
+    assert text in page, text
+  assert len(re.findall(r'class="picture"', page)) == 4 * 3
+  assert "loss_aux_scaled" not in page and "Aux scaled" not in page
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_unusual_runs_have_a_page_too(name: str) -> None:
+  page = run_page(unusual_runs()[name])
+  assert sections(page) == SECTIONS[name]
+  assert not re.search(r"\bnan\b|\binf\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_a_term_that_is_always_zero_has_no_chart() -> None:
+  assert "Auxiliary loss" not in run_page(unusual_runs()["old log"])
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_page_needs_no_other_file_and_no_network(name: str) -> None:
+  page = run_page(unusual_runs()[name])
+  references = re.findall(r"<[^>]*?\s(?:src|href|srcset|action|poster)=\"([^\"]*)\"", page)
+  assert references and all(reference.startswith(("data:", "#")) for reference in references)
+  assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|<link[^>]*stylesheet", page)
+  assert "!!python" not in page
+
+
+def test_strings_from_outside_are_escaped() -> None:
+  page = run_page(unusual_runs()["hostile names"])
+  assert HOSTILE not in page and "<img src=//" not in page
+  assert html.escape(HOSTILE) in page
+
+
+def test_the_configuration_is_python_that_makes_the_config() -> None:
+  for config in (make_config("bank"), make_config("none"), defaults()):
+    changed, others = recipe_lines(config)
+    made = defaults()
+    exec("\n".join(changed), {"config": made})
+    assert made.to_dict() == config.to_dict()
+    exec("\n".join(others), {"config": made})
+    assert made.to_dict() == config.to_dict()
+  assert recipe_lines(make_config("none"))[0] == [
+    'config.dataset.name = "synthetic"',
+    "config.train.batch_size = 2",
+    "config.train.crop_size = (65,)",
+    'config.contrast.scope = "none"',
+    "config.eval.flip = True",
+  ]
+
+
+def test_a_string_with_quotes_stays_a_python_string() -> None:
+  for root in ('a "quoted" folder', "it's", "back\\slash", "both ' and \"", "\u2028é😀\n"):
+    config, made = defaults(), defaults()
+    config.dataset.root = root
+    exec("\n".join(recipe_lines(config)[0]), {"config": made})
+    assert made.dataset.root == root
+
+
+def browse(folder: pathlib.Path, page: str) -> str:
+  """Opens a page in a browser; returns its elements after the scripts, and finds no error."""
+  assert BROWSER
+  (folder / "index.html").write_text(page)
+  finished = subprocess.run(
+    [
+      *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"),
+      *("--enable-logging=stderr", "--v=0", "--dump-dom", (folder / "index.html").as_uri()),
+    ],
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert "CONSOLE" not in finished.stderr, finished.stderr
+  (root,) = re.findall(r"<html[^>]*>", finished.stdout)
+  assert 'data-ready="true"' in root and "data-error" not in root  # the script ran to its end
+  return finished.stdout
+
+
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+
+
+@pytest.mark.run
+@in_browser
+@pytest.mark.parametrize("name", ["usual", *SECTIONS])
+def test_a_browser_finds_no_error(name: str, tmp_path: pathlib.Path) -> None:
+  found = browse(tmp_path, run_page({"usual": make_run(), **unusual_runs()}[name]))
+  assert sections(found) == SECTIONS.get(name, ALL)
+
+
+# What a reader does: moves over a chart, a bar, a cell and a picture, enlarges a picture and goes to the next.
+USE = """
+<script>
+addEventListener("load", () => {
+  const said = [];
+  const say = () => said.push(document.getElementById("tip").innerText);
+  const over = (selector) => {
+    const element = document.querySelector(selector), box = element.getBoundingClientRect();
+    const [clientX, clientY] = [box.left + 0.95 * box.width, box.top + box.height / 2];
+    element.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
+    say();
+  };
+  const press = (selector, key) =>
+    document.querySelector(selector).dispatchEvent(new KeyboardEvent("keydown", { bubbles: true, key }));
+  ["#curves svg", "#classes li", "#confusion td[data-tip]", "#pictures img"].forEach(over);
+  press("#curves svg", "ArrowLeft");
+  say();
+  press("#confusion table", "ArrowRight");
+  press("#confusion table", "ArrowDown");
+  say();
+  document.querySelector(".picture").click();
+  press("dialog", "ArrowRight");
+  said.push(document.querySelector("dialog[open] figcaption").innerText);
+  document.querySelector("dialog .close").click();
+  said.push(String(document.querySelector("dialog[open]")));
+  document.documentElement.dataset.said = JSON.stringify(said);
+});
+</script>
+"""
+
+
+@pytest.mark.run
+@in_browser
+def test_a_reader_sees_values_and_enlarges_pictures(tmp_path: pathlib.Path) -> None:
+  run = make_run()
+  found = browse(tmp_path, run_page(run).replace("</body>", USE + "</body>"))
+  (said,) = re.findall(r'data-said="([^"]*)"', found)
+  chart, bar, cell, picture, before, below, enlarged, closed = json.loads(html.unescape(said))
+  losses = {line["step"]: line["loss"] for line in run.lines if "loss" in line}
+  step, before = (int(re.findall(r"step (\d+)", text)[0]) for text in (chart, before))
+  assert f"{losses[step]:.3g}" in chart and 350 < step <= 400 and before == step - 10
+  assert bar.startswith("class 0: not in the mean;")
+  assert cell.startswith("class 0 predicted as class 0: ")
+  shown = run.pictures[0]
+  names = [run.info.class_names[int(labels[6, 15])] for labels in (shown.truth, shown.prediction)]
+  assert picture == f"truth: {names[0]}, prediction: {names[1]}"
+  assert below.startswith("class 1 predicted as class 0: ")
+  assert enlarged == "Ground truth: class 0" and closed == "null"
