@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 
 import jax
 
+PAUSE = (
+  0.2  # seconds before each call, in which the threads of another library stop to wait for work on the cores
+)
+
 
 def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
   """Runs each candidate once in each round, after a first round that does not count.
@@ -24,6 +28,7 @@ def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
     # Every other round in reverse order, so that no candidate always follows the same other one.
     order = list(candidates.items())
     for name, function in order if counted % 2 else order[::-1]:
+      time.sleep(PAUSE)
       start = time.perf_counter()
       jax.block_until_ready(function())
       if counted >= 0:
