@@ -48,12 +48,12 @@ class Canvas:
     self.color_pen = ImageDraw.Draw(self.picture)
     self.label_pen = ImageDraw.Draw(self.labels)
     self.vanishing_x = self.width * rng.uniform(0.3, 0.7)
-    self.horizon = self.height * rng.uniform(0.36, 0.5)
-    self.focal = self.width * rng.uniform(0.55, 0.85)
-    self.bend = rng.normal() * 0.0012
+    self.horizon = self.height * rng.uniform(0.44, 0.58)
+    self.focal = self.width * rng.uniform(1.35, 1.75)
+    self.bend = rng.normal() * 0.0007
     self.sun_side = rng.choice((-1, 1))
-    self.night = rng.random() < 0.15
-    self.fog = rng.exponential(0.35) * 0.02
+    self.night = rng.random() < 0.08
+    self.fog = rng.exponential(0.35) * 0.01
     sky = rng.choice(("blue", "grey", "sunset", "white"))
     self.sky_top, self.sky_bottom = {
       "blue": ((80, 130, 205), (190, 210, 230)),
@@ -63,6 +63,8 @@ class Canvas:
     }[str(sky)]
     # Cars, houses and signs of a scene share colours: a colour does not reveal the class.
     self.paints = [hsv(rng.random(), rng.beta(1.0, 1.6), rng.uniform(0.15, 0.98)) for _ in range(6)]
+    # Dark paint or galvanised steel.
+    self.pole_color = hsv(rng.random(), rng.uniform(0, 0.3), rng.uniform(0.1, 0.3) if rng.random() < 0.7 else 0.65)
     self.greys = [np.full(3, rng.uniform(60, 190)) + rng.normal(0, 6, 3) for _ in range(4)]
 
   def project(self, point: Point) -> tuple[float, float]:
@@ -140,7 +142,9 @@ def noise(rng: np.random.Generator, size: tuple[int, int], cells: Sequence[int])
 
 def leaf(rng: np.random.Generator) -> np.ndarray:
   """Returns a colour of leaves or grass, from straw to dark green, RGB."""
-  return hsv(rng.uniform(0.1, 0.38), rng.uniform(0.2, 0.65), rng.uniform(0.2, 0.6))
+  if rng.random() < 0.12:
+    return hsv(rng.uniform(0.05, 0.15), rng.uniform(0.4, 0.7), rng.uniform(0.35, 0.65))
+  return hsv(rng.uniform(0.2, 0.38), rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.6))
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:

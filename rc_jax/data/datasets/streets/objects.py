@@ -3,6 +3,8 @@
 Properties are drawn before painting, because objects are painted from far to near, not in the order of their placement.
 """
 
+import functools
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -18,9 +20,12 @@ _TYRE = np.array((25, 25, 27))
 def house(canvas: Canvas, side: int, x: float, near: float, far: float, height: float, depth: float) -> Paint:
   """A house with its facade along the street at ``x``: windows, bricks, a shop or a billboard."""
   rng = canvas.rng
-  wall = canvas.any_color() * 0.6 + np.full(3, rng.uniform(60, 190)) * 0.4
-  if rng.random() < 0.3:
-    wall = hsv(rng.uniform(0.0, 0.08), rng.uniform(0.3, 0.6), rng.uniform(0.35, 0.6))
+  wall = hsv(rng.uniform(0.04, 0.16), rng.uniform(0.05, 0.4), rng.uniform(0.45, 0.95))  # plaster
+  material = rng.random()
+  if material < 0.35:
+    wall = hsv(rng.uniform(0.0, 0.07), rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))  # bricks
+  elif material < 0.55:
+    wall = canvas.any_color() * 0.5 + np.full(3, rng.uniform(80, 190)) * 0.5
   lit = 1.12 if side == canvas.sun_side else 0.78
   glass = np.array((60, 70, 85)) * rng.uniform(0.5, 1.6)
   lit_glass = np.array((250, 215, 130))
@@ -87,14 +92,16 @@ def hedge(canvas: Canvas, x: float, near: float, far: float) -> Paint:
   return paint
 
 
-def fence(canvas: Canvas, x: float, near: float, far: float) -> Paint:
-  """A fence along the street, of boards or of transparent bars."""
+def fence(canvas: Canvas, x: float, near: float, far: float) -> list[tuple[float, Paint]]:
+  """A fence along the street, of boards or of transparent bars: its sections, each with its distance."""
   rng = canvas.rng
-  height = rng.uniform(0.9, 1.8)
-  color, gap = canvas.any_color(), canvas.any_color() * 0.6
-  solid = rng.random() < 0.4
+  height = rng.uniform(1.3, 2.3)
+  wood = hsv(rng.uniform(0.05, 0.12), rng.uniform(0.2, 0.6), rng.uniform(0.35, 0.75))
+  color = wood if rng.random() < 0.6 else canvas.any_color()
+  gap = color * rng.uniform(0.35, 0.65)
+  solid = rng.random() < 0.6
 
-  def paint() -> None:
+  def paint(near: float, far: float) -> None:
     quad = [(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)]
     if solid:
       canvas.polygon(quad, color, "fence")
@@ -105,16 +112,18 @@ def fence(canvas: Canvas, x: float, near: float, far: float) -> Paint:
         canvas.polygon(
           [(x, level, near), (x, level, far), (x, level + 0.1, far), (x, level + 0.1, near)], color, None
         )
-    for z in np.arange(near, far, 0.35):
-      canvas.line((x, 0, z), (x, height, z), gap if solid else color, None)
+    for z in np.arange(near, far, 0.35).tolist():
+      canvas.line((x, 0, z), (x, height, z), gap if solid else color, None, width=1 if z > 9 else 2)
 
-  return paint
+  # Sections, because a car or a tree beside a long fence is behind one part of it and in front of another.
+  ends = [*np.arange(near, far, 2.1).tolist(), far]
+  return [(low + 1, functools.partial(paint, low, high)) for low, high in itertools.pairwise(ends)]
 
 
 def tree(canvas: Canvas, x: float, z: float) -> Paint:
   """A tree: a trunk and a crown of leaves or of bare branches."""
   rng = canvas.rng
-  stem, crown = rng.uniform(1.2, 3), rng.uniform(1.0, 2.4)
+  stem, crown = rng.uniform(2.0, 3.2), rng.uniform(1.4, 2.6)
   color = leaf(rng)
   leaves = [
     (
@@ -125,7 +134,7 @@ def tree(canvas: Canvas, x: float, z: float) -> Paint:
     )
     for _ in range(14)
   ]
-  bare = rng.random() < 0.12
+  bare = rng.random() < 0.05
 
   def paint() -> None:
     canvas.upright(x, 0.3, 0, stem + crown * 0.4, z, np.array((85, 65, 50)), "vegetation")
@@ -143,13 +152,17 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
   """A street lamp, whose arm reaches over the road."""
   rng = canvas.rng
   height = rng.uniform(4, 7.5)
-  color = canvas.greys[rng.integers(4)] * rng.uniform(0.4, 1.1)
+  color = canvas.pole_color * rng.uniform(0.85, 1.15)
   arm = rng.random() < 0.7
+  thick = rng.uniform(0.36, 0.56)
 
   def paint() -> None:
-    canvas.upright(x, 0.14, 0, height, z, color, "pole")
+    canvas.upright(x, thick, 0, height, z, color, "pole")
     if arm:
-      canvas.line((x, height, z), (x - side * 1.6, height + 0.3, z), color, "pole", width=2)
+      tip = x - side * 1.6
+      canvas.polygon(
+        [(x, height - 0.3, z), (tip, height + 0.2, z), (tip, height + 0.45, z), (x, height, z)], color, "pole"
+      )
       glow = np.array((255, 235, 170)) if canvas.night else color * 0.9
       canvas.ellipse((x - side * 1.6, height + 0.25, z), 0.3, 0.12, glow, "pole")
 
@@ -159,11 +172,14 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
 def sign(canvas: Canvas, x: float, z: float) -> Paint:
   """A pole with a traffic sign, a board or a traffic light."""
   rng = canvas.rng
-  y, radius = rng.uniform(2.0, 3.2), rng.uniform(0.28, 0.5)
+  y, radius = rng.uniform(1.8, 2.6), rng.uniform(0.45, 0.75)
   shape = str(rng.choice(("disk", "triangle", "square", "board", "light")))
-  rim = canvas.any_color() if rng.random() < 0.4 else np.array((205, 30, 35))
-  face = np.array((240, 240, 235)) if rng.random() < 0.6 else canvas.any_color()
-  grey = canvas.greys[rng.integers(4)] * rng.uniform(0.5, 1)
+  red, blue, yellow, white = ((205, 30, 35), (25, 75, 175), (240, 195, 20), (240, 240, 235))
+  pairs = ((red, white), (red, white), (red, yellow), (white, blue), (blue, blue))
+  rim, face = (np.array(color) for color in pairs[rng.integers(len(pairs))])
+  if rng.random() < 0.2:
+    rim, face = canvas.any_color(), canvas.any_color()
+  grey = canvas.pole_color * rng.uniform(0.85, 1.15)
 
   def plate(r: float, color: np.ndarray, label: str | None) -> None:
     if shape == "disk":
@@ -178,7 +194,7 @@ def sign(canvas: Canvas, x: float, z: float) -> Paint:
       canvas.upright(x, 2 * r * (1.5 if shape == "board" else 1), y - r, y + r, z, color, label)
 
   def paint() -> None:
-    canvas.upright(x, 0.09, 0, y, z, grey, "pole")
+    canvas.upright(x, 0.3, 0, y, z, grey, "pole")
     if shape == "light":
       plate(radius, np.array((35, 35, 38)), "sign")
       for shift, color in ((0.75, (230, 40, 30)), (0, (90, 80, 30)), (-0.75, (30, 80, 60))):
@@ -198,7 +214,7 @@ def person(canvas: Canvas, x: float, z: float) -> Paint:
   coat, trousers = canvas.any_color(), canvas.any_color() * 0.7
   skin = np.array((225, 180, 150)) * rng.uniform(0.35, 1.05)
   hair = np.array((70, 50, 35)) * rng.uniform(0.3, 2)
-  stride, broad = rng.uniform(0.02, 0.25), rng.uniform(0.2, 0.28)
+  stride, broad = rng.uniform(0.02, 0.22), rng.uniform(0.27, 0.36)
 
   def paint() -> None:
     canvas.ellipse((x, 0.02, z), 0.35, 0.06, _SHADOW, None)

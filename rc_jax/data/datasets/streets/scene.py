@@ -11,8 +11,8 @@ from rc_jax.data.reading.dataset_info import IGNORE_LABEL
 
 # Strength of the fine texture of a surface: high for leaves and grass, low for sky.
 _ROUGHNESS = {
-  "vegetation": 0.38,
-  "terrain": 0.25,
+  "vegetation": 0.3,
+  "terrain": 0.18,
   "building": 0.12,
   "road": 0.08,
   "sidewalk": 0.1,
@@ -66,8 +66,8 @@ def _draw_skyline(canvas: Canvas) -> None:
   rng = canvas.rng
   x = -rng.uniform(0, 20)
   while x < canvas.width:
-    width = rng.uniform(0.03, 0.12) * canvas.width
-    height = rng.uniform(0.01, 0.09) * canvas.height
+    width = rng.uniform(0.1, 0.3) * canvas.width
+    height = rng.uniform(0.04, 0.14) * canvas.height
     box = [(x, canvas.horizon - height), (x + width, canvas.horizon - height)]
     box += [(x + width, canvas.horizon + 3), (x, canvas.horizon + 3)]
     if rng.random() < 0.55:
@@ -89,10 +89,10 @@ def _draw_skyline(canvas: Canvas) -> None:
 def _draw_ground(canvas: Canvas) -> tuple[float, float]:
   """Paints terrain, sidewalks, road and marks; returns the left and right ends of the sidewalks in metres."""
   rng = canvas.rng
-  left, right = -rng.uniform(2.5, 8), rng.uniform(2.5, 8)
+  left, right = -rng.uniform(2.2, 4.2), rng.uniform(2.2, 4.2)
   asphalt = np.full(3, rng.uniform(70, 135)) + rng.normal(0, 5, 3)
-  paving = asphalt * rng.uniform(0.8, 1.5) + rng.normal(0, 12, 3)
-  grass = hsv(rng.uniform(0.1, 0.33), rng.uniform(0.15, 0.55), rng.uniform(0.3, 0.65))
+  paving = asphalt * rng.uniform(1.1, 1.6) + np.array((8, 0, -8)) * rng.uniform(0, 2)
+  grass = hsv(rng.uniform(0.13, 0.3), rng.uniform(0.3, 0.6), rng.uniform(0.4, 0.7))
   depths = np.geomspace(0.7, 400, 24)
 
   def strip(
@@ -104,16 +104,22 @@ def _draw_ground(canvas: Canvas) -> tuple[float, float]:
       canvas.polygon([(low, 0, near), (high, 0, near), (high, 0, far), (low, 0, far)], color, label)
 
   strip(-400, 400, grass, "terrain")
-  widths = {-1: rng.uniform(1.2, 3.5), 1: rng.uniform(1.2, 3.5)}
-  strip(left - widths[-1], left, paving, "sidewalk")
-  strip(right, right + widths[1], paving * rng.uniform(0.9, 1.1), "sidewalk")
+  widths = {-1: rng.uniform(1.8, 3.2), 1: rng.uniform(1.8, 3.2)}
+  paved = {}
+  for side, edge in ((-1, left), (1, right)):
+    low, high = sorted((edge, edge + side * widths[side]))
+    paved[side] = rng.random() < 0.75
+    if paved[side]:
+      strip(low, high, paving * rng.uniform(0.9, 1.1), "sidewalk")
   strip(left, right, asphalt, "road")
   # Kerbs, slabs and patches: edges that are not borders between classes.
   for edge in (left, right):
     strip(edge - 0.1, edge + 0.1, asphalt * rng.uniform(0.7, 1.6), None)
   for z in np.geomspace(2, 40, 14):
-    strip(left - widths[-1], left, paving * 0.85, None, z, z * 1.02)
-    strip(right, right + widths[1], paving * 0.85, None, z, z * 1.02)
+    if paved[-1]:
+      strip(left - widths[-1], left, paving * 0.8, None, z, z * 1.02)
+    if paved[1]:
+      strip(right, right + widths[1], paving * 0.8, None, z, z * 1.02)
   for _ in range(rng.integers(0, 5)):
     x, z = rng.uniform(left, right), rng.uniform(3, 30)
     width = rng.uniform(0.4, 2)
@@ -146,9 +152,10 @@ def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
   """Places the objects of one side: houses or open land, fences, trees, poles, signs and people on the sidewalk."""
   rng = canvas.rng
   things: list[Thing] = []
-  line = edge + side * rng.uniform(0.3, 4)
+  line = edge + side * rng.uniform(0.5, 6)
   z = rng.uniform(-2, 4)
-  built = rng.uniform(0.4, 0.98)
+  # A row of houses, or a park: grass with a few houses far apart.
+  built = rng.uniform(0.75, 1.0) if rng.random() < 0.65 else rng.uniform(0, 0.3)
   while z < _FARTHEST:
     length = rng.uniform(5, 16)
     if rng.random() < built:
@@ -159,22 +166,22 @@ def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
           objects.house(canvas, side, line + side * setback, max(z, 0.8), z + length, height, depth),
         )
       )
-    elif rng.random() < 0.6:
-      things.append((z, objects.hedge(canvas, line + side, z, z + length)))
+    elif rng.random() < 0.4:
+      things.append((z, objects.hedge(canvas, line + side * 5, z, z + length)))
     z += length + (rng.uniform(0, 6) if rng.random() < 0.4 else 0)
-  if rng.random() < 0.6:
-    start = rng.uniform(2, 25)
-    things.append((start + 2, objects.fence(canvas, edge + side * 0.15, start, start + rng.uniform(5, 25))))
-  for _ in range(rng.integers(0, 6)):
-    z = rng.uniform(4, 45)
+  if rng.random() < 0.75:
+    start = rng.uniform(2, 14)
+    things += objects.fence(canvas, edge + side * 0.15, start, start + rng.uniform(5, 25))
+  for _ in range(rng.integers(0, 4)):
+    z = rng.uniform(7, 40)
     things.append((z, objects.tree(canvas, edge + side * rng.uniform(-0.8, 3.5), z)))
-  for z in np.arange(rng.uniform(3, 15), 60, rng.uniform(10, 22)):
-    things.append((z, objects.lamp(canvas, side, edge - side * rng.uniform(0.2, 1), float(z))))
-  for _ in range(rng.integers(1, 5)):
-    z = float(rng.triangular(3.5, 8, 40))
+  for z in np.arange(rng.uniform(6, 12), 30, rng.uniform(8, 14)):
+    things.append((z, objects.lamp(canvas, side, edge - side * rng.uniform(0.3, 1.2), float(z))))
+  for _ in range(rng.integers(1, 4)):
+    z = float(rng.triangular(6, 9, 18))
     things.append((z, objects.sign(canvas, edge - side * rng.uniform(0.1, 1.2), z)))
-  for _ in range(rng.integers(0, 5)):
-    z = float(rng.triangular(3, 8, 40))
+  for _ in range(rng.integers(1, 5)):
+    z = float(rng.triangular(5.5, 8.5, 17))
     things.append((z, objects.person(canvas, edge - side * rng.uniform(0.1, 1.8), z)))
   return things
 
@@ -183,15 +190,15 @@ def _traffic(canvas: Canvas, left: float, right: float) -> list[Thing]:
   rng = canvas.rng
   things: list[Thing] = []
   taken: list[tuple[float, float]] = []
-  for _ in range(rng.integers(1, 10)):
-    z = float(rng.triangular(5, 9, 60))
-    parked = rng.random() < 0.5
-    x = rng.choice((left + 2.8, right - 2.8)) if parked else rng.uniform(left + 3, right - 3)
+  for _ in range(rng.integers(1, 7)):
+    z = float(rng.triangular(6, 10, 45))
+    parked = rng.random() < 0.4
+    x = rng.choice((left + 1.2, right - 1.2)) if parked else rng.uniform(left + 1.1, right - 1.1)
     if all(abs(x - other_x) > 2.0 or abs(z - other_z) > 5.5 for other_x, other_z in taken):
       taken.append((x, z))
       things.append((z, objects.car(canvas, float(x), z)))
   if rng.random() < 0.4:
-    z = float(rng.uniform(5, 30))
+    z = float(rng.uniform(7, 18))
     things.append((z, objects.person(canvas, rng.uniform(left, right), z)))
   return things
 
@@ -221,15 +228,15 @@ def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
   light = 1 + 0.12 * noise(rng, canvas.size, (2, 4)) - rng.uniform(0, 0.2) * (x**2 + y**2)
   if canvas.night:
     light = light * rng.uniform(0.3, 0.5)
-  tint = 1 + rng.normal(0, 0.06, 3)
+  tint = 1 + rng.normal(0, 0.03, 3)
   picture *= (light[..., None] * tint).astype(np.float32)
-  contrast, exposure = rng.uniform(0.7, 1.25), rng.normal(0, 12)
+  contrast, exposure = rng.uniform(0.9, 1.3), rng.normal(0, 10)
   picture = (picture - 110) * contrast + 110 + exposure
   picture = np.asarray(
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(
-      ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7))
+      ImageFilter.GaussianBlur(rng.uniform(0.1, 0.5))
     ),
     np.float32,
   )
-  picture = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1.5, 8))
+  picture = picture + rng.standard_normal(picture.shape, np.float32) * np.float32(rng.uniform(1, 4))
   return picture.clip(0, 255).astype(np.uint8), label
