@@ -47,12 +47,12 @@ class Canvas:
     self.labels = Image.new("L", (self.width, self.height), IDS["sky"])
     self.color_pen = ImageDraw.Draw(self.picture)
     self.label_pen = ImageDraw.Draw(self.labels)
-    self.vanishing_x = self.width * rng.uniform(0.3, 0.7)
+    self.vanishing_x = self.width * rng.uniform(0.38, 0.62)
     self.horizon = self.height * rng.uniform(0.44, 0.58)
-    self.focal = self.width * rng.uniform(1.35, 1.75)
+    self.focal = self.width * rng.uniform(1.1, 1.45)
     self.bend = rng.normal() * 0.0007
     self.sun_side = rng.choice((-1, 1))
-    self.night = rng.random() < 0.08
+    self.night = rng.random() < 0.06
     self.fog = rng.exponential(0.35) * 0.01
     sky = rng.choice(("blue", "grey", "sunset", "white"))
     self.sky_top, self.sky_bottom = {
@@ -64,7 +64,8 @@ class Canvas:
     # Cars, houses and signs of a scene share colours: a colour does not reveal the class.
     self.paints = [hsv(rng.random(), rng.beta(1.0, 1.6), rng.uniform(0.15, 0.98)) for _ in range(6)]
     # Dark paint or galvanised steel.
-    self.pole_color = hsv(rng.random(), rng.uniform(0, 0.3), rng.uniform(0.1, 0.3) if rng.random() < 0.7 else 0.65)
+    brightness = rng.uniform(0.1, 0.3) if rng.random() < 0.5 else rng.uniform(0.45, 0.75)
+    self.pole_color = hsv(rng.random(), rng.uniform(0, 0.2), brightness)
     self.greys = [np.full(3, rng.uniform(60, 190)) + rng.normal(0, 6, 3) for _ in range(4)]
 
   def project(self, point: Point) -> tuple[float, float]:
@@ -74,6 +75,10 @@ class Canvas:
     # A bent street shifts with the square of the distance.
     column = self.vanishing_x + self.focal * (x / z + self.bend * z)
     return column, self.horizon + self.focal * (_CAMERA_HEIGHT - y) / z
+
+  def first_visible(self, x: float) -> float:
+    """Returns the distance ahead, in metres, from which on the picture shows things at ``x``."""
+    return self.focal * abs(x) / (self.vanishing_x if x < 0 else self.width - self.vanishing_x)
 
   def haze(self, color: np.ndarray, z: float) -> tuple[int, int, int]:
     """Returns ``color`` after ``z`` metres of fog."""

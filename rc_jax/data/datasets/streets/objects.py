@@ -24,7 +24,7 @@ def house(canvas: Canvas, side: int, x: float, near: float, far: float, height: 
   material = rng.random()
   if material < 0.35:
     wall = hsv(rng.uniform(0.0, 0.07), rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))  # bricks
-  elif material < 0.55:
+  elif material < 0.5:
     wall = canvas.any_color() * 0.5 + np.full(3, rng.uniform(80, 190)) * 0.5
   lit = 1.12 if side == canvas.sun_side else 0.78
   glass = np.array((60, 70, 85)) * rng.uniform(0.5, 1.6)
@@ -154,7 +154,7 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
   height = rng.uniform(4, 7.5)
   color = canvas.pole_color * rng.uniform(0.85, 1.15)
   arm = rng.random() < 0.7
-  thick = rng.uniform(0.36, 0.56)
+  thick = rng.uniform(0.28, 0.44)
 
   def paint() -> None:
     canvas.upright(x, thick, 0, height, z, color, "pole")
@@ -172,7 +172,7 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
 def sign(canvas: Canvas, x: float, z: float) -> Paint:
   """A pole with a traffic sign, a board or a traffic light."""
   rng = canvas.rng
-  y, radius = rng.uniform(1.8, 2.6), rng.uniform(0.45, 0.75)
+  y, radius = rng.uniform(1.8, 2.6), rng.uniform(0.4, 0.7)
   shape = str(rng.choice(("disk", "triangle", "square", "board", "light")))
   red, blue, yellow, white = ((205, 30, 35), (25, 75, 175), (240, 195, 20), (240, 240, 235))
   pairs = ((red, white), (red, white), (red, yellow), (white, blue), (blue, blue))
@@ -194,7 +194,7 @@ def sign(canvas: Canvas, x: float, z: float) -> Paint:
       canvas.upright(x, 2 * r * (1.5 if shape == "board" else 1), y - r, y + r, z, color, label)
 
   def paint() -> None:
-    canvas.upright(x, 0.3, 0, y, z, grey, "pole")
+    canvas.upright(x, 0.24, 0, y, z, grey, "pole")
     if shape == "light":
       plate(radius, np.array((35, 35, 38)), "sign")
       for shift, color in ((0.75, (230, 40, 30)), (0, (90, 80, 30)), (-0.75, (30, 80, 60))):

@@ -13,9 +13,9 @@ from rc_jax.data.reading.dataset_info import IGNORE_LABEL
 _ROUGHNESS = {
   "vegetation": 0.3,
   "terrain": 0.18,
-  "building": 0.12,
-  "road": 0.08,
-  "sidewalk": 0.1,
+  "building": 0.08,
+  "road": 0.05,
+  "sidewalk": 0.07,
   "sky": 0.02,
 }
 _FARTHEST = 90.0
@@ -37,12 +37,12 @@ def draw(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, n
   canvas = Canvas(rng, size)
   _draw_sky(canvas)
   _draw_skyline(canvas)
-  left, right = _draw_ground(canvas)
+  kerbs, edges = _draw_ground(canvas)
   # The painter's algorithm: farther objects are drawn first.
   things: list[Thing] = []
-  for side, edge in ((-1, left), (1, right)):
-    things += _street_side(canvas, side, edge)
-  things += _traffic(canvas, left, right)
+  for side, kerb, edge in zip((-1, 1), kerbs, edges, strict=True):
+    things += _street_side(canvas, side, kerb, edge)
+  things += _traffic(canvas, *kerbs)
   for _, draw_thing in sorted(things, key=lambda thing: -thing[0]):
     draw_thing()
   _draw_bonnet(canvas)
@@ -86,12 +86,12 @@ def _draw_skyline(canvas: Canvas) -> None:
     x += width
 
 
-def _draw_ground(canvas: Canvas) -> tuple[float, float]:
-  """Paints terrain, sidewalks, road and marks; returns the left and right ends of the sidewalks in metres."""
+def _draw_ground(canvas: Canvas) -> tuple[tuple[float, float], tuple[float, float]]:
+  """Paints terrain, sidewalks, road and marks; returns both kerbs and both outer edges of the sidewalks in metres."""
   rng = canvas.rng
-  left, right = -rng.uniform(2.2, 4.2), rng.uniform(2.2, 4.2)
-  asphalt = np.full(3, rng.uniform(70, 135)) + rng.normal(0, 5, 3)
-  paving = asphalt * rng.uniform(1.1, 1.6) + np.array((8, 0, -8)) * rng.uniform(0, 2)
+  left, right = -rng.uniform(1.8, 3.2), rng.uniform(1.8, 3.2)
+  asphalt = np.full(3, rng.uniform(70, 115)) + rng.normal(0, 3, 3)
+  paving = asphalt * rng.uniform(1.25, 1.7) + np.array((8, 0, -8)) * rng.uniform(0.3, 2)
   grass = hsv(rng.uniform(0.13, 0.3), rng.uniform(0.3, 0.6), rng.uniform(0.4, 0.7))
   depths = np.geomspace(0.7, 400, 24)
 
@@ -145,10 +145,10 @@ def _draw_ground(canvas: Canvas) -> tuple[float, float]:
       for x, stretch in zip((*shaded, *shaded[::-1]), (1, 1, 1.3, 1.3), strict=True)
     ]
     canvas.polygon(corners, asphalt * rng.uniform(0.5, 0.7), None)
-  return left - widths[-1], right + widths[1]
+  return (left, right), (left - widths[-1], right + widths[1])
 
 
-def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
+def _street_side(canvas: Canvas, side: int, kerb: float, edge: float) -> list[Thing]:
   """Places the objects of one side: houses or open land, fences, trees, poles, signs and people on the sidewalk."""
   rng = canvas.rng
   things: list[Thing] = []
@@ -172,17 +172,19 @@ def _street_side(canvas: Canvas, side: int, edge: float) -> list[Thing]:
   if rng.random() < 0.75:
     start = rng.uniform(2, 14)
     things += objects.fence(canvas, edge + side * 0.15, start, start + rng.uniform(5, 25))
-  for _ in range(rng.integers(0, 4)):
-    z = rng.uniform(7, 40)
+  for _ in range(rng.integers(0, 3)):
+    z = rng.uniform(8, 40)
     things.append((z, objects.tree(canvas, edge + side * rng.uniform(-0.8, 3.5), z)))
-  for z in np.arange(rng.uniform(6, 12), 30, rng.uniform(8, 14)):
-    things.append((z, objects.lamp(canvas, side, edge - side * rng.uniform(0.3, 1.2), float(z))))
-  for _ in range(rng.integers(1, 4)):
-    z = float(rng.triangular(6, 9, 18))
-    things.append((z, objects.sign(canvas, edge - side * rng.uniform(0.1, 1.2), z)))
-  for _ in range(rng.integers(1, 5)):
-    z = float(rng.triangular(5.5, 8.5, 17))
-    things.append((z, objects.person(canvas, edge - side * rng.uniform(0.1, 1.8), z)))
+  for z in np.arange(canvas.first_visible(kerb) * rng.uniform(1.15, 2.4), 28, rng.uniform(11, 18)):
+    things.append((z, objects.lamp(canvas, side, kerb + side * rng.uniform(0.3, 0.8), float(z))))
+  for _ in range(rng.integers(0, 3)):
+    x = kerb + side * rng.uniform(0.4, 1.2)
+    z = canvas.first_visible(x) * rng.uniform(1.15, 2.2)
+    things.append((z, objects.sign(canvas, x, z)))
+  for _ in range(rng.integers(0, 4)):
+    x = kerb + side * rng.uniform(0.3, 2.0)
+    z = canvas.first_visible(x) * rng.uniform(1.1, 2.0)
+    things.append((z, objects.person(canvas, x, z)))
   return things
 
 
@@ -191,9 +193,9 @@ def _traffic(canvas: Canvas, left: float, right: float) -> list[Thing]:
   things: list[Thing] = []
   taken: list[tuple[float, float]] = []
   for _ in range(rng.integers(1, 7)):
-    z = float(rng.triangular(6, 10, 45))
+    z = float(rng.triangular(6, 10, 40))
     parked = rng.random() < 0.4
-    x = rng.choice((left + 1.2, right - 1.2)) if parked else rng.uniform(left + 1.1, right - 1.1)
+    x = rng.choice((left + 1.0, right - 1.0)) if parked else rng.uniform(left + 0.9, right - 0.9)
     if all(abs(x - other_x) > 2.0 or abs(z - other_z) > 5.5 for other_x, other_z in taken):
       taken.append((x, z))
       things.append((z, objects.car(canvas, float(x), z)))
@@ -217,7 +219,7 @@ def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
   rng = canvas.rng
   label = np.array(canvas.labels)[1::SUPERSAMPLING, 1::SUPERSAMPLING].copy()
   picture = np.asarray(canvas.picture.reduce(SUPERSAMPLING), np.float32)
-  roughness = np.full(256, 0.07, np.float32)
+  roughness = np.full(256, 0.04, np.float32)
   for name, amount in _ROUGHNESS.items():
     roughness[IDS[name]] = amount
   height, width = canvas.size
@@ -225,12 +227,12 @@ def _photograph(canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
   picture *= 1 + (roughness[label] * texture)[..., None]
   # Uneven light: the shadow of a cloud, and darker corners from the lens.
   y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-  light = 1 + 0.12 * noise(rng, canvas.size, (2, 4)) - rng.uniform(0, 0.2) * (x**2 + y**2)
+  light = 1 + 0.08 * noise(rng, canvas.size, (2, 4)) - rng.uniform(0, 0.2) * (x**2 + y**2)
   if canvas.night:
-    light = light * rng.uniform(0.3, 0.5)
+    light = light * rng.uniform(0.4, 0.6)
   tint = 1 + rng.normal(0, 0.03, 3)
   picture *= (light[..., None] * tint).astype(np.float32)
-  contrast, exposure = rng.uniform(0.9, 1.3), rng.normal(0, 10)
+  contrast, exposure = rng.uniform(0.9, 1.25), rng.normal(0, 8)
   picture = (picture - 110) * contrast + 110 + exposure
   picture = np.asarray(
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).filter(
