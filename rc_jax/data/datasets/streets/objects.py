@@ -95,11 +95,11 @@ def hedge(canvas: Canvas, x: float, near: float, far: float) -> Paint:
 def fence(canvas: Canvas, x: float, near: float, far: float) -> list[tuple[float, Paint]]:
   """A fence along the street, of boards or of transparent bars: its sections, each with its distance."""
   rng = canvas.rng
-  height = rng.uniform(1.3, 2.3)
+  height = rng.uniform(1.5, 2.4)
   wood = hsv(rng.uniform(0.05, 0.12), rng.uniform(0.2, 0.6), rng.uniform(0.35, 0.75))
   color = wood if rng.random() < 0.6 else canvas.any_color()
   gap = color * rng.uniform(0.35, 0.65)
-  solid = rng.random() < 0.6
+  solid = rng.random() < 0.8
 
   def paint(near: float, far: float) -> None:
     quad = [(x, 0, near), (x, 0, far), (x, height, far), (x, height, near)]
@@ -154,7 +154,7 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
   height = rng.uniform(4, 7.5)
   color = canvas.pole_color * rng.uniform(0.85, 1.15)
   arm = rng.random() < 0.7
-  thick = rng.uniform(0.28, 0.44)
+  thick = rng.uniform(0.32, 0.48)
 
   def paint() -> None:
     canvas.upright(x, thick, 0, height, z, color, "pole")

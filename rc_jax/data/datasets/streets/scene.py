@@ -120,7 +120,7 @@ def _draw_ground(canvas: Canvas) -> tuple[tuple[float, float], tuple[float, floa
       strip(left - widths[-1], left, paving * 0.8, None, z, z * 1.02)
     if paved[1]:
       strip(right, right + widths[1], paving * 0.8, None, z, z * 1.02)
-  for _ in range(rng.integers(0, 5)):
+  for _ in range(rng.integers(0, 3)):
     x, z = rng.uniform(left, right), rng.uniform(3, 30)
     width = rng.uniform(0.4, 2)
     tone = asphalt * rng.uniform(0.6, 1.3) if rng.random() < 0.7 else np.asarray(canvas.sky_bottom) * 0.8
@@ -131,14 +131,14 @@ def _draw_ground(canvas: Canvas) -> tuple[tuple[float, float], tuple[float, floa
     dash = rng.uniform(2, 6)
     for z in np.arange(1.0, 60, 2 * dash):
       strip(lane - 0.08, lane + 0.08, paint, None, z, z + dash)
-  if rng.random() < 0.35:
-    z = rng.uniform(5, 25)
+  if rng.random() < 0.25:
+    z = rng.uniform(6, 25)
     for x in np.arange(left + 0.3, right - 0.3, 0.9):
       strip(x, min(x + 0.45, right), paint, None, z, z + 2.5)
   # Shadows of houses and trees fall on road and sidewalk.
   reach = rng.uniform(0.3, 1) * (right - left)
   shaded = (left - 4, left + reach) if canvas.sun_side < 0 else (right - reach, right + 4)
-  for _ in range(rng.integers(0, 5)):
+  for _ in range(rng.integers(0, 3)):
     z = rng.uniform(3, 40)
     corners = [
       (x, 0.0, z * stretch * rng.uniform(0.9, 1.1))
@@ -175,7 +175,7 @@ def _street_side(canvas: Canvas, side: int, kerb: float, edge: float) -> list[Th
   for _ in range(rng.integers(0, 3)):
     z = rng.uniform(8, 40)
     things.append((z, objects.tree(canvas, edge + side * rng.uniform(-0.8, 3.5), z)))
-  for z in np.arange(canvas.first_visible(kerb) * rng.uniform(1.15, 2.4), 28, rng.uniform(11, 18)):
+  for z in np.arange(canvas.first_visible(kerb) * rng.uniform(1.2, 3.5), 22, rng.uniform(10, 16)):
     things.append((z, objects.lamp(canvas, side, kerb + side * rng.uniform(0.3, 0.8), float(z))))
   for _ in range(rng.integers(0, 3)):
     x = kerb + side * rng.uniform(0.4, 1.2)
