@@ -23,7 +23,7 @@ def drawn(splits):
 
 
 def test_form(splits, drawn):
-  assert len(splits["train"]) == 400 and len(splits["val"]) == 60
+  assert len(splits["train"]) == 800 and len(splits["val"]) == 60
   for examples in drawn.values():
     for example in examples:
       assert example["image"].shape == (128, 192, 3) and example["image"].dtype == np.uint8

@@ -10,7 +10,7 @@ from rc_jax.data.datasets.streets import canvas, scene
 from rc_jax.data.reading import Dataset, DatasetInfo, Example, check_split
 
 # split -> (stream of random numbers, scenes). Separate streams: no scene is in two splits.
-SPLITS = {"train": (0, 400), "val": (1, 60)}
+SPLITS = {"train": (0, 800), "val": (1, 60)}
 IMAGE_SIZE = (128, 192)
 
 INFO = DatasetInfo(
