@@ -53,7 +53,7 @@ class Canvas:
     self.bend = rng.normal() * 0.0007
     self.sun_side = rng.choice((-1, 1))
     self.night = rng.random() < 0.06
-    self.fog = rng.exponential(0.35) * 0.01
+    self.fog = rng.exponential(0.35) * 0.007
     sky = rng.choice(("blue", "grey", "sunset", "white"))
     self.sky_top, self.sky_bottom = {
       "blue": ((80, 130, 205), (190, 210, 230)),
@@ -149,7 +149,7 @@ def leaf(rng: np.random.Generator) -> np.ndarray:
   """Returns a colour of leaves or grass, from straw to dark green, RGB."""
   if rng.random() < 0.12:
     return hsv(rng.uniform(0.05, 0.15), rng.uniform(0.4, 0.7), rng.uniform(0.35, 0.65))
-  return hsv(rng.uniform(0.2, 0.38), rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.6))
+  return hsv(rng.uniform(0.22, 0.38), rng.uniform(0.35, 0.7), rng.uniform(0.2, 0.48))
 
 
 def hsv(hue: float, saturation: float, value: float) -> np.ndarray:

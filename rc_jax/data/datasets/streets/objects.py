@@ -20,7 +20,7 @@ _TYRE = np.array((25, 25, 27))
 def house(canvas: Canvas, side: int, x: float, near: float, far: float, height: float, depth: float) -> Paint:
   """A house with its facade along the street at ``x``: windows, bricks, a shop or a billboard."""
   rng = canvas.rng
-  wall = hsv(rng.uniform(0.04, 0.16), rng.uniform(0.05, 0.4), rng.uniform(0.45, 0.95))  # plaster
+  wall = hsv(rng.uniform(0.04, 0.16), rng.uniform(0.1, 0.4), rng.uniform(0.45, 0.85))  # plaster
   material = rng.random()
   if material < 0.35:
     wall = hsv(rng.uniform(0.0, 0.07), rng.uniform(0.35, 0.65), rng.uniform(0.35, 0.65))  # bricks
@@ -127,9 +127,9 @@ def tree(canvas: Canvas, x: float, z: float) -> Paint:
   color = leaf(rng)
   leaves = [
     (
-      rng.normal(0, 0.5) * crown,
-      rng.normal(0.6, 0.5) * crown,
-      rng.uniform(0.3, 0.65) * crown,
+      rng.uniform(-0.7, 0.7) * crown,
+      rng.uniform(0, 1.3) * crown,
+      rng.uniform(0.4, 0.65) * crown,
       rng.uniform(0.7, 1.3),
     )
     for _ in range(14)
@@ -172,7 +172,7 @@ def lamp(canvas: Canvas, side: int, x: float, z: float) -> Paint:
 def sign(canvas: Canvas, x: float, z: float) -> Paint:
   """A pole with a traffic sign, a board or a traffic light."""
   rng = canvas.rng
-  y, radius = rng.uniform(1.8, 2.6), rng.uniform(0.4, 0.7)
+  y, radius = rng.uniform(1.8, 2.6), rng.uniform(0.45, 0.75)
   shape = str(rng.choice(("disk", "triangle", "square", "board", "light")))
   red, blue, yellow, white = ((205, 30, 35), (25, 75, 175), (240, 195, 20), (240, 240, 235))
   pairs = ((red, white), (red, white), (red, yellow), (white, blue), (blue, blue))
@@ -210,7 +210,7 @@ def sign(canvas: Canvas, x: float, z: float) -> Paint:
 def person(canvas: Canvas, x: float, z: float) -> Paint:
   """A standing or walking person."""
   rng = canvas.rng
-  tall = rng.uniform(1.2, 1.9)
+  tall = rng.uniform(1.4, 1.95)
   coat, trousers = canvas.any_color(), canvas.any_color() * 0.7
   skin = np.array((225, 180, 150)) * rng.uniform(0.35, 1.05)
   hair = np.array((70, 50, 35)) * rng.uniform(0.3, 2)
@@ -220,7 +220,7 @@ def person(canvas: Canvas, x: float, z: float) -> Paint:
     canvas.ellipse((x, 0.02, z), 0.35, 0.06, _SHADOW, None)
     hip, neck = tall * 0.48, tall * 0.84
     for foot in (-stride, stride):
-      leg = [(x - 0.1, hip, z), (x + 0.1, hip, z), (x + foot + 0.08, 0, z), (x + foot - 0.08, 0, z)]
+      leg = [(x - 0.16, hip, z), (x + 0.16, hip, z), (x + foot + 0.12, 0, z), (x + foot - 0.12, 0, z)]
       canvas.polygon(leg, trousers, "person")
     torso = [(x - broad, neck, z), (x + broad, neck, z), (x + broad * 0.8, hip, z), (x - broad * 0.8, hip, z)]
     canvas.polygon(torso, coat, "person")
@@ -228,8 +228,8 @@ def person(canvas: Canvas, x: float, z: float) -> Paint:
       limb = [(x + arm * broad, neck, z), (x + arm * (broad + 0.1), neck, z)]
       limb += [(x + arm * (broad + stride), hip, z), (x + arm * (broad + stride - 0.1), hip, z)]
       canvas.polygon(limb, coat * 0.85, "person")
-    canvas.ellipse((x, tall * 0.92, z), 0.11, tall * 0.08, skin, "person")
-    canvas.ellipse((x, tall * 0.965, z), 0.11, tall * 0.045, hair, "person")
+    canvas.ellipse((x, tall * 0.91, z), 0.14, tall * 0.09, skin, "person")
+    canvas.ellipse((x, tall * 0.965, z), 0.14, tall * 0.05, hair, "person")
 
   return paint
 

@@ -67,7 +67,7 @@ def _draw_skyline(canvas: Canvas) -> None:
   x = -rng.uniform(0, 20)
   while x < canvas.width:
     width = rng.uniform(0.1, 0.3) * canvas.width
-    height = rng.uniform(0.04, 0.14) * canvas.height
+    height = rng.uniform(0.05, 0.16) * canvas.height
     box = [(x, canvas.horizon - height), (x + width, canvas.horizon - height)]
     box += [(x + width, canvas.horizon + 3), (x, canvas.horizon + 3)]
     if rng.random() < 0.55:
@@ -89,10 +89,10 @@ def _draw_skyline(canvas: Canvas) -> None:
 def _draw_ground(canvas: Canvas) -> tuple[tuple[float, float], tuple[float, float]]:
   """Paints terrain, sidewalks, road and marks; returns both kerbs and both outer edges of the sidewalks in metres."""
   rng = canvas.rng
-  left, right = -rng.uniform(1.8, 3.2), rng.uniform(1.8, 3.2)
+  left, right = -rng.uniform(1.7, 2.7), rng.uniform(1.7, 2.7)
   asphalt = np.full(3, rng.uniform(70, 115)) + rng.normal(0, 3, 3)
-  paving = asphalt * rng.uniform(1.25, 1.7) + np.array((8, 0, -8)) * rng.uniform(0.3, 2)
-  grass = hsv(rng.uniform(0.13, 0.3), rng.uniform(0.3, 0.6), rng.uniform(0.4, 0.7))
+  paving = asphalt * rng.uniform(1.4, 1.8) + np.array((8, 0, -8)) * rng.uniform(0.3, 2)
+  grass = hsv(rng.uniform(0.13, 0.26), rng.uniform(0.35, 0.65), rng.uniform(0.5, 0.75))
   depths = np.geomspace(0.7, 400, 24)
 
   def strip(
