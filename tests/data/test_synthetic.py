@@ -26,8 +26,8 @@ def test_form(splits, drawn):
   assert len(splits["train"]) == 800 and len(splits["val"]) == 60
   for examples in drawn.values():
     for example in examples:
-      assert example["image"].shape == (128, 192, 3) and example["image"].dtype == np.uint8
-      assert example["label"].shape == (128, 192) and example["label"].dtype == np.uint8
+      assert example["image"].shape == (160, 240, 3) and example["image"].dtype == np.uint8
+      assert example["label"].shape == (160, 240) and example["label"].dtype == np.uint8
       assert set(np.unique(example["label"])) <= {*range(INFO.num_classes), 255}
   names = [example["name"] for examples in drawn.values() for example in examples]
   assert len(set(names)) == len(names)
@@ -55,7 +55,7 @@ def test_frequencies_are_uneven_and_no_class_is_missing(drawn):
     share = counts[: INFO.num_classes] / counts.sum()
     images = sum(np.isin(np.arange(INFO.num_classes), example["label"]) for example in examples)
     assert share.min() > 0.001 and images.min() >= 0.5 * len(examples)
-    assert share.max() > 6 * share.min()
+    assert share.max() > 4 * share.min()
     assert 0 < counts[255] < 0.1 * counts.sum()
 
 
@@ -102,7 +102,7 @@ def test_a_feature_grid_of_stride_8_can_show_every_class(drawn):
     predictions.append(np.argmax(shares, axis=0))
     labels.append(label)
   iou = iou_of_classes(np.stack(predictions), np.stack(labels))
-  assert iou.mean() > 0.78 and iou.min() > 0.55, np.round(iou, 2)
+  assert iou.mean() > 0.8 and iou.min() > 0.65, np.round(iou, 2)
 
 
 def test_size_can_be_chosen():

@@ -11,7 +11,7 @@ from rc_jax.data.reading import Dataset, DatasetInfo, Example, check_split
 
 # split -> (stream of random numbers, scenes). Separate streams: no scene is in two splits.
 SPLITS = {"train": (0, 800), "val": (1, 60)}
-IMAGE_SIZE = (128, 192)
+IMAGE_SIZE = (160, 240)
 
 INFO = DatasetInfo(
   name="synthetic",
