@@ -26,8 +26,8 @@ def test_form(splits, drawn):
   assert len(splits["train"]) == 800 and len(splits["val"]) == 60
   for examples in drawn.values():
     for example in examples:
-      assert example["image"].shape == (160, 240, 3) and example["image"].dtype == np.uint8
-      assert example["label"].shape == (160, 240) and example["label"].dtype == np.uint8
+      assert example["image"].shape == (129, 193, 3) and example["image"].dtype == np.uint8
+      assert example["label"].shape == (129, 193) and example["label"].dtype == np.uint8
       assert set(np.unique(example["label"])) <= {*range(INFO.num_classes), 255}
   names = [example["name"] for examples in drawn.values() for example in examples]
   assert len(set(names)) == len(names)
@@ -55,7 +55,7 @@ def test_frequencies_are_uneven_and_no_class_is_missing(drawn):
     share = counts[: INFO.num_classes] / counts.sum()
     images = sum(np.isin(np.arange(INFO.num_classes), example["label"]) for example in examples)
     assert share.min() > 0.001 and images.min() >= 0.5 * len(examples)
-    assert share.max() > 4 * share.min()
+    assert share.max() > 8 * share.min()
     assert 0 < counts[255] < 0.1 * counts.sum()
 
 

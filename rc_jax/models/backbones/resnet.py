@@ -43,8 +43,6 @@ RESNETS = {
   "resnet152": ResNetSpec((3, 8, 36, 3), bottleneck=True),
   # Not from the literature: a quarter of ResNet-18's channels, to train in minutes on a laptop.
   "resnet_tiny": ResNetSpec((2, 2, 2, 2), bottleneck=False, width=16),
-  # The same, with blocks moved from the dilated stages to stage 2, whose convolutions read neighbouring cells.
-  "resnet20_tiny": ResNetSpec((2, 4, 2, 1), bottleneck=False, width=16),
 }
 
 OUTPUT_STRIDES = (8, 16, 32)

@@ -177,11 +177,11 @@ def _street_side(canvas: Canvas, side: int, kerb: float, edge: float) -> list[Th
     things.append((z, objects.tree(canvas, edge + side * rng.uniform(-0.8, 3.5), z)))
   for z in np.arange(canvas.first_visible(kerb) * rng.uniform(1.2, 3.5), 22, rng.uniform(10, 16)):
     things.append((z, objects.lamp(canvas, side, kerb + side * rng.uniform(0.3, 0.8), float(z))))
-  for _ in range(rng.integers(0, 3)):
+  for _ in range(rng.integers(0, 2)):
     x = kerb + side * rng.uniform(0.4, 1.2)
     z = canvas.first_visible(x) * rng.uniform(1.15, 2.2)
     things.append((z, objects.sign(canvas, x, z)))
-  for _ in range(rng.integers(0, 4)):
+  for _ in range(rng.integers(0, 3)):
     x = kerb + side * rng.uniform(0.3, 2.0)
     z = canvas.first_visible(x) * rng.uniform(1.1, 2.0)
     things.append((z, objects.person(canvas, x, z)))
@@ -199,7 +199,7 @@ def _traffic(canvas: Canvas, left: float, right: float) -> list[Thing]:
     if all(abs(x - other_x) > 2.0 or abs(z - other_z) > 5.5 for other_x, other_z in taken):
       taken.append((x, z))
       things.append((z, objects.car(canvas, float(x), z)))
-  if rng.random() < 0.4:
+  if rng.random() < 0.25:
     z = float(rng.uniform(7, 18))
     things.append((z, objects.person(canvas, rng.uniform(left, right), z)))
   return things
