@@ -243,7 +243,7 @@ def test_differences_name_the_fields_that_change_a_run() -> None:
   theirs["train"]["log_every"] = 1  # does not change what is computed
   theirs["data"]["threads"] = 9
   theirs["model"]["multi_grid"] = list(theirs["model"]["multi_grid"])  # as JSON gives it back
-  assert different_run(ours, theirs) == ["train.steps: 1500, there 7"]
+  assert different_run(ours, theirs) == ["train.steps: 1000, there 7"]
 
 
 def test_weights_of_another_network_are_told_by_the_fields_that_change_no_shape() -> None:
