@@ -55,6 +55,9 @@ def get_config(variant: str = "resnet101") -> Config:
 
   # Sliding window of the training crop: one program for images of any size.
   config.eval.crop_size = (480, 480)
+  config.eval.pad_to_grid = (
+    False  # 480 is no multiple of 8, plus 1: full images are to be stretched as the crops are
+  )
   config.train.eval_every = 10_000
   config.train.checkpoint_every = 2_000
 

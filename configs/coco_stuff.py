@@ -60,6 +60,9 @@ def get_config(variant: str = "10k") -> Config:
 
   # Sliding window of the training crop: one program for images of any size.
   config.eval.crop_size = (520, 520)
+  config.eval.pad_to_grid = (
+    False  # 520 is no multiple of 8, plus 1: full images are to be stretched as the crops are
+  )
   config.train.eval_every = 5_000
   config.train.checkpoint_every = 2_000
 

@@ -194,6 +194,14 @@ FIELDS: tuple[Field, ...] = (
   ),
   Field("eval.flip", False, "Averages with the mirrored image.", resumable=True),
   Field(
+    "eval.pad_to_grid",
+    True,
+    "Pads full images at the right and the bottom with ImageNet's mean colour until the corners of the feature grid "
+    "lie on theirs: to a multiple of the network's stride, plus 1. Otherwise aligned corners stretch the prediction by "
+    "up to a stride. False for a network that was trained on crops of other sides.",
+    resumable=True,
+  ),
+  Field(
     "eval.crop_size",
     (),
     "Height and width of the sliding window in pixels; (): full images.",

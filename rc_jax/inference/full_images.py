@@ -1,7 +1,8 @@
 """Labels of full images, with one compiled program for each size: the program that ``--mode=export`` writes.
 
-Padding would change the logits, through the borders of convolutions and the global pooling of ASPP. So a full image
-goes in at its own size, as mmsegmentation's ``mode="whole"`` has it, and each size compiles the network.
+Padding to a common size would change the logits, through the borders of convolutions and the global pooling of ASPP. So
+a full image goes in at its own size, as mmsegmentation's ``mode="whole"`` has it, or less than a stride larger
+(``eval.pad_to_grid``), and each size compiles the network.
 """
 
 import time

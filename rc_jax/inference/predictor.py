@@ -32,7 +32,7 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
 
   Args:
     network: functions of the network.
-    config_eval: ``scales``, ``flip``, ``crop_size`` (empty: the full image) and ``stride``.
+    config_eval: ``scales``, ``flip``, ``crop_size`` (empty: the full image), ``stride`` and ``pad_to_grid``.
 
   Returns:
     ``predict(params, batch_stats, images [B,H,W,3] uint8 RGB) -> [B,H,W,N]`` float32, summing to 1 over classes.
@@ -40,10 +40,15 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   views = read_views(config_eval, network.align_corners)
   upsample = functools.partial(resample.upsample, align_corners=network.align_corners)
 
+  # A window has the size of the training crops, with which the network has learned to place its predictions.
+  pads = bool(config_eval.pad_to_grid) and views.window is None
+
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
     def probabilities(pixels: jax.Array) -> jax.Array:
-      logits = network.predict(params, batch_stats, pixels).logits
-      return jax.nn.softmax(upsample(logits, (pixels.shape[1], pixels.shape[2])), axis=-1)
+      height, width = pixels.shape[1:3]
+      size = grid_size(network, (height, width)) if pads else (height, width)
+      logits = network.predict(params, batch_stats, padded_to(pixels, size)).logits
+      return jax.nn.softmax(upsample(logits, size)[:, :height, :width], axis=-1)
 
     def of_view(pixels: jax.Array) -> jax.Array:
       if views.window is None:
@@ -66,6 +71,29 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   return predict
 
 
+def grid_size(network: Network, size: tuple[int, int]) -> tuple[int, int]:
+  """Returns the least size, no smaller than ``size``, with whose corners the corners of the network's grids coincide.
+
+  The grid of stride ``s`` has ``ceil(H/s)`` rows, row ``i`` at pixel ``s i``. Aligned corners place it at
+  ``i (H-1)/(ceil(H/s)-1)``, which is ``s i`` where ``H`` is a multiple of ``s``, plus 1. Of 360 rows, the last of 23 at
+  stride 16 lies at 352 and is placed at 359.
+  """
+  stride = network.grid_stride
+  if not network.align_corners or stride is None:
+    return size
+  height, width = (-(-(side - 1) // stride) * stride + 1 for side in size)
+  return height, width
+
+
+def padded_to(images: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Pads ``[B,H,W,3]`` float32 in 0..255 at the right and the bottom with ImageNet's mean colour."""
+  height, width = images.shape[1:3]
+  if (height, width) == size:
+    return images
+  pad = ((0, 0), (0, size[0] - height), (0, size[1] - width), (0, 0))
+  return jnp.pad(images - PADDING_COLOR, pad) + PADDING_COLOR
+
+
 def slide(
   probabilities: Callable[[jax.Array], jax.Array],
   images: jax.Array,
@@ -85,8 +113,7 @@ def slide(
   """
   batch, height, width, _ = images.shape
   padded = (max(height, window[0]), max(width, window[1]))
-  pad = ((0, 0), (0, padded[0] - height), (0, padded[1] - width), (0, 0))
-  images = jnp.pad(images - PADDING_COLOR, pad) + PADDING_COLOR
+  images = padded_to(images, padded)
 
   tops = window_starts(padded[0], window[0], stride[0])
   lefts = window_starts(padded[1], window[1], stride[1])

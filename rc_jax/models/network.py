@@ -97,6 +97,8 @@ class Network:
     channels: ``C``, of the features in training.
     align_corners: whether the corners of the feature grid lie on the image's corners, where logits or labels are
       resampled.
+    grid_stride: pixels ``s``: where the sides of an image are multiples of ``s``, plus 1, each cell of the grids lies
+      on the pixel that aligned corners assign to it; None: unknown.
   """
 
   init: Callable[..., Variables]
@@ -105,6 +107,7 @@ class Network:
   num_classes: int
   channels: int
   align_corners: bool
+  grid_stride: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +162,10 @@ def _no_family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict
   return {}
 
 
+def _unknown_stride(model: Config) -> None:
+  return None
+
+
 def _no_description(shapes: Shapes) -> str:
   return ""
 
@@ -179,6 +186,7 @@ class Backbone:
       classifier ``fc``.
     family_fields: ``(family, fields from shapes, part) -> fields`` that the family's networks have and no shape
       shows. ``part`` is ``"backbone"`` or ``"all"``: some matter only to a network that is imported with its head.
+    grid_stride: from ``config.model`` to ``Network.grid_stride``, the stride of the coarsest of its grids.
   """
 
   build: Callable[[Config], nn.Module]
@@ -188,3 +196,4 @@ class Backbone:
   key_rules: Mapping[str, KeyRules] = dataclasses.field(default_factory=dict)
   ignored_layers: tuple[str, ...] = ()
   family_fields: Callable[[str, Mapping[str, Any], str], dict[str, Any]] = _no_family_fields
+  grid_stride: Callable[[Config], int | None] = _unknown_stride

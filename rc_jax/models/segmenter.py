@@ -215,7 +215,9 @@ def build(config_model: Config, num_classes: int) -> Network:
     return outputs
 
   channels = model.embedding_channels or model.channels
-  return Network(init, train, predict, num_classes, channels, bool(model.align_corners))
+  return Network(
+    init, train, predict, num_classes, channels, bool(model.align_corners), backbone.grid_stride(model)
+  )
 
 
 def _check_outputs(outputs: Outputs, model: Config, num_classes: int) -> None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rc_jax import models
 from rc_jax.config import defaults
 from rc_jax.inference.predictor import make_predictor
 from rc_jax.inference.windows import window_starts
@@ -154,3 +155,66 @@ def test_windows_cover_every_pixel(length: int) -> None:
   starts = window_starts(length, window, stride)
   covered = {pixel for start in starts for pixel in range(start, start + window)}
   assert covered == set(range(length)) and len(starts) == len(set(starts))
+
+
+@pytest.mark.parametrize("size", [(33, 49), (34, 40), (47, 60)])
+@pytest.mark.parametrize("pads", [True, False])
+def test_full_images_are_not_stretched(size: tuple[int, int], pads: bool) -> None:
+  """A network that samples every 8th pixel of a ramp: what it predicts lies where the ramp is, at any size."""
+
+  def predict(params, batch_stats, images):
+    logits = 0.1 * images[:, ::8, ::8, :2].astype(jnp.float32)
+    return Outputs(logits, logits)
+
+  def unused(*args, **kwargs):
+    raise AssertionError("inference needs prediction alone")
+
+  network = Network(unused, unused, predict, 2, 2, align_corners=True, grid_stride=8)
+  rows, columns = np.mgrid[: size[0], : size[1]]
+  images = np.stack([2 * rows, 3 * columns, 0 * rows], axis=-1).astype(np.uint8)[None]
+  config_eval = defaults().eval
+  config_eval.pad_to_grid = pads
+  got = np.asarray(make_predictor(network, config_eval)({}, {}, images))[0, ..., 0]
+  expected = 1 / (1 + np.exp(0.1 * (3.0 * columns - 2.0 * rows)))
+  # Behind the last sample within the image, the padding enters.
+  inside = np.s_[: (size[0] - 1) // 8 * 8 + 1, : (size[1] - 1) // 8 * 8 + 1]
+  error = np.abs(got - expected)[inside].max()
+  aligned = all(side % 8 == 1 for side in size)
+  # The control: without padding, aligned corners stretch the grid of other sizes.
+  assert error < 1e-5 if pads or aligned else error > 0.01
+
+
+def test_windows_are_not_padded() -> None:
+  config_eval = defaults().eval
+  config_eval.crop_size = (40, 40)
+  shapes = []
+
+  def predict(params, batch_stats, images):
+    shapes.append(images.shape[1:3])
+    logits = images[:, ::8, ::8, :2].astype(jnp.float32)
+    return Outputs(logits, logits)
+
+  network = Network(predict, predict, predict, 2, 2, align_corners=True, grid_stride=8)
+  make_predictor(network, config_eval)({}, {}, np.zeros((1, 50, 60, 3), np.uint8))
+  assert set(shapes) == {(40, 40)}
+
+
+@pytest.mark.parametrize(
+  ("backbone", "fields", "stride"),
+  [
+    ("resnet_tiny", {}, 8),
+    ("resnet_tiny", {"output_stride": 16, "multi_grid": (1, 1)}, 16),
+    ("hrnetv2_tiny", {"output_stride": 4, "name": "fcn"}, 32),
+  ],
+)
+def test_the_grids_of_networks_lie_on_multiples_of_their_stride(backbone, fields, stride) -> None:
+  model = defaults().model
+  model.update({"backbone": backbone, "multi_grid": (1, 1), "dtype": "float32"} | fields)
+  network = models.build(model, 2)
+  assert network.grid_stride == stride
+  # A grid of stride `s` then has a row on each s-th pixel: one more for `s` more pixels.
+  finest = 4 if backbone.startswith("hrnet") else stride
+  variables = network.init(jax.random.key(0))
+  for side in (2 * stride + 1, 3 * stride + 1):
+    outputs = jax.eval_shape(network.predict, *variables, jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8))
+    assert outputs.logits.shape[1] == (side - 1) // finest + 1

@@ -328,6 +328,9 @@ def backbone(spec: HRNetSpec) -> Backbone:
     # What timm's and the authors' classifiers hold behind the branches.
     ignored_layers=("classifier", r"incre_modules\..*", r"downsamp_modules\..*", r"final_layer\..*"),
     family_fields=_family_fields,
+    grid_stride=lambda model: (
+      8 * OUTPUT_STRIDE
+    ),  # of the coarsest branch, which is interpolated to the finest
   )
 
 

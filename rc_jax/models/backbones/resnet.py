@@ -298,6 +298,7 @@ def backbone(spec: ResNetSpec) -> Backbone:
     key_rules=KEY_RULES,
     ignored_layers=("fc",),  # ImageNet's classifier
     family_fields=functools.partial(_family_fields, spec),
+    grid_stride=lambda model: int(model.output_stride),
   )
 
 
