@@ -153,7 +153,8 @@ def main() -> None:
       candidates["PyTorch, torch.compile"] = torch_step(config, channels_last=False, compiled=True)
     print(f"\n{name}: {steps.describe(config)}, {arguments.rounds} rounds", flush=True)
     print(
-      timing.table(timing.in_turn(candidates, arguments.rounds), "rc_jax, cross entropy alone"), flush=True
+      timing.table(timing.in_turn(candidates, arguments.rounds, warm=True), "rc_jax, cross entropy alone"),
+      flush=True,
     )
 
 

@@ -11,7 +11,9 @@ PAUSE = (
 )
 
 
-def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turn(
+  candidates: Mapping[str, Callable[[], object]], rounds: int, warm: bool = False
+) -> dict[str, list[float]]:
   """Runs each candidate once in each round, after a first round that does not count.
 
   The speed of a shared machine drifts. Candidates of one round drift together, so trust ratios within a round only.
@@ -19,6 +21,8 @@ def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
   Args:
     candidates: name -> function; its result is waited for.
     rounds: the number of rounds that count.
+    warm: whether each call follows another of the same candidate, which does not count. In a loop of its own a candidate
+      does not meet the threads of another library that still wait for work, or memory that was returned to the system.
 
   Returns:
     Seconds of each round for each name.
@@ -28,7 +32,8 @@ def in_turn(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict
     # Every other round in reverse order, so that no candidate always follows the same other one.
     order = list(candidates.items())
     for name, function in order if counted % 2 else order[::-1]:
-      time.sleep(PAUSE)
+      if warm:
+        jax.block_until_ready(function())
       start = time.perf_counter()
       jax.block_until_ready(function())
       if counted >= 0:
