@@ -21,8 +21,9 @@ def in_turn(
   Args:
     candidates: name -> function; its result is waited for.
     rounds: the number of rounds that count.
-    warm: whether each call follows another of the same candidate, which does not count. In a loop of its own a candidate
-      does not meet the threads of another library that still wait for work, or memory that was returned to the system.
+    warm: whether each call follows another of the same candidate, which does not count. In a loop of its own a
+      candidate does not meet threads of another library that still wait for work, or memory that went back to the
+      system.
 
   Returns:
     Seconds of each round for each name.
