@@ -6,6 +6,7 @@ from PIL import Image
 
 from rc_jax import data
 from rc_jax.data.reading import colormap
+from tests.support import small_datasets
 
 CLASSES = 'id,name,color\n3, road ,#804080\n0,"sky, clouds"\n7,ignore\n255,ignore\n9,car,\n'
 
@@ -95,3 +96,78 @@ def test_colormap_is_that_of_pascal_voc():
   for index, color in {**known, 255: (224, 224, 192)}.items():
     assert tuple(colors[index]) == color
   assert len(np.unique(colors, axis=0)) == 256
+
+
+def _indexed(root, ids, palette):
+  image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+  image.putpalette(palette.astype(np.uint8).tobytes())
+  image.save(root / "labels/train/a.png")
+
+
+PLAIN = "id,name\n0,background\n1,road\n2,car\n255,ignore\n"
+VOC_COLORED = "id,name,color\n0,background,#000000\n1,road,#800000\n2,car,#008000\n255,ignore\n"
+SHIFTED = "id,name,color\n0,road,#800000\n1,car,#008000\n2,sky,#808000\n255,ignore\n"
+WHITE = "id,name,color\n0,background,#000000\n1,crack,#ffffff\n2,dust,#101010\n255,ignore\n"
+GREYS = np.repeat(np.arange(256)[:, None], 3, axis=1)
+WHITE_LAST = np.concatenate([[(9, 9, 9), (200, 0, 0), (0, 0, 200)], np.zeros((252, 3)), [(255, 255, 255)]])
+
+
+@pytest.mark.parametrize("table", [PLAIN, VOC_COLORED, SHIFTED, WHITE])
+@pytest.mark.parametrize(
+  "palette",
+  [colormap(256), np.roll(colormap(256), -1, axis=0), colormap(3), GREYS, WHITE_LAST],
+  ids=["voc", "voc without black", "voc of three", "greys", "white last"],
+)
+def test_index_masks_with_the_palette_of_a_tool(tmp_path, table, palette):
+  ids = np.array([[0, 1, 2, 0, 2] if len(palette) == 3 else [0, 1, 2, 255, 2]], np.uint8)
+  root = _folder(tmp_path, ids, classes=table)
+  _indexed(tmp_path, ids, palette)
+  assert data.load("folder", root, "train")[0]["label"].tolist() == ids.tolist()
+
+
+def test_an_index_mask_in_the_colours_that_pictures_of_other_classes_have(tmp_path):
+  # Without colours in the table, the pictures of car show (0, 128, 0): no colour of the labels.
+  ids = np.array([[3, 0, 9]], np.uint8)
+  root = _folder(tmp_path, ids, classes="id,name\n3,road\n0,sky\n9,car\n")
+  palette = np.zeros((10, 3))
+  palette[[0, 3, 9]] = colormap(4)[[2, 3, 1]]
+  _indexed(tmp_path, ids, palette)
+  assert data.load("folder", root, "train")[0]["label"].tolist() == [[0, 1, 2]]
+
+
+def test_a_colour_mask_with_a_palette_is_refused_by_the_colours_of_the_table(tmp_path):
+  ids = np.array([[0, 1, 2]], np.uint8)
+  table = "id,name,color\n0,background,#000000\n1,road,#804080\n2,car,#00008e\n3,sky,\n"
+  root = _folder(tmp_path, ids, classes=table)
+  for palette in ([(0, 0, 0), (0, 0, 142), (128, 64, 128)], [(128, 64, 128), (0, 0, 0), (0, 0, 142)]):
+    _indexed(tmp_path, ids, np.array(palette))
+    with pytest.raises(ValueError, match=r"a\.png.*colour mask.*convert the colours to ids"):
+      data.load("folder", root, "train")[0]
+
+
+def test_colours_of_pictures_are_no_advice_on_a_colour_mask(tmp_path):
+  # These are the first colours of VOC, which the project also gives to classes without colours.
+  ids = np.array([[0, 1, 2]], np.uint8)
+  root = _folder(tmp_path, ids, classes="id,name\n0,background\n1,road\n2,car\n")
+  Image.fromarray(colormap(3)[ids]).save(tmp_path / "labels/train/a.png")
+  with pytest.raises(ValueError, match="it has 3 colours: convert the colours to ids"):
+    data.load("folder", root, "train")[0]
+
+
+@pytest.mark.parametrize(
+  ("name", "label", "ids"),
+  [
+    ("camvid", "labels/train/1.png", (0, 1, 7, 11)),
+    ("cityscapes", "gtFine/train/ulm/ulm_train_1_gtFine_labelIds.png", (0, 7, 21, 33)),
+    ("coco_stuff_164k", "annotations/train2017/1.png", (0, 1, 90, 181, 255)),
+  ],
+)
+def test_benchmark_labels_with_the_palette_of_voc(tmp_path, name, label, ids):
+  small_datasets.MAKERS[name](tmp_path)
+  ids = small_datasets.random_ids("x", ids)
+  image = Image.frombytes("P", ids.shape[::-1], ids.tobytes())
+  image.putpalette(colormap(256).tobytes())
+  image.save(tmp_path / label)
+  source = data.load(name, str(tmp_path), "train")
+  expected = [[source.train_ids[own_id] for own_id in row] for row in ids.tolist()]
+  assert source[1]["label"].tolist() == expected

@@ -96,6 +96,7 @@ def _info(name: str, first_id: int, mistakes: IdMistakes) -> DatasetInfo:
     class_names=tuple(_NAMES[own_id - 1] for own_id in _IDS),
     # The releases have no colours; their viewer shuffles a rainbow each time.
     palette=colormap(len(_NAMES) + 1)[ids],
+    made_up_colors=frozenset(range(len(ids))),
     label_ids=ids - 1 + first_id,
     absent_class="not_in_truth",
     mistakes=mistakes,

@@ -130,11 +130,13 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
   for index, color in enumerate(colors):
     if color is not None:
       palette[index] = color
+  made_up = frozenset(index for index, color in enumerate(colors) if color is None)
   info = DatasetInfo(
     name="folder",
     class_names=tuple(names),
     palette=palette,
     label_ids=np.array(own_ids),
+    made_up_colors=made_up,
     mistakes=IdMistakes(
       remedy=f"convert the labels, or add a line to {CLASSES_FILE} (name {IGNORED}: not counted)"
     ),

@@ -50,6 +50,8 @@ class DatasetInfo:
       unless it was predicted, left out if the ground truth lacks it, or scored 0. Each benchmark has a rule of these.
     categories: of each class, where the benchmark also scores groups of classes; otherwise empty.
     mistakes: wrong ids that are common in labels of this data set.
+    made_up_colors: train ids of the classes whose colour in ``palette`` neither the release nor the user states. The
+      colours in label files are not compared with these.
   """
 
   name: str
@@ -60,7 +62,16 @@ class DatasetInfo:
   absent_class: AbsentClass = "unless_predicted"
   categories: tuple[str, ...] = ()
   mistakes: IdMistakes = IdMistakes()
+  made_up_colors: frozenset[int] = frozenset()
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+  def ids_by_color(self) -> dict[tuple[int, ...], list[int]]:
+    """Returns each colour that the release or the user states, with the ids of its classes."""
+    ids: dict[tuple[int, ...], list[int]] = {}
+    for label, (color, own_id) in enumerate(zip(self.palette.tolist(), self.label_ids.tolist(), strict=True)):
+      if label not in self.made_up_colors:
+        ids.setdefault(tuple(color), []).append(own_id)
+    return ids

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
+from rc_jax.data.reading.palette import is_standard
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
@@ -175,7 +176,7 @@ def label_ids(
       )
     advice = "convert it to ids"
     if image.mode in ("RGB", "RGBA"):
-      advice = explain_colors(np.asarray(image), info.palette, info.label_ids.tolist())
+      advice = explain_colors(np.asarray(image), info.ids_by_color())
     raise ValueError(
       f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
       f"({id_ranges(train_ids)}): {advice}"
@@ -258,13 +259,14 @@ def _decode_mat(content: bytes, where: str) -> np.ndarray:
 def _check_palette(where: str, palette: np.ndarray, present: Sequence[int], info: DatasetInfo) -> None:
   # A colour mask that was saved as an indexed PNG also has small indices, in any order. It is recognised by an index
   # whose colour in the palette is that of another class.
-  own_ids: dict[tuple[int, ...], list[int]] = {}
-  for color, own_id in zip(info.palette.tolist(), info.label_ids.tolist(), strict=True):
-    own_ids.setdefault(tuple(color), []).append(own_id)
+  if is_standard(palette, present):
+    return
+  ids_by_color = info.ids_by_color()
   for index in present:
     color = tuple(palette[index].tolist()) if index < len(palette) else ()
-    ids_of_color = own_ids.get(color, [index])
-    if index not in ids_of_color:
+    ids_of_color = ids_by_color.get(color, [index])
+    # The palette's last entry is white in many tools, as a class may be.
+    if index not in ids_of_color and index != info.ignore_label:
       raise ValueError(
         f"{where}: the label is a colour mask saved with a palette (index {index} has the colour of id "
         f"{ids_of_color[0]}, {color}), expected indices that are the ids: convert the colours to ids"

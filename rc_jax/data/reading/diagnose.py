@@ -1,7 +1,7 @@
 """Explains wrong files and wrong labels, so that an error names the cause and the remedy."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -85,13 +85,12 @@ def explain_ids(present: Collection[int], known: Collection[int], mistakes: IdMi
   return ""
 
 
-def explain_colors(pixels: np.ndarray, palette: np.ndarray, own_ids: Sequence[int]) -> str:
+def explain_colors(pixels: np.ndarray, ids_by_color: Mapping[tuple[int, ...], Sequence[int]]) -> str:
   """Explains a colour image that should be a label.
 
   Args:
     pixels: uint8 ``[H,W,3]`` or ``[H,W,4]``.
-    palette: uint8 ``[N,3]``, the colours of the classes.
-    own_ids: ``[N]``, their ids.
+    ids_by_color: the colours of the classes, and their ids.
 
   Returns:
     The cause and the remedy.
@@ -100,9 +99,8 @@ def explain_colors(pixels: np.ndarray, palette: np.ndarray, own_ids: Sequence[in
   if (flat == flat[:, :1]).all():
     return "its three channels are equal: keep one of them"
   distinct = np.unique(flat, axis=0)
-  known = {tuple(color): own_id for color, own_id in zip(palette.tolist(), own_ids, strict=True)}
-  shared = [color for color in map(tuple, distinct.tolist()) if color in known]
+  shared = [color for color in map(tuple, distinct.tolist()) if color in ids_by_color]
   if len(shared) > len(distinct) / 2:
     color = shared[0]
-    return f"it has the colours of the classes: write their ids in place, such as {known[color]} for {color}"
+    return f"it has the colours of the classes: write their ids in place, such as {ids_by_color[color][0]} for {color}"
   return f"it has {len(distinct):,} colours: convert the colours to ids"
