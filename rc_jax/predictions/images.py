@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from rc_jax import data
 from rc_jax.data import IMAGE_SUFFIXES, read_image
@@ -136,10 +136,15 @@ def displayed_size(path: pathlib.Path) -> tuple[int, int] | None:
   try:
     with Image.open(path) as image:
       width, height = image.size
+      if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Some versions of Pillow give the displayed size, others the stored one.
+        width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
       # Pillow decodes a PNG completely to look for EXIF data behind its pixels, where they hardly ever are.
-      has_exif = image.format != "PNG" or "exif" in image.info
+      has_exif = image.format != "PNG" or any(
+        key in image.info for key in ("exif", "XML:com.adobe.xmp", "xmp")
+      )
       rotated = has_exif and image.getexif().get(ExifTags.Base.Orientation) in ROTATED
-  except (OSError, SyntaxError, EOFError, ValueError, Image.DecompressionBombError):
+  except (OSError, SyntaxError, EOFError, KeyError, ValueError, Image.DecompressionBombError):
     return None
   return (width, height) if rotated else (height, width)
 

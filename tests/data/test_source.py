@@ -4,11 +4,12 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from rc_jax.data.reading import DatasetInfo, FilePairs, pair_files
 from rc_jax.data.reading.decode import id_ranges, read_image, read_label
 from rc_jax.data.reading.source import IncompleteSplit
+from rc_jax.predictions.images import displayed_size
 
 INFO = DatasetInfo(
   name="shapes",
@@ -159,6 +160,36 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
   height, width = image.shape[:2]
   middles = [image[y, x, 0] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
   np.testing.assert_allclose(np.array(middles, int), [tones[letter] for letter in shown], atol=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["grey png", "palette png", "wide png", "png with xmp", "tif"])
+def test_exif_rotation_is_applied_to_both_of_a_pair(tmp_path, form, orientation):
+  # The red of the image is the id; the first pixel of the file goes to the corner that the EXIF standard names.
+  ids = np.array([[4, 5, 9, 0], [9, 9, 4, 5], [0, 0, 5, 4]], np.uint8)
+  suffix = form[-3:] if form != "png with xmp" else "png"
+  exif, options = Image.Exif(), {}
+  exif[0x0112] = orientation
+  if form == "png with xmp":
+    options["pnginfo"] = PngImagePlugin.PngInfo()
+    text = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    options["pnginfo"].add_itxt("XML:com.adobe.xmp", text)
+  else:
+    options["exif"] = exif
+  label = Image.fromarray(ids.astype(np.uint16) if form == "wide png" else ids)
+  if form == "palette png":
+    label.putpalette(np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1).tobytes())
+  Image.fromarray(np.dstack([ids, ids * 0, ids * 0])).save(tmp_path / f"a.{suffix}", **options)
+  label.save(tmp_path / f"b.{suffix}", **options)
+  example = FilePairs(INFO, (tmp_path / f"a.{suffix}",), (tmp_path / f"b.{suffix}",), TRAIN_IDS)[0]
+  np.testing.assert_array_equal(example["label"], _expected(example["image"][..., 0]))
+  corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+  along = {1: "right", 2: "left", 3: "left", 4: "right", 5: "down", 6: "down", 7: "up", 8: "up"}[orientation]
+  shown = example["image"][..., 0]
+  lines = shown.T if along in ("down", "up") else shown
+  first = lines[corner[orientation][along in ("down", "up")]]
+  assert (first if along in ("right", "down") else first[::-1]).tolist() == [4, 5, 9, 0]
+  assert displayed_size(tmp_path / f"a.{suffix}") == shown.shape
 
 
 def test_every_kind_of_image_becomes_rgb(tmp_path, rng):

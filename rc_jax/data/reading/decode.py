@@ -6,15 +6,18 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 from rc_jax.data.reading.palette import is_standard
+from rc_jax.data.reading.samples import check_brightness, check_label_format, grey_step, wide_to_eight_bits
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+# Pillow's decoders raise all of these for damaged files.
+_DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:
@@ -55,7 +58,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     uint8 ``[H,W,3]``, RGB.
 
   Raises:
-    ValueError: the content is truncated or no image.
+    ValueError: the content is truncated or no image, or holds samples that 8 bits cannot show.
   """
   image = _decode(content, where)
   if image.mode == "F":
@@ -66,9 +69,11 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
   ImageOps.exif_transpose(image, in_place=True)
   if image.mode.startswith("I"):
     # Pillow's conversion clips at 255, and the high byte holds the picture.
-    grey = np.right_shift(np.asarray(image), 8).astype(np.uint8)
+    grey = wide_to_eight_bits(image, content, where)
     return np.repeat(grey[..., None], 3, axis=-1)
-  return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+  pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+  check_brightness(image, content, pixels, where)
+  return pixels
 
 
 def decode_label(
@@ -141,7 +146,7 @@ def check_ids(
 def label_ids(
   content: bytes, where: str, train_ids: Mapping[int, int], info: DatasetInfo
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-  """Decodes a label image to its ids, without checking them.
+  """Decodes a label image to its ids, with the rotation of its EXIF data applied, without checking them.
 
   Args:
     content: as for ``decode_label``.
@@ -160,11 +165,7 @@ def label_ids(
     ids = _decode_mat(content, where)
     return ids, np.bincount(ids.ravel()), None
   image = _decode(content, where)
-  if image.format in ("JPEG", "MPO", "JPEG2000"):
-    raise ValueError(
-      f"{where}: the label is a {image.format} file despite its name, expected PNG: JPEG changes ids, export the label "
-      "as PNG"
-    )
+  check_label_format(image, where)
   pages = getattr(image, "n_frames", 1)
   if pages > 1:
     raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it again")
@@ -181,11 +182,15 @@ def label_ids(
       f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
       f"({id_ranges(train_ids)}): {advice}"
     )
+  # As for the image, in whose pair some tools write the same EXIF data.
+  ImageOps.exif_transpose(image, in_place=True)
   ids = np.asarray(image)
   if image.mode in ("L", "P"):
     palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3) if image.mode == "P" else None
     # Pillow counts 8-bit pixels many times faster than NumPy.
-    return ids, np.array(image.histogram()), palette
+    counts = np.array(image.histogram())
+    step = grey_step(image, content) if image.mode == "L" else 1
+    return (ids // step, counts[::step], palette) if step > 1 else (ids, counts, palette)
   low, high = int(ids.min()), int(ids.max())
   if low < 0 or high >= 2**16:
     raise ValueError(
@@ -193,6 +198,19 @@ def label_ids(
     )
   ids = ids.astype(np.uint8 if ids.dtype == bool else np.uint16)
   return ids, np.bincount(ids.ravel()), None
+
+
+def exif_orientation(content: bytes) -> int:
+  """Returns the orientation 1..8 in the EXIF data of an image file; 1 where it has none or cannot be read."""
+  # Pillow decodes a PNG completely to look for EXIF data behind its pixels.
+  if content.startswith(b"\x89PNG") and b"eXIf" not in content and b"XML:com.adobe.xmp" not in content:
+    return 1
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+  except _DECODER_ERRORS:
+    return 1
+  return orientation if orientation in range(1, 9) else 1
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: str) -> None:
@@ -214,8 +232,7 @@ def _decode(content: bytes, where: str) -> Image.Image:
   try:
     image = Image.open(io.BytesIO(content))
     image.load()
-  # Pillow's decoders raise all of these for damaged files.
-  except (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError) as error:
+  except _DECODER_ERRORS as error:
     kind, remedy = identify_file(content)
     if kind:
       raise ValueError(f"{where}: is {kind}, expected an image file: {remedy}") from None

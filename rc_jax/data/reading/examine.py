@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rc_jax.data.reading.decode import check_ids, check_sizes, decode_image, label_ids, read_file
+from rc_jax.data.reading.decode import (
+  check_ids,
+  check_sizes,
+  decode_image,
+  exif_orientation,
+  label_ids,
+  read_file,
+)
 from rc_jax.data.reading.source import FilePairs, Source
 
 _CHUNK = 8  # examples in a task of a process
@@ -32,6 +39,8 @@ class Examined:
     counts: id -> pixels of the label, in the ids of its file (train ids where there is no file).
     digest: of the image's file, equal for equal files; empty for a file that cannot be read.
     defects: the errors that would stop training, one line each.
+    turned_alone: whether EXIF data turn or mirror the image and not the label, or the reverse, and sizes do not show
+      whether that is right.
   """
 
   index: int
@@ -39,6 +48,7 @@ class Examined:
   counts: dict[int, int]
   digest: bytes
   defects: tuple[str, ...]
+  turned_alone: bool = False
 
 
 def examine(source: Source, index: int) -> Examined:
@@ -47,7 +57,7 @@ def examine(source: Source, index: int) -> Examined:
     return _examine_array(source, index)
   defects: list[str] = []
   image = ids = None
-  counts, digest = np.zeros(0, int), b""
+  counts, digest, turned_alone = np.zeros(0, int), b"", False
   image_at = str(source.images[index])
   try:
     content = read_file(source.images[index])
@@ -58,19 +68,19 @@ def examine(source: Source, index: int) -> Examined:
   if source.labels is not None:
     label_at = str(source.labels[index])
     try:
-      ids, counts, palette = label_ids(
-        read_file(source.labels[index]), label_at, source.train_ids, source.info
-      )
+      label_content = read_file(source.labels[index])
+      ids, counts, palette = label_ids(label_content, label_at, source.train_ids, source.info)
       check_ids(label_at, counts, palette, source.train_ids, source.info)
     except ValueError as error:
       defects.append(str(error))
     if image is not None and ids is not None:
       try:
         check_sizes(image, ids, image_at, label_at)
+        turned_alone = _turned_alone(content, label_content, image.shape[0] == image.shape[1])
       except ValueError as error:
         defects.append(str(error))
   size = None if image is None else (image.shape[0], image.shape[1])
-  return Examined(index, size, _nonzero(counts), digest, tuple(defects))
+  return Examined(index, size, _nonzero(counts), digest, tuple(defects), turned_alone)
 
 
 def examine_all(source: Source, indices: Sequence[int], processes: int | None = None) -> Iterator[Examined]:
@@ -131,6 +141,14 @@ def _examine_array(source: Source, index: int) -> Examined:
   counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
   digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
   return Examined(index, (image.shape[0], image.shape[1]), _nonzero(counts), digest, ())
+
+
+def _turned_alone(image: bytes, label: bytes, square: bool) -> bool:
+  orientations = exif_orientation(image), exif_orientation(label)
+  if (orientations[0] == 1) == (orientations[1] == 1):
+    return False
+  # From 5 on, height and width change places: equal sizes then show that the label is as the image is displayed.
+  return square or max(orientations) < 5
 
 
 def _nonzero(counts: np.ndarray) -> dict[int, int]:
