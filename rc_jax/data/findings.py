@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rc_jax import data
-from rc_jax.data import DatasetInfo, Examined, FilePairs, Source
+from rc_jax.data import IGNORE_LABEL, DatasetInfo, Examined, FilePairs, Source
 
 ON_SCREEN = 5  # defects, files and names that a terminal shows; report.txt holds all
 
@@ -161,6 +161,29 @@ def _notes(split: ExaminedSplit, info: DatasetInfo, counts: np.ndarray) -> Itera
     ]
     if ignored:
       yield f"{len(ignored):,} labels hold ignored pixels alone: {first_names(ignored)}"
+    yield from _masks_of_0_and_255(examined, train_ids_of(source, info), name_of)
+    turned = [name_of(example) for example in examined if example.turned_alone]
+    if turned:
+      yield (
+        f"EXIF data turn the image or its label in {len(turned):,} pairs, and not the other: {first_names(turned)}; "
+        "compare them on the contact sheet"
+      )
+
+
+def _masks_of_0_and_255(
+  examined: Sequence[Examined], train_ids: dict[int, int], name_of: Callable[[Examined], str]
+) -> Iterator[str]:
+  """Yields a note on masks whose class is ignored because tools write 255 for it."""
+  if train_ids.get(IGNORE_LABEL) != IGNORE_LABEL or train_ids.get(0, IGNORE_LABEL) == IGNORE_LABEL:
+    return
+  with_255 = [example for example in examined if IGNORE_LABEL in example.counts]
+  masks = [name_of(example) for example in with_255 if example.counts.keys() == {0, IGNORE_LABEL}]
+  # A label of one class and ignored borders is no such mask; most labels with such borders hold other classes too.
+  if masks and 2 * len(masks) >= len(with_255):
+    yield (
+      f"{len(masks):,} labels hold the ids 0 and 255 alone, and 255 is ignored: {first_names(masks)}; if 255 marks a "
+      "class there, write its id in place of 255"
+    )
 
 
 def _duplicates(examined: Sequence[Examined], name_of: Callable[[Examined], str]) -> Iterator[str]:

@@ -63,8 +63,8 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
   Returns:
     ``evaluate(params, batch_stats, poll) -> (results, counts)``. ``params`` and ``batch_stats`` are replicated
     arrays; ``poll`` (or None) is called between batches and may raise to stop. ``results``: what ``metrics.scores``
-    gives by the data set's rule, with classes by name, ``metrics.category_scores`` if the data set has categories, and
-    the settings. ``counts`` cover the full split on every process.
+    gives by the data set's rule, with classes by name, ``metrics.category_scores`` if the data set has categories,
+    ``never``, the classes that no label holds, and the settings. ``counts`` cover the full split on every process.
   """
   info = source.info
   mesh = sharding.local_mesh()
@@ -135,6 +135,9 @@ def _results(
     **scores,
     "dataset": info.name,
     "absent_class": info.absent_class,
+    "never": [
+      name for name, pixels in zip(info.class_names, confusion.sum(axis=1), strict=True) if not pixels
+    ],
     "split": config.eval.split,
     "images": len(source),
     "scales": list(config.eval.scales),

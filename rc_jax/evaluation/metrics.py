@@ -1,6 +1,6 @@
 """Confusion matrices, and the scores that the benchmarks compute from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -119,6 +119,18 @@ def scores(confusion: np.ndarray, absent_class: str) -> dict[str, Any]:
   if absent_class == "zero" and result["pixel_accuracy"] is not None:
     result["final_score"] = (result["pixel_accuracy"] + result["miou"]) / 2
   return result
+
+
+def over_classes(ious: Mapping[str, float | None]) -> str:
+  """Returns over how many classes a mean IoU was computed, which belongs beside each one.
+
+  Args:
+    ious: class -> IoU, None for a class that the rule leaves out.
+
+  >>> over_classes({"road": 0.5, "train": None})
+  'over 1 of 2 classes'
+  """
+  return f"over {sum(iou is not None for iou in ious.values())} of {len(ious)} classes"
 
 
 def positives_and_negatives(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from rc_jax import files
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.evaluator import Counts, Results
 
+MANY_NAMES = 10
 # Arrays of ``<split>_images.npz``, and their names in files of earlier versions.
 COUNT_NAMES = ("tp", "fp", "fn")
 EARLIER_COUNT_NAMES = ("right", "wrong", "missed")
@@ -109,14 +110,15 @@ def results_table(results: Results) -> str:
   """Returns the tables for the screen, values in percent: classes, categories if there are any, means."""
   categories = results.get("category_iou", {})
   means = {
-    "mIoU": results["miou"],
+    f"mIoU {metrics.over_classes(results['iou'])}": results["miou"],
     "pixel accuracy": results["pixel_accuracy"],
     "mean accuracy": results["mean_accuracy"],
   }
   if "final_score" in results:
     means["final score"] = results["final_score"]
   if categories:
-    means["category mIoU"] = results["category_miou"]
+    over = metrics.over_classes(categories).replace("classes", "categories")
+    means[f"category mIoU {over}"] = results["category_miou"]
   width = max(map(len, [*results["iou"], *categories, *means]))
   lines = [f"  {'class':<{width}}    IoU  accuracy"]
   for name, value in results["iou"].items():
@@ -125,7 +127,27 @@ def results_table(results: Results) -> str:
     lines += ["", f"  {'category':<{width}}    IoU"]
     lines += [f"  {name:<{width}}  {_percent(value)}" for name, value in categories.items()]
   lines += ["", *(f"  {name:<{width}}  {_percent(value)}" for name, value in means.items())]
-  return "\n".join(lines)
+  absent = absent_classes(results)
+  return "\n".join(lines + ([f"  {absent}"] if absent else []))
+
+
+def absent_classes(results: Results) -> str:
+  """Returns a sentence on the classes that no label of a split holds; empty where all occur or it is unknown."""
+  never, classes = results.get("never", []), list(results["iou"])
+  if not never:
+    return ""
+  names = ", ".join(never[:MANY_NAMES]) + (", ..." if len(never) > MANY_NAMES else "")
+  text = (
+    f"{len(never)} of {len(classes)} classes never occur in the labels of {results['split']}: {names} "
+    "(--mode=inspect counts the pixels of each class)"
+  )
+  if len(never) == len(classes) - 1:
+    (only,) = (name for name in classes if name not in never)
+    text += (
+      f"; {only} alone occurs, so no score means anything: in masks of 0 and 255, write the id of the class in place "
+      "of 255"
+    )
+  return text
 
 
 def _percent(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 
 from rc_jax.console import say
+from rc_jax.evaluation import metrics
 from rc_jax.evaluation.bootstrap import COVERAGE, RESAMPLES, Difference, difference
 from rc_jax.evaluation.results import Result, read_result
 from rc_jax.fields import Flag
@@ -41,7 +42,8 @@ def table(first: Result, second: Result, change: Difference) -> str:
     (name, first.scores["iou"][name], second.scores["iou"][name], of_class)
     for name, of_class in change.classes.items()
   ]
-  rows.append(("mIoU", first.scores["miou"], second.scores["miou"], change.miou))
+  overs = dict.fromkeys(metrics.over_classes(result.scores["iou"]) for result in (first, second))
+  rows.append((f"mIoU {' and '.join(overs)}", first.scores["miou"], second.scores["miou"], change.miou))
   width = max(len(name) for name, *_ in rows)
   lines = [f"  {'IoU in %':<{width}}  first  second  change"]
   lines += [

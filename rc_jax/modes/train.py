@@ -15,7 +15,8 @@ from rc_jax.command import Command
 from rc_jax.config import Config, as_dict, different_run, height_width
 from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
-from rc_jax.evaluation.results import write_results
+from rc_jax.evaluation.metrics import over_classes
+from rc_jax.evaluation.results import absent_classes, write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
@@ -198,7 +199,7 @@ class TrainingRun:
     self.progress.flush()
     start = time.monotonic()
     results, counts = self.evaluator(state.params, state.batch_stats, watch.raise_if_requested)
-    self.progress.scored(step, results["miou"], time.monotonic() - start)
+    self.progress.scored(step, results["miou"], over_classes(results["iou"]), time.monotonic() - start)
     if jax.process_index() == 0:
       write_results(self.workdir, results, counts, step)
     # Last, because a line in the log means that this step need not be scored again.
@@ -286,13 +287,21 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: 
     page: of the report.
     seconds: that the run took since it was started or resumed; None: it was finished before.
   """
-  scores = run_log.read_scores(workdir, config.eval.split)
+  split = config.eval.split
+  scores = run_log.read_scores(workdir, split)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
   best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
   time_text = "" if seconds is None else f", in {duration(seconds)}"
+  # The score of this step: --mode=eval may have scored another one since, over other classes.
+  lines = run_log.read_metrics(workdir)
+  ious = [line["iou"] for line in lines if line.get("split") == split and line["step"] == last][-1]
+  score = f"mIoU {100 * scores[last]:.2f} {over_classes(ious)}"
+  written = workdir / "eval" / f"{split}.json"
+  absent = absent_classes(json.loads(written.read_text())) if written.is_file() else ""
   return "\n".join(
     (
-      f"\nFinished: mIoU {100 * scores[last]:.2f}{best_text} on {config.dataset.name}/{config.eval.split}{time_text}",
+      f"\nFinished: {score}{best_text} on {config.dataset.name}/{split}{time_text}",
+      *([absent] if absent else []),
       f"pictures and curves: {page}",
       f"scores: {workdir / 'eval'}; every step: {workdir / run_log.METRICS} (tensorboard --logdir {workdir})",
       f"checkpoints: {workdir / 'checkpoints'}",

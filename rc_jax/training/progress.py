@@ -67,12 +67,13 @@ class TrainingProgress:
     """Clears the line of a terminal; prints the newest step in a log file, if it was not printed."""
     self._line.flush()
 
-  def scored(self, step: int, miou: float, seconds: float) -> None:
+  def scored(self, step: int, miou: float, over: str, seconds: float) -> None:
     """Prints the line of a scoring.
 
     Args:
       step: updates made.
       miou: in 0..1.
+      over: the number of classes that it is the mean of, ``"over 18 of 19 classes"``.
       seconds: that the scoring took.
     """
     self._scoring_seconds = seconds
@@ -82,9 +83,8 @@ class TrainingProgress:
     self._last_miou = miou
     left = self.seconds_left(step)
     left_text = f", about {duration(left)} left" if step < steps and math.isfinite(left) else ""
-    say(
-      f"step {step}/{steps}: mIoU {100 * miou:.2f} on {split}{change}, after {duration(self.elapsed())}{left_text}"
-    )
+    score = f"mIoU {100 * miou:.2f} {over} on {split}{change}"
+    say(f"step {step}/{steps}: {score}, after {duration(self.elapsed())}{left_text}")
 
   def elapsed(self) -> float:
     """Returns the seconds since the run was started or resumed."""

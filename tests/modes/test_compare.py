@@ -69,6 +69,16 @@ def test_bootstrap_agrees_with_a_plain_loop(rule: str, tmp_path: pathlib.Path) -
   assert found.low < found.miou < found.high
 
 
+def test_the_table_says_over_how_many_classes_each_score_is_a_mean(tmp_path: pathlib.Path) -> None:
+  matrices = confusions(1, 12, 0.0)
+  matrices[:, 3] = matrices[:, :, 3] = 0  # class train neither occurs nor is predicted
+  first, second = write(tmp_path / "a", matrices), write(tmp_path / "b", confusions(2, 12, 0.0))
+  results = [read_result(path) for path in (first, second)]
+  change = bootstrap.difference(*results, resamples=10)
+  assert "mIoU over 3 of 4 classes and over 4 of 4 classes" in compare.table(*results, change)
+  assert "  mIoU over 3 of 4 classes  " in compare.table(results[0], results[0], change)
+
+
 def test_paired_images_make_the_interval_narrow(tmp_path: pathlib.Path) -> None:
   first = read_result(write(tmp_path / "a", confusions(1, 40, 0.0)))
   second = read_result(write(tmp_path / "b", confusions(1, 40, 0.02)))

@@ -199,6 +199,15 @@ def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_dev
     assert results["final_score"] == pytest.approx((np.mean(ious) + expected[0].sum() / pixels) / 2)
   assert results["category_iou"].keys() == {"warm", "cold"}
   text = results_table(results)
+  never = [
+    name
+    for name, truth in zip(INFO.class_names, (expected[0] + expected[2]).sum(0), strict=True)
+    if not truth
+  ]
+  assert results["never"] == never
+  assert f"mIoU over {len(ious)} of 4 classes" in text
+  names = ", ".join(never)
+  assert f"{len(never)} of 4 classes never occur in the labels of {results['split']}: {names} (" in text
   assert "green" in text and "category mIoU" in text and ("final score" in text) == (data_set == "ade20k")
 
 

@@ -100,6 +100,42 @@ def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> 
   assert "never occur: 2 classes: background, car" in report
 
 
+def test_masks_of_0_and_255_are_noted_where_255_is_ignored(tmp_path: pathlib.Path) -> None:
+  small_datasets.folder(tmp_path / "set")
+  mask = small_datasets.random_ids("mask", (0, 255))
+  for split in ("train", "val"):
+    for number in range(2):
+      small_datasets.save_label(tmp_path / f"set/labels/{split}/{number}.png", mask)
+  _, report = inspect("folder", tmp_path / "set", tmp_path / "run")
+  assert (
+    "note: 2 labels hold the ids 0 and 255 alone, and 255 is ignored: 0.png, 1.png; if 255 marks" in report
+  )
+  assert "never occur: 2 classes: road, car" in report
+  for number in range(2):  # one class and ignored borders, beside labels of several classes
+    small_datasets.save_label(
+      tmp_path / f"set/labels/train/{number + 2}.png", small_datasets.random_ids("x", (0, 1, 255))
+    )
+    small_datasets.save_image(tmp_path / f"set/images/train/{number + 2}.png", str(number))
+  small_datasets.save_label(tmp_path / "set/labels/train/1.png", small_datasets.random_ids("x", (0, 2, 255)))
+  _, report = inspect("folder", tmp_path / "set", tmp_path / "run")
+  assert report.count("labels hold the ids 0 and 255 alone") == 1  # of val
+
+
+def test_images_that_exif_data_turn_without_their_label_are_noted(
+  camvid: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+  exif = Image.Exif()
+  for number, orientation, both in ((2, 3, False), (3, 3, True), (4, 6, False), (5, 1, False)):
+    exif[0x0112] = orientation
+    image = Image.new("RGB", (30, 40) if orientation == 6 else (40, 30), (number, 0, 0))
+    image.save(camvid / f"images/train/{number}.png", exif=exif)
+    label = Image.new("L", (40, 30), 3)
+    label.save(camvid / f"labels/train/{number}.png", exif=exif if both else b"")
+  status, report = inspect("camvid", camvid, tmp_path / "run")
+  assert status == inspect_mode.CLEAN
+  assert "note: EXIF data turn the image or its label in 1 pairs, and not the other: 2.png;" in report
+
+
 def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
   for number in range(2, 21):
     for kind in ("images", "labels"):

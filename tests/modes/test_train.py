@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax.config import defaults
+from rc_jax.modes import train
 from tests.support import processes, run_tiny
 
 pytestmark = pytest.mark.run
@@ -44,8 +46,33 @@ def test_a_run_writes_its_metrics_scores_report_and_checkpoints(uninterrupted) -
     assert (workdir / name).exists(), name
   assert list((workdir / "tensorboard").glob("events*"))
   assert json.loads((workdir / "eval" / "val.json").read_text())["miou"] == scores[-1]["miou"]
+  scored = [name for name, iou in scores[-1]["iou"].items() if iou is not None]
+  for line in [line for line in printed.splitlines() if "mIoU" in line and "%" not in line]:
+    assert re.search(r"mIoU [\d.]+ over \d+ of 11 classes", line), line
+  assert f"over {len(scored)} of 11 classes on val" in printed
+  never = json.loads((workdir / "eval" / "val.json").read_text())["never"]
+  for name in never:
+    assert f" {name}" in next(line for line in printed.splitlines() if "never occur" in line)
   assert "step 6/12: mIoU" in printed and "banks of 20 keys for each of 11 classes" in printed
   assert "Finished: mIoU" in printed and str(workdir / "report" / "index.html") in printed
+
+
+def test_the_end_names_classes_that_never_occurred(tmp_path: pathlib.Path) -> None:
+  """Masks of 0 and 255, where the table ignores 255: the score of the only class is 100."""
+  config = defaults()
+  config.dataset.name = "folder"
+  ious = {"background": 1.0, "crack": None}
+  (tmp_path / "metrics.jsonl").write_text(
+    json.dumps({"step": 4, "split": "val", "miou": 1.0, "iou": ious}) + "\n"
+  )
+  text = train.closing(config, tmp_path, tmp_path / "index.html", None)
+  assert "Finished: mIoU 100.00 over 1 of 2 classes on folder/val" in text and "never" not in text
+  (tmp_path / "eval").mkdir()
+  results = {"iou": ious, "split": "val", "never": ["crack"]}
+  (tmp_path / "eval/val.json").write_text(json.dumps(results))
+  text = train.closing(config, tmp_path, tmp_path / "index.html", None)
+  assert "1 of 2 classes never occur in the labels of val: crack (--mode=inspect" in text
+  assert "background alone occurs" in text and "masks of 0 and 255" in text and "in place of 255" in text
 
 
 def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:

@@ -91,7 +91,7 @@ def test_a_log_file_has_the_first_step_the_estimate_and_each_scoring(
     if step % 250 == 0:
       shown.flush()
       clock[0] += 3
-      shown.scored(step, step / 2000, 3.0)
+      shown.scored(step, step / 2000, "over 3 of 4 classes", 3.0)
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == (
     "step 1/1000 (0 %)  loss 2.345 = pixel 1.600 + 0.4 x aux 1.500 + 0.1 x contrast 1.450  lr 1.23e-02  "
@@ -100,9 +100,12 @@ def test_a_log_file_has_the_first_step_the_estimate_and_each_scoring(
   assert lines[1].startswith("step 10/1000 (1 %)")
   assert lines[2] == "the 1,000 steps take about 1:40 min; 4 scorings come on top"
   scored = [line for line in lines if "mIoU" in line]
-  assert scored[0] == "step 250/1000: mIoU 12.50 on val, after 48 s, about 1:24 min left"
-  assert scored[1] == "step 500/1000: mIoU 25.00 on val (+12.50), after 1:16 min, about 56 s left"
-  assert scored[-1] == "step 1000/1000: mIoU 50.00 on val (+12.50), after 2:12 min"
+  assert scored[0] == "step 250/1000: mIoU 12.50 over 3 of 4 classes on val, after 48 s, about 1:24 min left"
+  assert (
+    scored[1]
+    == "step 500/1000: mIoU 25.00 over 3 of 4 classes on val (+12.50), after 1:16 min, about 56 s left"
+  )
+  assert scored[-1] == "step 1000/1000: mIoU 50.00 over 3 of 4 classes on val (+12.50), after 2:12 min"
   for line in scored:  # the step that is scored comes before it
     assert lines[lines.index(line) - 1].startswith(line.partition(":")[0])
   assert len(lines) < 25
@@ -117,10 +120,10 @@ def test_a_resumed_run_counts_its_own_steps(
   for step in range(501, 521):
     clock[0] += 1
     shown.show(step, METRICS, Speed(8, 0.0))
-  shown.scored(750, 0.2, 3.0)
+  shown.scored(750, 0.2, "over 4 of 4 classes", 3.0)
   printed = capsys.readouterr().out
   assert "the 500 steps left take about 8:20 min; 2 scorings come on top" in printed
-  assert "mIoU 20.00 on val (-5.00)" in printed
+  assert "mIoU 20.00 over 4 of 4 classes on val (-5.00)" in printed
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,9 @@ def _scores(run: Run, scores: Mapping[str, Any]) -> str:
   beside.append(("pixel accuracy", _percent(scores["pixel_accuracy"])))
   beside.append(("mean accuracy of classes", _percent(scores["mean_accuracy"])))
   terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{value}</dd>" for term, value in beside)
-  where = f"mIoU in % on {scores['split']}, step {scores['step']:,}"
+  ious = scores["iou"].values()
+  classes = f"{sum(iou is not None for iou in ious)} of {len(ious)} classes"
+  where = f"mIoU in % over {classes} on {scores['split']}, step {scores['step']:,}"
   return (
     f'<div class="scores"><div class="score"><b>{_percent(scores["miou"])}</b><span>{html.escape(where)}</span></div>'
     f'<dl class="beside">{terms}</dl></div>'
