@@ -85,7 +85,7 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   }
   for split in splits:
     (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
-  across = _across(config, splits, tables)
+  across = [*info.notes, *_across(config, splits, tables)]
   report = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
   (folder / "report.txt").write_text("\n".join(report) + "\n")
   for split in splits:

@@ -218,6 +218,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   source = data.load(config.dataset.name, config.dataset.root, config.dataset.train_split)
   eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   info = source.info
+  for note in info.notes:
+    say(f"note: {note}")
 
   network = models.build(config.model, info.num_classes)
   scores = run_log.read_scores(workdir, config.eval.split)

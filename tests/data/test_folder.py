@@ -30,6 +30,35 @@ def test_classes_in_the_order_of_the_table(tmp_path):
   assert source[0]["label"].tolist() == [[0, 1, 255, 255, 2]] and source.info.class_names == info.class_names
 
 
+@pytest.mark.parametrize("word", ["ignore", "Ignore", "IGNORE", " ignore "])
+def test_ignored_ids_in_any_letters(tmp_path, word):
+  table = f"ID,Name\n0,background\n1,road\n254,{word}\n255,ignore\n"
+  root = _folder(tmp_path, np.array([[0, 1, 255, 254]], np.uint8), classes=table)
+  assert data.info("folder", root).class_names == ("background", "road")
+  assert data.info("folder", root).notes == ()
+  assert data.load("folder", root, "train")[0]["label"].tolist() == [[0, 1, 255, 255]]
+
+
+@pytest.mark.parametrize(
+  ("own_id", "name", "noted"),
+  [
+    *((255, "void", True), (0, "Unlabeled", True), (7, "not_labelled", True), (255, "Don't care", True)),
+    *((255, "background", True), (0, "background", False), (255, "crack", False), (9, "other", False)),
+  ],
+)
+def test_names_of_pixels_that_count_nowhere_are_classes_with_a_note(tmp_path, own_id, name, noted):
+  table = f"id,name\n1,road\n{own_id},{name}\n"
+  root = _folder(tmp_path, np.array([[1, own_id]], np.uint8), classes=table)
+  info = data.info("folder", root)
+  assert info.class_names == ("road", name)
+  assert data.load("folder", root, "train")[0]["label"].tolist() == [[0, 1]]
+  if not noted:
+    assert info.notes == ()
+    return
+  (note,) = info.notes
+  assert note.startswith(f"{tmp_path / 'classes.csv'}, line 3: {name!r}") and "name it ignore" in note
+
+
 def test_pairs_in_nested_folders(tmp_path):
   ids = np.full((4, 5), 3, np.uint8)
   _folder(tmp_path, ids, name="b/1")

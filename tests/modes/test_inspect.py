@@ -136,6 +136,14 @@ def test_images_that_exif_data_turn_without_their_label_are_noted(
   assert "note: EXIF data turn the image or its label in 1 pairs, and not the other: 2.png;" in report
 
 
+def test_a_class_that_is_called_void_is_noted_once(tmp_path: pathlib.Path) -> None:
+  small_datasets.folder(tmp_path / "set")
+  (tmp_path / "set/classes.csv").write_text("id,name\n0,background\n1,road\n2,car\n255,Void\n")
+  status, report = inspect("folder", tmp_path / "set", tmp_path / "run")
+  assert status == inspect_mode.CLEAN
+  assert report.count("note: ") == report.count("classes.csv, line 5: 'Void' is a class of its own") == 1
+
+
 def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
   for number in range(2, 21):
     for kind in ("images", "labels"):

@@ -22,6 +22,13 @@ from rc_jax.data.reading import (
 
 CLASSES_FILE = "classes.csv"
 IGNORED = "ignore"
+# Names that other tools give to pixels that count nowhere, in small letters.
+_NAMES_OF_VOID = frozenset(
+  (
+    *("void", "ignored", "ignore label", "ignore index", "dont care", "don't care", "none", "undefined"),
+    *("unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated", "not annotated"),
+  )
+)
 LAYOUT = (
   f"{CLASSES_FILE} with the columns id,name[,color], "
   "images/<split>/ and labels/<split>/ with files of the same names"
@@ -77,7 +84,8 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
 
   The first line names the columns, ``id,name`` or ``id,name,color``. Every other line holds an id of the labels
   (0..65535), the name of its class, and the colour of the class in pictures, as ``#rrggbb``. Classes keep the order of
-  the lines. The name ``ignore`` marks ids that count nowhere; several lines may have it.
+  the lines. The name ``ignore``, in any letters, marks ids that count nowhere; several lines may have it. Names that
+  often have that meaning, such as ``void``, are classes with a note.
 
   Args:
     path: the file.
@@ -93,7 +101,7 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
     raise FileNotFoundError(f"{path}: this table of classes does not exist; expected {LAYOUT}")
   with path.open(newline="", encoding="utf-8-sig") as file:
     rows = csv.DictReader(file, skipinitialspace=True)
-    columns = [column.strip() for column in rows.fieldnames or []]
+    columns = [column.strip().lower() for column in rows.fieldnames or []]
     if columns not in (["id", "name"], ["id", "name", "color"]):
       found = ",".join(columns) or "nothing"
       raise ValueError(f"{path}: the first line is {found}, expected id,name or id,name,color: add it")
@@ -102,6 +110,7 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
     own_ids: list[int] = []
     colors: list[tuple[int, ...] | None] = []
     train_ids: dict[int, int] = {}
+    notes: list[str] = []
     for row in rows:
       where = f"{path}, line {rows.line_num}"
       own_id, name = (row["id"] or "").strip(), (row["name"] or "").strip()
@@ -119,8 +128,13 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
         raise ValueError(
           f"{where}: the name {name!r} is listed twice, expected each name once: choose another"
         )
-      train_ids[int(own_id)] = IGNORE_LABEL if name == IGNORED else len(names)
-      if name != IGNORED:
+      ignored = name.casefold() == IGNORED
+      train_ids[int(own_id)] = IGNORE_LABEL if ignored else len(names)
+      if not ignored:
+        if _means_void(int(own_id), name):
+          notes.append(
+            f"{where}: {name!r} is a class of its own; if its pixels count nowhere, name it {IGNORED}"
+          )
         names.append(name)
         own_ids.append(int(own_id))
         colors.append(_color(row.get("color") or "", where))
@@ -137,11 +151,17 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
     palette=palette,
     label_ids=np.array(own_ids),
     made_up_colors=made_up,
+    notes=tuple(notes),
     mistakes=IdMistakes(
       remedy=f"convert the labels, or add a line to {CLASSES_FILE} (name {IGNORED}: not counted)"
     ),
   )
   return info, train_ids
+
+
+def _means_void(own_id: int, name: str) -> bool:
+  words = re.sub(r"[\s_-]+", " ", name.casefold())
+  return words in _NAMES_OF_VOID or (own_id == IGNORE_LABEL and words == "background")
 
 
 def _color(text: str, where: str) -> tuple[int, ...] | None:

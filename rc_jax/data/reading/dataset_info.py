@@ -52,6 +52,7 @@ class DatasetInfo:
     mistakes: wrong ids that are common in labels of this data set.
     made_up_colors: train ids of the classes whose colour in ``palette`` neither the release nor the user states. The
       colours in label files are not compared with these.
+    notes: sentences on what is odd in the table of the classes; training and inspection print them.
   """
 
   name: str
@@ -63,6 +64,7 @@ class DatasetInfo:
   categories: tuple[str, ...] = ()
   mistakes: IdMistakes = IdMistakes()
   made_up_colors: frozenset[int] = frozenset()
+  notes: tuple[str, ...] = ()
 
   @property
   def num_classes(self) -> int:
