@@ -123,7 +123,7 @@ def run(
     if failed:
       raise ValueError(
         f"--format={format}: no submission was written, because {failed} of {len(wanted)} images could not be read; "
-        "copy or download them again, and start again"
+        "repair those named above, and start again"
       )
     if jax.process_index() == 0:
       target = output / f"{format}_{images.stem if images else config.eval.split}.zip"

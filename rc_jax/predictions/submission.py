@@ -81,8 +81,8 @@ def expected_files(
       )
     if size is None:
       raise ValueError(
-        f"--format={submission.name}: the image {name} cannot be read, and a submission needs all images: copy or "
-        "download it again"
+        f"--format={submission.name}: the image {name} cannot be read, and a submission needs all images: predict "
+        "without --format, which names the reason"
       )
     if submission.size is not None and size != submission.size:
       raise ValueError(

@@ -12,6 +12,7 @@ from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 from rc_jax.data.reading.palette import is_standard
 from rc_jax.data.reading.samples import check_brightness, check_label_format, grey_step, wide_to_eight_bits
+from rc_jax.data.reading.unsupported import identify_unsupported
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
@@ -233,6 +234,9 @@ def _decode(content: bytes, where: str) -> Image.Image:
     image = Image.open(io.BytesIO(content))
     image.load()
   except _DECODER_ERRORS as error:
+    limit, remedy = identify_unsupported(content, error)
+    if limit:
+      raise ValueError(f"{where}: {limit}: {remedy}") from None
     kind, remedy = identify_file(content)
     if kind:
       raise ValueError(f"{where}: is {kind}, expected an image file: {remedy}") from None

@@ -20,6 +20,11 @@ _SIGNATURES = (
   (b"\x1f\x8b", "a gzip archive", "unpack it"),
   (b"\x93NUMPY", "a NumPy array", "save it as PNG"),
   (b"%PDF", "a PDF", "export it as PNG"),
+  (b"\xff\x0a", "a JPEG XL image", "convert it to JPEG or PNG"),
+  (b"\x00\x00\x00\x0cJXL ", "a JPEG XL image", "convert it to JPEG or PNG"),
+  (b"II\xbc\x01", "a JPEG XR image", "convert it to JPEG or PNG"),
+  (b"\x76\x2f\x31\x01", "an OpenEXR image", "convert it to PNG"),
+  (b"#?RADIANCE", "a Radiance HDR image", "convert it to PNG"),
   (b"\x00\x05\x16\x07", "a metadata file of macOS (AppleDouble)", "remove it"),
 )
 _HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
@@ -40,6 +45,10 @@ def identify_file(content: bytes) -> tuple[str, str]:
   for signature, kind, remedy in _SIGNATURES:
     if head.startswith(signature.lower()):
       return kind, remedy
+  if content[4:12] in (b"ftypavif", b"ftypavis"):
+    return "an AVIF image", "convert it to JPEG or PNG"
+  if content[128:132] == b"DICM":
+    return "a DICOM file", "export the picture as PNG"
   if content[4:12] in _HEIC:
     return "an HEIC photo", "convert it to JPEG or PNG"
   if not content.strip(b"\0"):
