@@ -12,9 +12,10 @@ from rc_jax.data.reading.dataset import Dataset, SubmissionFormat
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
 from rc_jax.data.reading.examine import Examined, examine_all
+from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
 from rc_jax.data.reading.locate import suggest_root
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
-from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset
+from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset, notes_of
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
 # suggest the first. CamVid is late in the list because other data sets have its two folders too.
@@ -113,6 +114,7 @@ __all__ = [
   "DATASETS",
   "IGNORE_LABEL",
   "IMAGE_SUFFIXES",
+  "UNREAD_SUFFIXES",
   "Dataset",
   "DatasetInfo",
   "Examined",
@@ -126,8 +128,10 @@ __all__ = [
   "TrainBatches",
   "evaluation_examples",
   "examine_all",
+  "files_in",
   "info",
   "load",
+  "notes_of",
   "parts_of",
   "read_image",
   "splits",

@@ -147,6 +147,8 @@ def _unexpected_ids(
 def _notes(split: ExaminedSplit, info: DatasetInfo, counts: np.ndarray) -> Iterator[str]:
   """Yields what is odd in a split, from the counts of ``class_pixels``; training does not stop at it."""
   source, examined = split.source, split.examined
+  if isinstance(source, FilePairs):
+    yield from source.notes
   released = data.DATASETS[info.name].image_counts.get(split.name)
   if released and source is not None and len(source) != released:
     yield f"holds {len(source):,} images, the official release {released:,}"

@@ -218,7 +218,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   source = data.load(config.dataset.name, config.dataset.root, config.dataset.train_split)
   eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   info = source.info
-  for note in info.notes:
+  for note in data.notes_of(source):
     say(f"note: {note}")
 
   network = models.build(config.model, info.num_classes)

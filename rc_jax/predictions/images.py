@@ -4,14 +4,14 @@ import collections
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from rc_jax import data
-from rc_jax.data import IMAGE_SUFFIXES, read_image
+from rc_jax.data import IMAGE_SUFFIXES, UNREAD_SUFFIXES, files_in, read_image
 from rc_jax.predictions.folder import Fingerprint
 
 # EXIF orientations that rotate an image by 90 or 270 degrees.
@@ -36,11 +36,12 @@ class InputImage:
 
 
 def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> list[InputImage]:
-  """Lists an image, or the images of a folder in the order of their names.
+  """Lists an image, or the images of a folder in the order of their names, with pictures that cannot be read.
 
   Args:
     path: a file or a folder.
-    recursive: also list the images of the folders in it, whose names then hold those folders.
+    recursive: also list the images of the folders in it, whose names then hold those folders. Hidden folders are left
+      out, and links are followed.
     outputs: a folder that is left out, because predictions are no images to label.
 
   Raises:
@@ -52,20 +53,14 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
   if not path.is_dir():
     raise FileNotFoundError(f"--images={path}: no such file or folder")
 
-  def images_in(files: Iterator[pathlib.Path]) -> list[pathlib.Path]:
-    # Other systems leave files whose names begin with a dot beside photos.
-    return sorted(
-      file
-      for file in files
-      if file.suffix.lower() in IMAGE_SUFFIXES
-      and not any(part.startswith(".") for part in file.relative_to(path).parts)
-      and outputs not in file.parents
-      and file.is_file()
-    )
+  def listed(recursive: bool, suffixes: Collection[str]) -> list[pathlib.Path]:
+    files = files_in(path, recursive=recursive)
+    return [file for file in files if file.suffix.lower() in suffixes and outputs not in file.parents]
 
-  files = images_in(path.rglob("*") if recursive else path.iterdir())
-  if not files:
-    below = 0 if recursive else len(images_in(path.rglob("*")))
+  files = listed(recursive, IMAGE_SUFFIXES)
+  unread = listed(recursive, UNREAD_SUFFIXES)
+  if not files and not unread:
+    below = 0 if recursive else len(listed(True, IMAGE_SUFFIXES))
     remedy = f"; the folders in it hold {below}: add --recursive" if below else ""
     raise FileNotFoundError(
       f"--images={path}: holds no image; expected files ending {', '.join(IMAGE_SUFFIXES)}{remedy}"
@@ -76,7 +71,12 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
     if name in named:
       raise ValueError(f"--images: {named[name]} and {file} would both become {name}.png; rename one of them")
     named[name] = file
-  return _described(list(named.items()))
+  refused = {file.relative_to(path).with_suffix("").as_posix(): file for file in unread}
+  return _described(list(named.items())) + [
+    InputImage(name, None, Fingerprint(str(file)), functools.partial(_refuse, file))
+    for name, file in refused.items()
+    if name not in named  # a phone's HEIC photo often lies beside its copy as JPEG
+  ]
 
 
 def from_source(source: data.Source, split: str) -> list[InputImage]:
@@ -152,12 +152,22 @@ def displayed_size(path: pathlib.Path) -> tuple[int, int] | None:
 def _described(named: list[tuple[str, pathlib.Path]]) -> list[InputImage]:
   def describe(item: tuple[str, pathlib.Path]) -> InputImage:
     name, file = item
-    status = file.stat()
+    try:
+      status = file.stat()
+    except OSError:  # a link to nothing, of which reading gives the error
+      return InputImage(name, None, Fingerprint(str(file)), functools.partial(read_image, file))
     fingerprint = Fingerprint(str(file), status.st_size, status.st_mtime_ns)
     return InputImage(name, displayed_size(file), fingerprint, functools.partial(read_image, file))
 
   with ThreadPoolExecutor() as pool:
     return list(pool.map(describe, named))
+
+
+def _refuse(file: pathlib.Path) -> np.ndarray:
+  raise ValueError(
+    f"{file}: is a picture of a type that is not read, expected a file ending {', '.join(IMAGE_SUFFIXES)}: convert it "
+    "to JPEG or PNG"
+  )
 
 
 def _files(source: data.Source) -> tuple[pathlib.Path, ...] | None:

@@ -1,5 +1,9 @@
 """Any folder of images and labels, and the table of its classes."""
 
+import errno
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +74,83 @@ def test_pairs_in_nested_folders(tmp_path):
   ]
   (tmp_path / "labels/train/b/1.png").unlink()
   with pytest.raises(ValueError, match=r"images/train/b/1\.png.*no label.*labels/train/b/1\.png"):
+    data.load("folder", root, "train")
+
+
+def test_hidden_folders_hold_no_examples(tmp_path):
+  ids = np.full((4, 5), 3, np.uint8)
+  for name in (
+    ".ipynb_checkpoints/a",
+    "b/.ipynb_checkpoints/1-checkpoint",
+    "@eaDir/a",
+    "__MACOSX/b/1",
+    "b/1",
+  ):
+    root = _folder(tmp_path, ids, name=name)
+  for split in (".ipynb_checkpoints", "@eaDir"):
+    _folder(tmp_path, ids, split=split)
+  assert [path.name for path in data.load("folder", root, "train").images] == ["1.png"]
+  assert data.splits("folder", root) == ("train",)
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+  ids = np.full((4, 5), 3, np.uint8)
+  for name in ("set", "store"):
+    (tmp_path / name).mkdir()
+  root = _folder(tmp_path / "set", ids, name="a/1")
+  _folder(tmp_path / "store", ids, name="2")
+  for kind in ("images", "labels"):
+    (tmp_path / f"set/{kind}/train/linked").symlink_to(tmp_path / f"store/{kind}/train")
+    (tmp_path / f"set/{kind}/train/a/loop").symlink_to(tmp_path / f"set/{kind}")
+    (tmp_path / f"set/{kind}/other").symlink_to(tmp_path / f"store/{kind}/train")
+  images = data.load("folder", root, "train").images
+  assert [str(path.relative_to(tmp_path / "set/images/train")) for path in images] == [
+    "a/1.png",
+    "linked/2.png",
+  ]
+  assert len(data.load("folder", root, "other")) == 1 and data.splits("folder", root) == ("other", "train")
+
+
+def test_pictures_of_other_types_are_named_and_counted(tmp_path):
+  root = _folder(tmp_path, np.full((4, 5), 3, np.uint8))
+  for name in ("b.HEIC", "c.gif", "deep/d.dng", "notes.txt", "deep/.e.gif"):
+    (tmp_path / "images/train" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "images/train" / name).touch()
+  (note,) = data.notes_of(data.load("folder", root, "train"))
+  assert note.startswith(f"{tmp_path / 'images/train'}: 3 pictures are left out")
+  assert ".dng, .gif, .heic" in note and "b.HEIC, c.gif, deep/d.dng; convert them" in note
+  joined = data.load("folder", root, "train+train")
+  assert data.notes_of(joined) == (note, note)
+
+
+def test_jfif_files_are_photos(tmp_path):
+  root = _folder(tmp_path, np.full((4, 5), 3, np.uint8))
+  (tmp_path / "images/train/a.png").unlink()
+  Image.new("RGB", (5, 4), (9, 99, 200)).save(tmp_path / "images/train/a.jfif", "JPEG")
+  assert abs(data.load("folder", root, "train")[0]["image"][0, 0].astype(int) - (9, 99, 200)).max() < 4
+
+
+def test_hidden_folders_beside_cities(tmp_path):
+  small_datasets.cityscapes(tmp_path)
+  for kind in ("leftImg8bit", "gtFine"):
+    city = tmp_path / kind / "train/ulm"
+    shutil.copytree(city, city.parent / ".ipynb_checkpoints")
+    shutil.copytree(city, city.parent / "@eaDir")
+  assert len(data.load("cityscapes", str(tmp_path), "train")) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+  root = _folder(tmp_path, np.full((4, 5), 3, np.uint8), name="deep/a")
+  listdir = os.listdir
+
+  def refused(folder):
+    # Not by the folder's mode, which does not stop the user root.
+    if str(folder).endswith("images/train/deep"):
+      raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+    return listdir(folder)
+
+  monkeypatch.setattr(os, "listdir", refused)
+  with pytest.raises(ValueError, match=r"images/train/deep: cannot be listed \(Permission denied\)"):
     data.load("folder", root, "train")
 
 

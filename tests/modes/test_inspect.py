@@ -144,6 +144,14 @@ def test_a_class_that_is_called_void_is_noted_once(tmp_path: pathlib.Path) -> No
   assert report.count("note: ") == report.count("classes.csv, line 5: 'Void' is a class of its own") == 1
 
 
+def test_pictures_that_are_left_out_are_noted(tmp_path: pathlib.Path, camvid: pathlib.Path) -> None:
+  (camvid / "images/train/7.gif").write_bytes(b"GIF89a")
+  status, report = inspect("camvid", camvid, tmp_path / "run")
+  assert status == inspect_mode.CLEAN
+  note = "images/train: 1 pictures are left out, because files ending .gif are not read: 7.gif; convert"
+  assert report.count(note) == 1
+
+
 def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathlib.Path) -> None:
   for number in range(2, 21):
     for kind in ("images", "labels"):

@@ -40,6 +40,35 @@ def test_recursive_lists_all_folders_but_the_outputs(tmp_path: pathlib.Path) -> 
   assert names(tmp_path, recursive=True) == ["a", "day/a", "day/far/b.v2"]
 
 
+def test_hidden_folders_are_left_out_and_links_are_followed(tmp_path: pathlib.Path) -> None:
+  for name in ("a.jpg", ".ipynb_checkpoints/b.jpg", "@eaDir/c.jpg", "__MACOSX/d.jpg"):
+    photo(tmp_path / "set" / name)
+  photo(tmp_path / "store/e.jfif", format="JPEG")
+  (tmp_path / "set/linked").symlink_to(tmp_path / "store")
+  (tmp_path / "store/loop").symlink_to(tmp_path / "store")
+  assert names(tmp_path / "set", recursive=True) == ["a", "linked/e"]
+
+
+def test_pictures_that_cannot_be_read_are_listed_with_their_error(tmp_path: pathlib.Path) -> None:
+  """``--mode=predict`` names those, counts them and exits with 1."""
+  for name in ("a.jpg", "b.jpg"):
+    photo(tmp_path / name)
+  for name in ("b.heic", "c.HEIC", "d.gif", "e.dng", "notes.txt"):
+    (tmp_path / name).touch()
+  (tmp_path / "f.jpg").symlink_to("/nowhere/f.jpg")
+  found = images.from_path(tmp_path, False, tmp_path / "predictions")
+  assert sorted(image.name for image in found) == ["a", "b", "c", "d", "e", "f"]
+  errors = {}
+  for image, pixels in images.read_ahead(found, threads=2):
+    if isinstance(pixels, ValueError):
+      errors[image.name] = str(pixels)
+      assert image.size is None
+  assert errors.keys() == {"c", "d", "e", "f"}
+  assert f"{tmp_path / 'c.HEIC'}: is a picture of a type that is not read" in errors["c"]
+  assert "convert it" in errors["d"] and "convert it" in errors["e"]
+  assert "link to /nowhere/f.jpg, which does not exist" in errors["f"]
+
+
 def test_a_path_without_images_is_refused(tmp_path: pathlib.Path) -> None:
   with pytest.raises(FileNotFoundError, match="holds no image"):
     names(tmp_path)

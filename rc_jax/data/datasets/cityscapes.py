@@ -18,6 +18,7 @@ from rc_jax.data.reading import (
   check_root,
   check_split,
   files_by_key,
+  is_hidden,
   pair_files,
 )
 
@@ -151,7 +152,11 @@ def load(root: str, split: str) -> FilePairs:
 
 def _files_by_frame(folder: pathlib.Path, end: str, defects: list[str]) -> dict[str, pathlib.Path]:
   # The city's folder is part of the key <city>/<city>_<sequence>_<frame>: a file in a wrong one is a defect.
-  files = (path for path in sorted(folder.glob("*/*")) if path.name.lower().endswith(end.lower()))
+  files = (
+    path
+    for path in sorted(folder.glob("*/*"))
+    if path.name.lower().endswith(end.lower()) and not is_hidden(path.parent.name)
+  )
   named = ((str(path.relative_to(folder))[: -len(end)], path) for path in files)
   return files_by_key(named, (pathlib.Path(end).suffix,), defects)
 

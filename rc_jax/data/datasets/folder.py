@@ -17,6 +17,9 @@ from rc_jax.data.reading import (
   check_root,
   colormap,
   files_by_key,
+  files_in,
+  is_hidden,
+  left_out,
   pair_files,
 )
 
@@ -40,7 +43,7 @@ def load(root: str, split: str) -> FilePairs:
 
   Args:
     root: holds ``classes.csv``, ``images/<split>/`` and ``labels/<split>/``. An image and its label have the same path
-      below these but for the suffix; folders within are searched too.
+      below these but for the suffix; folders within are searched too, through links, but not hidden ones.
     split: any name. A split without a folder of labels has no labels and serves for prediction alone.
 
   Returns:
@@ -56,14 +59,17 @@ def load(root: str, split: str) -> FilePairs:
   # A missing folder of labels means that the split has none; an empty one is a mistake.
   check_root(root, "folder", LAYOUT, (f"images/{split}",))
   defects: list[str] = []
+  images = files_in(images_in, recursive=True)
+  labels = files_in(labels_in, recursive=True) if labels_in.is_dir() else None
   return pair_files(
     info,
     train_ids,
-    _files_by_path(images_in, IMAGE_SUFFIXES, defects),
-    _files_by_path(labels_in, LABEL_SUFFIXES, defects) if labels_in.is_dir() else None,
+    _files_by_path(images_in, images, IMAGE_SUFFIXES, defects),
+    None if labels is None else _files_by_path(labels_in, labels, LABEL_SUFFIXES, defects),
     images_at=str(images_in / "*.jpg"),
     labels_at=str(labels_in / "*.png"),
     defects=defects,
+    notes=left_out(images_in, images, IMAGE_SUFFIXES),
   )
 
 
@@ -76,7 +82,7 @@ def splits(root: str) -> tuple[str, ...]:
   """Returns the names of the folders in ``images/``."""
   images = pathlib.Path(root).expanduser() / "images"
   folders = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else ()
-  return tuple(name for name in folders if not name.startswith("."))
+  return tuple(name for name in folders if not is_hidden(name))
 
 
 def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
@@ -174,9 +180,8 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
 
 
 def _files_by_path(
-  folder: pathlib.Path, suffixes: tuple[str, ...], defects: list[str]
+  folder: pathlib.Path, paths: list[pathlib.Path], suffixes: tuple[str, ...], defects: list[str]
 ) -> dict[str, pathlib.Path]:
-  paths = sorted(folder.rglob("*"))
   return files_by_key(
     ((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects
   )

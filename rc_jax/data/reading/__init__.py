@@ -2,6 +2,7 @@
 
 from rc_jax.data.reading.dataset import Dataset, RecordFields, SubmissionFormat, TFDSBuild
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, AbsentClass, DatasetInfo, IdMistakes
+from rc_jax.data.reading.listing import files_in, is_hidden, left_out
 from rc_jax.data.reading.pairing import (
   IMAGE_SUFFIXES,
   LABEL_SUFFIXES,
@@ -34,6 +35,9 @@ __all__ = [
   "colormap",
   "files_by_key",
   "files_by_stem",
+  "files_in",
+  "is_hidden",
+  "left_out",
   "pair_files",
   "pair_folders",
 ]

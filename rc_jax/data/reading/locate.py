@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from rc_jax.data.reading.dataset import Dataset
+from rc_jax.data.reading.listing import is_hidden
 
 _FOLDERS_READ = 200  # of a level: a wrong root may be the top of a disk
 
@@ -50,7 +51,7 @@ def _has_signs(dataset: Dataset, path: pathlib.Path) -> bool:
 
 def _folders(path: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_hidden(entry.name))
   except OSError:  # a folder that this user may not list
     return
   yield from folders[:_FOLDERS_READ]

@@ -6,12 +6,13 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.listing import files_in, left_out
 from rc_jax.data.reading.source import FilePairs, IncompleteSplit
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".webp", ".tif", ".tiff")
 # Lossless formats alone: JPEG changes ids.
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 def files_by_stem(
@@ -58,6 +59,7 @@ def pair_files(
   images_at: str,
   labels_at: str,
   defects: Sequence[str] = (),
+  notes: Sequence[str] = (),
 ) -> FilePairs:
   """Pairs images and labels that share a key, in the order of the keys.
 
@@ -69,6 +71,7 @@ def pair_files(
     images_at: the expected path of an image, with ``*`` for the key, for error messages.
     labels_at: the expected path of a label, likewise.
     defects: lines on defects that were found while the files were listed.
+    notes: lines on files that were left out.
 
   Returns:
     The split.
@@ -89,6 +92,7 @@ def pair_files(
     tuple(images[key] for key in complete),
     None if labels is None else tuple(labels[key] for key in complete),
     train_ids,
+    tuple(notes),
   )
   lines = list(defects)
   if labels is not None:
@@ -129,6 +133,7 @@ def pair_folders(
     images_at=str(images / "*.jpg"),
     labels_at=str((labels or images) / "*.png"),
     defects=defects,
+    notes=left_out(images, files_in(images, recursive=False), IMAGE_SUFFIXES),
   )
 
 

@@ -102,7 +102,7 @@ def check_label_format(image: Image.Image, where: str) -> None:
     )
   if not isinstance(image, TiffImagePlugin.TiffImageFile):
     return
-  compression = _LOSSY_COMPRESSION.get(image.tag_v2.get(_COMPRESSION))
+  compression = _LOSSY_COMPRESSION.get(image.tag_v2.get(_COMPRESSION, 1))
   if compression:
     raise ValueError(
       f"{where}: the label is a TIFF file with {compression} compression, expected compression without loss: "

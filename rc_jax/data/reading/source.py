@@ -49,12 +49,14 @@ class FilePairs:
     labels: paths of the label images, in the same order; None for a split without labels.
     train_ids: the data set's id -> train id or ``ignore_label``. Other ids are errors: a network must not train
       silently on labels of another data set, or on colours in place of ids.
+    notes: sentences on files that were left out; training and inspection print them.
   """
 
   info: DatasetInfo
   images: tuple[pathlib.Path, ...]
   labels: tuple[pathlib.Path, ...] | None
   train_ids: Mapping[int, int]
+  notes: tuple[str, ...] = ()
 
   @property
   def labelled(self) -> bool:
@@ -146,6 +148,12 @@ class IncompleteSplit(ValueError):
     super().__init__(defects[0] + (f" (and {more} more: --mode=inspect lists them)" if more else ""))
     self.defects = tuple(defects)
     self.complete = complete
+
+
+def notes_of(source: Source) -> tuple[str, ...]:
+  """Returns what is odd in the table of a split's classes and in the list of its files."""
+  parts = source.parts if isinstance(source, Joined) else (source,)
+  return (*source.info.notes, *(note for part in parts for note in getattr(part, "notes", ())))
 
 
 def decoded_on_access(source: Source) -> Source:
