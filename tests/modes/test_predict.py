@@ -163,18 +163,19 @@ def test_damaged_images_are_named_and_all_others_are_labelled(
     (tmp_path / f"{name}.png").write_bytes((photos / "plain.png").read_bytes())
   (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes()[:700])
   (tmp_path / "d.jpg").write_bytes(b"no image")
+  (tmp_path / "e.heic").write_bytes(b"\0\0\0\x18ftypheic")
+  (tmp_path / "f.png").symlink_to(tmp_path / "gone.png")
   output = tmp_path / "out"
   assert tiny_predictions.label(tmp_path, output) == 1
   errors = capsys.readouterr().err.splitlines()
-  assert [line.split(":")[1].strip() for line in errors[:2]] == [
-    str(tmp_path / "b.png"),
-    str(tmp_path / "d.jpg"),
-  ]
-  assert errors[2] == "2 of 4 images could not be read"
+  named = sorted(line.split(":")[1].strip() for line in errors[:4])
+  assert named == [str(tmp_path / name) for name in ("b.png", "d.jpg", "e.heic", "f.png")]
+  assert errors[4] == "4 of 6 images could not be read"
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "c"]
   # Once the image is repaired, the same command labels it.
   (tmp_path / "b.png").write_bytes((photos / "plain.png").read_bytes())
-  (tmp_path / "d.jpg").unlink()
+  for name in ("d.jpg", "e.heic", "f.png"):
+    (tmp_path / name).unlink()
   assert tiny_predictions.label(tmp_path, output) == 0
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
 
