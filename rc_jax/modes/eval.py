@@ -33,6 +33,8 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
     ValueError: the checkpoint holds another network, or the split has no labels.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  for note in data.notes_of(source):
+    say(f"note: {note}")
   path = restore.locate(workdir, checkpoint)
   network = models.build(config.model, source.info.num_classes)
   restored = restore.restore(network, config, path)

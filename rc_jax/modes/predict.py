@@ -88,6 +88,8 @@ def run(
   restored = restore.restore(network, config, path)
   if images is None:
     source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
+    for note in data.notes_of(source):
+      say(f"note: {note}")
     wanted = from_source(source, config.eval.split)
   else:
     wanted = from_path(images.resolve(), recursive, output)

@@ -296,8 +296,9 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: 
   time_text = "" if seconds is None else f", in {duration(seconds)}"
   # The score of this step: --mode=eval may have scored another one since, over other classes.
   lines = run_log.read_metrics(workdir)
-  ious = [line["iou"] for line in lines if line.get("split") == split and line["step"] == last][-1]
-  score = f"mIoU {100 * scores[last]:.2f} {over_classes(ious)}"
+  ious = [line.get("iou") for line in lines if line.get("split") == split and line["step"] == last][-1]
+  over = f" {over_classes(ious)}" if ious else ""  # logs of earlier versions lack the classes
+  score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
   absent = absent_classes(json.loads(written.read_text())) if written.is_file() else ""
   return "\n".join(

@@ -117,8 +117,8 @@ def test_pictures_of_other_types_are_named_and_counted(tmp_path):
     (tmp_path / "images/train" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "images/train" / name).touch()
   (note,) = data.notes_of(data.load("folder", root, "train"))
-  assert note.startswith(f"{tmp_path / 'images/train'}: 3 pictures are left out")
-  assert ".dng, .gif, .heic" in note and "b.HEIC, c.gif, deep/d.dng; convert them" in note
+  assert note.startswith(f"{tmp_path / 'images/train'}: pictures left out: 3,")
+  assert ".dng, .gif, .heic" in note and "(b.HEIC, c.gif, deep/d.dng); convert them" in note
   joined = data.load("folder", root, "train+train")
   assert data.notes_of(joined) == (note, note)
 

@@ -148,7 +148,7 @@ def test_pictures_that_are_left_out_are_noted(tmp_path: pathlib.Path, camvid: pa
   (camvid / "images/train/7.gif").write_bytes(b"GIF89a")
   status, report = inspect("camvid", camvid, tmp_path / "run")
   assert status == inspect_mode.CLEAN
-  note = "images/train: 1 pictures are left out, because files ending .gif are not read: 7.gif; convert"
+  note = "images/train: pictures left out: 1, because files ending .gif are not read (7.gif); convert"
   assert report.count(note) == 1
 
 

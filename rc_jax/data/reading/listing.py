@@ -72,7 +72,7 @@ def left_out(folder: pathlib.Path, files: Iterable[pathlib.Path], suffixes: Sequ
   names = ", ".join(str(path.relative_to(folder)) for path in pictures[:_SHOWN])
   more = ", ..." if len(pictures) > _SHOWN else ""
   return [
-    f"{folder}: {len(pictures):,} pictures are left out, because files ending {endings} are not read: {names}{more}; "
+    f"{folder}: pictures left out: {len(pictures):,}, because files ending {endings} are not read ({names}{more}); "
     "convert them to JPEG or PNG"
   ]
 
