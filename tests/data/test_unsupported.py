@@ -48,7 +48,7 @@ UNSUPPORTED = {
   "12-bit JPEG": (jpeg(0xC1, 12, 3), ("JPEG file with 3 channels of 12 bits", "4 channels of 8", "convert")),
   "lossless JPEG": (jpeg(0xC3, 12, 1), ("1 channel of 12 bits, lossless", "convert")),
   "two channels": (jpeg(0xC0, 8, 2), ("JPEG file with 2 channels of 8 bits", "convert")),
-  "a long text": (png_with_text(), ("text beside its pixels", "save it without metadata")),
+  "a long text": (png_with_text(), ("metadata beside its pixels", "save it without metadata")),
   "JPEG XL": (b"\xff\x0a" + bytes(range(9, 99)), ("a JPEG XL image", "convert")),
   "AVIF": (b"\0\0\0\x1cftypavif" + bytes(range(99)), ("", "")),
   "OpenEXR": (b"\x76\x2f\x31\x01" + bytes(range(99)), ("an OpenEXR image", "convert")),

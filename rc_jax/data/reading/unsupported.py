@@ -38,9 +38,9 @@ def identify_unsupported(content: bytes, error: Exception) -> tuple[str, str]:
       f"has {pixels:,.0f} megapixels, expected at most {limit:,.0f}, the limit of the decoder",
       "cut it into tiles or save it smaller",
     )
-  if "MAX_TEXT" in str(error):
+  if re.search("MAX_TEXT|decompressed data too large", str(error), re.IGNORECASE):
     return (
-      "holds a text beside its pixels that is longer than the decoder reads, expected pixels alone",
+      "holds metadata beside its pixels that are longer than the decoder reads, expected pixels alone",
       "save it without metadata",
     )
   if not isinstance(error, UnidentifiedImageError):
