@@ -69,7 +69,7 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 class _NoArraysError(Exception):
-  """The file is whole and holds something else than arrays; the message is a clause that follows its name."""
+  """The file is complete and holds something else than arrays; the message is a clause that follows its name."""
 
 
 class _Inert:
@@ -109,14 +109,14 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   import torch  # optional: only this format needs it
 
   _refuse_other_checksums(file)
-  # Checkpoints of mmengine hold objects of its logger, others NumPy scalars, namespaces or whole modules. _Inert
+  # Checkpoints of mmengine hold objects of its logger, others NumPy scalars, namespaces or modules. _Inert
   # replaces each such name while the file is read: it opens without those packages, and none of their code runs.
   names = _pickled_names(file)
   foreign = [name for name in names if not name.startswith(("torch.", "collections."))]
   modules = [name for name in names if name.startswith(("torch.nn.modules.", "torch.nn.parallel."))]
   others = [name for name in names if name.startswith(("torch.optim.", "torch.torch_version."))]
   module = _NoArraysError(
-    f"holds a whole pickled module ({', '.join(sorted(foreign or modules)[:3])}), whose code is not run: load it where "
+    f"holds a pickled module ({', '.join(sorted(foreign or modules)[:3])}), whose code is not run: load it where "
     "it was saved, and save model.state_dict() by torch.save"
   )
   try:

@@ -1,4 +1,4 @@
-"""Recognises files that are no weights, or not whole, and names the remedy: nothing in them is run or unpacked."""
+"""Recognises files that are no weights, or incomplete, and names the remedy: nothing in them is run or unpacked."""
 
 import json
 import pathlib
@@ -39,7 +39,7 @@ def describe(file: pathlib.Path) -> str | None:
 
   Returns:
     A clause that follows the file's name, such as ``"is empty (0 bytes): download it again"``; None where the file
-    seems to be a whole ``.npz``, ``.safetensors`` or file of ``torch.save``.
+    seems to be a complete ``.npz``, ``.safetensors`` or file of ``torch.save``.
   """
   size = file.stat().st_size
   if size == 0:

@@ -80,9 +80,9 @@ def test_a_file_that_holds_no_weights_is_named_for_what_it_is(tmp_path, name, su
 
 
 def test_a_file_cut_at_any_byte_is_refused(tmp_path) -> None:
-  safetensors.numpy.save_file(small_arrays(), tmp_path / "whole.safetensors")
-  np.savez(tmp_path / "whole.npz", **small_arrays())
-  for name in ("whole.safetensors", "whole.npz"):
+  safetensors.numpy.save_file(small_arrays(), tmp_path / "complete.safetensors")
+  np.savez(tmp_path / "complete.npz", **small_arrays())
+  for name in ("complete.safetensors", "complete.npz"):
     content = (tmp_path / name).read_bytes()
     for length in range(0, len(content), 7):
       (tmp_path / "cut").write_bytes(content[:length])
@@ -152,10 +152,10 @@ def test_weights_lie_at_any_depth_and_may_require_gradients(fresh, tmp_path, key
 def test_what_a_pytorch_file_holds_instead_of_weights_is_named(tmp_path) -> None:
   torch = pytest.importorskip("torch")
   network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.GELU())
-  whole = "holds a whole pickled module.*whose code is not run.*save model.state_dict"
+  module = "holds a pickled module.*whose code is not run.*save model.state_dict"
   for saved, words in (
-    (network, whole),
-    ({"model": network, "epoch": 3}, whole),
+    (network, module),
+    ({"model": network, "epoch": 3}, module),
     ({"epoch": 3, "args": "resnet50"}, "holds no arrays, only epoch, args: save the network's state_dict"),
     ({}, "holds no arrays, only an empty dict"),
     (3, "holds no arrays, only int"),
