@@ -80,6 +80,13 @@ FIELDS: tuple[Field, ...] = (
     one_of("backbone", "all"),
     training_only=True,
   ),
+  Field(
+    "model.pretrained_key",
+    "",
+    "Start of the keys of the weights in a file that holds several, such as ``state_dict_ema``; ``.``: the keys "
+    "without such a start; empty: the file holds one.",
+    training_only=True,
+  ),
   Field("train.batch_size", 8, "Images in the global batch, over all devices and hosts.", at_least(1)),
   Field("train.steps", 30_000, "Number of updates.", at_least(1)),
   Field(

@@ -1,10 +1,11 @@
-"""Atomic writes: after a kill or on a full disk, a file holds its old content or its new content."""
+"""Atomic writes: after a kill or on a full disk, a file holds its old content or its new content. And JSON files."""
 
 import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 
 @contextlib.contextmanager
@@ -37,3 +38,29 @@ def atomic_write_text(target: pathlib.Path, text: str) -> None:
   """Writes a text in UTF-8 by ``atomic_write``."""
   with atomic_write(target) as file:
     file.write(text.encode())
+
+
+def read_json_object(path: pathlib.Path, remedy: Callable[[], str]) -> dict[str, Any]:
+  """Reads a file that holds one JSON object.
+
+  Args:
+    path: of the file.
+    remedy: returns what to do where it is damaged, for the message.
+
+  Raises:
+    ValueError: the file is empty or holds something else; one line with its name.
+    OSError: the file cannot be read.
+  """
+  content = path.read_bytes()
+  try:
+    value = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    # Some file systems fill a file with zeros when the power fails.
+    is_empty = not content.strip(b"\0 \r\n\t")
+    reason = (
+      f"is empty ({len(content)} bytes)" if is_empty else f"is not JSON ({' '.join(str(error).split())})"
+    )
+    raise ValueError(f"{path}: {reason}; {remedy()}") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {remedy()}")
+  return value

@@ -1,7 +1,6 @@
 """``--mode=report`` shows a run on one page: scores, pictures, IoU of each class, confusion, curves, configuration."""
 
 import collections
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -160,9 +159,16 @@ def _evaluation(workdir: pathlib.Path, split: str) -> tuple[dict[str, Any] | Non
   """Returns the scores and the confusion matrix of a split; None where they are missing."""
   folder = workdir / "eval"
   scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
-  scores = json.loads(scores_path.read_text()) if scores_path.is_file() else None
-  confusion = np.load(confusion_path) if scores is not None and confusion_path.is_file() else None
-  return scores, confusion
+  remedy = "score again with --mode=eval"
+  scores = files.read_json_object(scores_path, lambda: remedy) if scores_path.is_file() else None
+  if scores is None or not confusion_path.is_file():
+    return scores, None
+  try:
+    return scores, np.load(confusion_path, allow_pickle=False)
+  except (ValueError, EOFError) as error:
+    raise ValueError(
+      f"{confusion_path}: cannot be read ({' '.join(str(error).split())}); {remedy}"
+    ) from error
 
 
 def constant_score(scores: dict[str, Any], confusion: np.ndarray) -> tuple[str, float] | None:

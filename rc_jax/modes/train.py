@@ -29,7 +29,7 @@ from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.progress import TrainingProgress
 from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.throughput import Throughput
-from rc_jax.weights.checkpoint import Checkpoints
+from rc_jax.weights.checkpoint import Checkpoints, newest_undamaged
 
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
 
@@ -261,17 +261,29 @@ def refuse_other_run(config: Config, workdir: pathlib.Path) -> None:
   """Checks that a folder is empty or holds the run of this config.
 
   Raises:
-    ValueError: it holds the run of another config; one line with the fields that differ.
+    ValueError: it holds the run of another config, or one whose ``config.json`` is damaged; one line with the fields
+      that differ or the remedy.
   """
   path = workdir / "config.json"
   if not path.is_file():
     return
-  differences = different_run(as_dict(config), json.loads(path.read_text()))
+  differences = different_run(as_dict(config), files.read_json_object(path, lambda: _remedy(path)))
   if differences:
     raise ValueError(
       f"{path}: holds a run of another configuration ({'; '.join(differences)}); "
       "choose another --workdir or the same fields"
     )
+
+
+def _remedy(path: pathlib.Path) -> str:
+  """Says how to continue a run whose ``config.json`` is damaged."""
+  step = newest_undamaged(path.parent / "checkpoints")
+  held = (
+    "the run has no undamaged checkpoint"
+    if step is None
+    else f"the newest undamaged checkpoint is step {step}"
+  )
+  return f"{held}; if this configuration trained it, delete the file: the next start writes it anew"
 
 
 def write_config(config: Config, workdir: pathlib.Path) -> None:

@@ -69,22 +69,48 @@ class RunLog:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of a run's ``metrics.jsonl``, without a last line that a kill has cut."""
+  """Returns the lines of a run's ``metrics.jsonl``, without a last line that a kill has cut.
+
+  Raises:
+    ValueError: another line is no JSON object with a step; one line with its number and the remedy.
+  """
   path = workdir / METRICS
   if not path.is_file():
     return []
+  *complete, last = path.read_bytes().split(b"\n")
   lines = []
-  for text in path.read_text().splitlines():
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError:
-      continue
-  return lines
+  for number, text in enumerate(complete, start=1):
+    line = _parsed(text)
+    if line is None:
+      raise ValueError(
+        f"{path}: line {number} is {_shown(text)}, expected a JSON object with a step; delete that line and start again"
+      )
+    lines.append(line)
+  final = _parsed(last)
+  return lines if final is None else [*lines, final]
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+  """Returns a line's object; None where it is none or lacks the step."""
+  try:
+    line = json.loads(text)
+  except (ValueError, RecursionError):
+    return None
+  return line if isinstance(line, dict) and type(line.get("step")) is int else None
+
+
+def _shown(text: bytes) -> str:
+  decoded = text[:40].decode(errors="replace")
+  return repr(decoded if len(text) <= 40 else f"{decoded}...")
 
 
 def read_scores(workdir: pathlib.Path, split: str) -> dict[int, float]:
   """Returns step -> mIoU, in 0..1, of the evaluations on a split that ``metrics.jsonl`` holds."""
-  return {line["step"]: line["miou"] for line in read_metrics(workdir) if line.get("split") == split}
+  return {
+    line["step"]: line["miou"]
+    for line in read_metrics(workdir)
+    if line.get("split") == split and isinstance(line.get("miou"), int | float)
+  }
 
 
 def step_line(step: int, metrics: Metrics, class_names: tuple[str, ...], speed: Speed) -> dict[str, Any]:

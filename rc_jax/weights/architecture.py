@@ -58,7 +58,18 @@ def from_shapes(shapes: Shapes, head: str | None = None) -> Architecture:
     head_fields = {"name": name, "channels": classifier[1]}
     head_fields |= {"aux_channels": auxiliary[1]} if auxiliary else {}
     head_fields |= models.heads()[name].fields_from_shapes(shapes)
-  return Architecture(_backbone(shapes), head_fields, classifier[0] if classifier else None)
+  return Architecture(backbone_from_shapes(shapes), head_fields, classifier[0] if classifier else None)
+
+
+def backbone_from_shapes(shapes: Shapes) -> dict[str, Any]:
+  """Infers ``Architecture.backbone`` from the shapes of all arrays, by this project's names."""
+  backbones: Mapping[str, models.Backbone] = models.backbones()
+  for name, backbone in backbones.items():
+    fields = backbone.fields_from_shapes(shapes)
+    if fields is not None:
+      return {"backbone": name} | fields
+  description = next((text for each in backbones.values() if (text := each.description(shapes))), "")
+  return {"backbone": description} if description else {}
 
 
 def family_fields(family: str, architecture: Architecture, part: str) -> dict[str, Any]:
@@ -89,13 +100,3 @@ def _head_by_markers(shapes: Shapes) -> str | None:
     name for name, starts in markers.items() if all(any(key.startswith(s) for key in shapes) for s in starts)
   ]
   return max(fitting, key=lambda name: len(markers[name]), default=None)
-
-
-def _backbone(shapes: Shapes) -> dict[str, Any]:
-  backbones: Mapping[str, models.Backbone] = models.backbones()
-  for name, backbone in backbones.items():
-    fields = backbone.fields_from_shapes(shapes)
-    if fields is not None:
-      return {"backbone": name} | fields
-  description = next((text for each in backbones.values() if (text := each.description(shapes))), "")
-  return {"backbone": description} if description else {}

@@ -1,14 +1,15 @@
 """Saves and restores runs. The only module that imports Orbax.
 
 A checkpoint holds three items: ``model`` (parameters and statistics), ``trainer`` (step, optimizer, banks) and ``data``
-(the position in the training data). A checkpoint becomes visible once it is complete: a kill at any moment leaves the
-previous one.
+(the position in the training data), and their checksums. A checkpoint becomes visible once it is complete: a kill at
+any moment leaves the previous one.
 """
 
 import contextlib
 import dataclasses
 import logging
 import pathlib
+import shlex
 import shutil
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +20,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from rc_jax.train_state import ShardedBank, TrainState
+from rc_jax.weights import checksums
 
 FOLDER = "checkpoints"
+ITEMS = ("model", "trainer", "data")
+
+# In the names of Orbax's folders before they are complete.
+_INCOMPLETE = ".orbax-checkpoint-tmp"
 
 # Orbax logs every file it opens, and an error once in each of its threads before it raises it here.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -50,6 +56,7 @@ class Checkpoints:
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,  # a kill leaves half-written ones
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
       ),
     )
 
@@ -98,11 +105,12 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: there is no checkpoint.
-      ValueError: the checkpoint's arrays do not fit the template.
+      ValueError: the newest checkpoint is damaged or lacks a part, or its arrays do not fit the template.
     """
     step = self.latest_step()
     if step is None:
       raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
+    _refuse_damaged(self.folder / str(step), ITEMS)
     bank = template.bank
     is_sharded = isinstance(bank, ShardedBank)
     trainer = _abstract(_trainer_item(template))
@@ -163,6 +171,14 @@ class Checkpoints:
       with contextlib.suppress(OSError):
         self.close()
 
+  def _write_checksums(self) -> None:
+    """Adds the checksums to the checkpoint that is about to become visible: Orbax calls this before it renames it."""
+    for folder in self.folder.glob(f"*{_INCOMPLETE}*"):
+      # A folder that a kill left incomplete may be deleted at the same time.
+      with contextlib.suppress(FileNotFoundError):
+        if all((folder / item).is_dir() for item in ITEMS):
+          checksums.write(folder, ITEMS)
+
   def _refuse_full_disk(self, state: TrainState) -> None:
     """Raises before a save that cannot fit: one that runs out of space fails in a dozen threads, with tracebacks."""
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -202,15 +218,20 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
   Raises:
     FileNotFoundError: there is none; the message names the folders that were searched.
+    ValueError: the checkpoint lacks its model.
   """
   path = path.resolve()
+  if path.name.isdigit() and path.parent.name == FOLDER and path.is_dir():
+    _refuse_without_model(path)
+    return path
   if path.name.isdigit() and (path / "model").is_dir():
     return path
   for folder in (path / FOLDER, path):
     if folder.is_dir():
-      steps = [step for step in folder.iterdir() if step.name.isdigit() and (step / "model").is_dir()]
+      steps = _step_folders(folder)
       if steps:
-        return max(steps, key=lambda step: int(step.name))
+        _refuse_without_model(steps[0])
+        return steps[0]
   raise FileNotFoundError(
     f"{path}: holds no checkpoint; expected a run's folder or one step of its {FOLDER}/"
   )
@@ -226,14 +247,64 @@ def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: the checkpoint holds another network.
+    ValueError: the checkpoint is damaged or holds another network.
   """
   folder = find(path)
+  problem = checksums.damage(folder, ("model",))
+  if problem:
+    raise ValueError(f"{folder}: is damaged ({problem}); {_other_model(folder)}")
   template = {"params": params, "batch_stats": batch_stats}
   with ocp.StandardCheckpointer() as checkpointer:
     _refuse_other_network(folder, checkpointer.metadata(folder / "model").item_metadata, template)
     item = checkpointer.restore(folder / "model", _abstract(template))
   return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
+
+
+def newest_undamaged(folder: pathlib.Path, items: Sequence[str] = ITEMS) -> int | None:
+  """Returns the newest step that has all parts, undamaged; reads its files.
+
+  Args:
+    folder: the ``checkpoints`` folder of a run, which may be absent.
+    items: the parts to check.
+  """
+  return next((int(step.name) for step in _step_folders(folder) if not checksums.damage(step, items)), None)
+
+
+def _step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the folders of all steps, the newest first."""
+  steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+  return sorted(steps, key=lambda path: -int(path.name))
+
+
+def _refuse_damaged(folder: pathlib.Path, items: Sequence[str]) -> None:
+  problem = checksums.damage(folder, items)
+  if not problem:
+    return
+  step = newest_undamaged(folder.parent, items)
+  message = f"{folder}: this checkpoint is damaged ({problem}); "
+  if step is None:
+    raise ValueError(message + "no other checkpoint is undamaged; train anew in another --workdir")
+  target = folder.parents[1] / f"damaged_{folder.name}"
+  raise ValueError(
+    message
+    + f"the newest undamaged one is step {step}; to continue from it, move this one away and start again: "
+    f"mv {shlex.quote(str(folder))} {shlex.quote(str(target))}"
+  )
+
+
+def _refuse_without_model(folder: pathlib.Path) -> None:
+  if not (folder / "model").is_dir():
+    raise ValueError(f"{folder}: is damaged (model is missing); {_other_model(folder)}")
+
+
+def _other_model(folder: pathlib.Path) -> str:
+  """Says which other checkpoint has an undamaged model."""
+  step = newest_undamaged(folder.parent, ("model",))
+  if step is None:
+    return "no other checkpoint of this run is undamaged"
+  return (
+    f"the newest undamaged one is step {step}: --checkpoint={shlex.quote(str(folder.with_name(str(step))))}"
+  )
 
 
 def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> None:

@@ -7,7 +7,7 @@ each head and backbone (``rc_jax/models``).
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rc_jax import models
@@ -20,30 +20,51 @@ class Family(NamedTuple):
 
   Attributes:
     parts: first part of a key -> the part of the network. All other keys are the backbone's.
+    own_parts: those of ``parts`` that no other project uses.
     fields: fields of ``config.model`` that all its networks have and no shape shows.
     backbone_fields: those that also matter to a backbone alone.
   """
 
   parts: Mapping[str, str]
+  own_parts: frozenset[str]
   fields: Mapping[str, Any]
   backbone_fields: Mapping[str, Any]
 
 
 _EPSILON = {"bn_epsilon": 1e-5}
 
-# A file belongs to the first family that has the first part of one of its keys. A head may publish weights in another
-# family, which is recognised where each of its rules matches a key.
+# A file belongs to the first family with evidence among its keys: a first part that no other project uses, or keys that
+# the rules of a head match. The first part alone shows little: ``head.fc`` is the ImageNet classifier of some projects,
+# and ``decoder`` occurs in many. A head may publish weights in another family, which is recognised where each of its
+# rules matches a key.
 FAMILIES: dict[str, Family] = {
   "mmsegmentation": Family(
-    {"decode_head": "head", "auxiliary_head": "aux_head"}, {"align_corners": False}, _EPSILON
+    parts={"decode_head": "head", "auxiliary_head": "aux_head"},
+    own_parts=frozenset({"decode_head", "auxiliary_head"}),
+    fields={"align_corners": False},
+    backbone_fields=_EPSILON,
   ),
-  "regioncontrast": Family({"decoder": "head", "auxor": "aux_head"}, {"align_corners": True}, _EPSILON),
+  "regioncontrast": Family(
+    parts={"decoder": "head", "auxor": "aux_head"},
+    own_parts=frozenset({"auxor"}),
+    fields={"align_corners": True},
+    backbone_fields=_EPSILON,
+  ),
   "torchvision": Family(
-    {"classifier": "head", "aux_classifier": "aux_head"}, {"align_corners": False}, _EPSILON
+    parts={"classifier": "head", "aux_classifier": "aux_head"},
+    own_parts=frozenset({"aux_classifier"}),
+    fields={"align_corners": False},
+    backbone_fields=_EPSILON,
   ),
-  "rc_jax": Family({"head": "head", "aux_head": "aux_head", "projection": "projection"}, {}, {}),
-  # A backbone alone.
-  "imagenet": Family({}, {}, _EPSILON),
+  # Recognised by the names of the network's arrays.
+  "rc_jax": Family(
+    parts={"head": "head", "aux_head": "aux_head", "projection": "projection"},
+    own_parts=frozenset(),
+    fields={},
+    backbone_fields={},
+  ),
+  # A backbone alone, or with parts that no family has.
+  "imagenet": Family(parts={}, own_parts=frozenset(), fields={}, backbone_fields=_EPSILON),
 }
 
 
@@ -64,11 +85,12 @@ class KeyMapping(NamedTuple):
   ignored: tuple[str, ...]
 
 
-def map_keys(keys: Iterable[str]) -> KeyMapping:
+def map_keys(keys: Iterable[str], known: Collection[str] = ("head.classifier.weight",)) -> KeyMapping:
   """Finds the family and the head of a file by its keys, and the name of each array.
 
   Args:
     keys: all keys of the file, with or without the prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``).
+    known: names of arrays outside the backbone that show a file of this project, such as those of the network.
 
   Returns:
     The mapping; two keys may have the same name.
@@ -77,13 +99,20 @@ def map_keys(keys: Iterable[str]) -> KeyMapping:
   ignored_pattern = _ignored_pattern()
   ignored = tuple(key for key, text in plain.items() if ignored_pattern.fullmatch(text))
   plain = {key: text for key, text in plain.items() if key not in ignored}
-  family, head, rules = _family_and_head(list(plain.values()))
+  family, head, rules = _family_and_head(list(plain.values()), known)
 
   names = {key: _apply(rules, text) or _unmatched(text, family) for key, text in plain.items()}
   backbone = {key: name.removeprefix("backbone.") for key, name in names.items() if _is_backbone(name)}
-  backbone_rules = _backbone_rules(backbone.values())
-  names |= {key: f"backbone.{_apply(backbone_rules, name) or name}" for key, name in backbone.items()}
+  ours = backbone_names(backbone.values())
+  names |= {key: ours[name] for key, name in backbone.items()}
   return KeyMapping(family, head, names, ignored)
+
+
+def backbone_names(keys: Iterable[str]) -> dict[str, str]:
+  """Maps the keys of a backbone alone, without ``backbone.``, to the names of its arrays, with ``backbone.``."""
+  keys = list(keys)
+  rules = _backbone_rules(keys)
+  return {key: f"backbone.{_apply(rules, key) or key}" for key in keys}
 
 
 def _without_wrappers(key: str) -> str:
@@ -115,23 +144,26 @@ def _is_backbone(name: str) -> bool:
   return name.startswith("backbone.")
 
 
-def _family_and_head(keys: Sequence[str]) -> tuple[str, str | None, KeyRules]:
+def _family_and_head(keys: Sequence[str], known: Collection[str]) -> tuple[str, str | None, KeyRules]:
   """Returns the family, the head or None, and the rules for the keys outside the backbone."""
   for name, head in models.heads().items():
     for family, published in head.published.items():
       rules = published.key_rules
       if family not in FAMILIES and rules and all(_matches_any(pattern, keys) for pattern, _ in rules):
         return family, name, rules
-  starts = {key.partition(".")[0] for key in keys}
-  family = next(name for name, family in FAMILIES.items() if starts & family.parts.keys() or not family.parts)
-  candidates = {
-    name: head.published[family].key_rules
-    for name, head in models.heads().items()
-    if family in head.published
-  }
-  parts = FAMILIES[family].parts
-  best = _best_head(candidates, [key for key in keys if parts.get(key.partition(".")[0]) == "head"])
-  return family, best, (candidates[best] if best else ()) + AUXILIARY_KEY_RULES.get(family, ())
+  for family, description in FAMILIES.items():
+    parts = description.parts
+    candidates = {
+      name: head.published[family].key_rules
+      for name, head in models.heads().items()
+      if family in head.published
+    }
+    best = _best_head(candidates, [key for key in keys if parts.get(key.partition(".")[0]) == "head"])
+    has_own_part = any(key.partition(".")[0] in description.own_parts for key in keys)
+    is_ours = family == "rc_jax" and any(key.partition(".")[0] in parts and key in known for key in keys)
+    if best or has_own_part or is_ours or not parts:
+      return family, best, (candidates[best] if best else ()) + AUXILIARY_KEY_RULES.get(family, ())
+  raise AssertionError("the last family has no parts")
 
 
 def _best_head(rules_of_heads: Mapping[str, KeyRules], keys: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ from rc_jax import models
 from rc_jax.config import Config
 from rc_jax.models import Variables
 from rc_jax.models.network import Shapes
-from rc_jax.weights import architecture, file_formats, key_names
+from rc_jax.weights import architecture, file_formats, key_names, weight_sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +28,21 @@ class Report:
 
   Attributes:
     path: of the file.
+    weight_set: name of the set of weights in the file, see ``weight_sets``.
     architecture: of the file, for example ``"resnet50 with stem 7x7"``.
     matched: arrays now in the network.
     transposed: those of ``matched`` whose axes were transposed, such as convolutions, ``OIHW -> HWIO``.
     reordered: those of ``matched`` whose input channels were reordered.
     folded: biases of convolutions that were subtracted from the mean of the BatchNorm behind.
-    left_out: arrays of the file that the requested part has no use for, such as a classifier ``fc``.
+    left_out: arrays of the file that the requested part has no use for, such as a classifier ``fc``; not those of
+      other sets of weights.
     missing: arrays of the requested part that the file lacks; they keep their initial values.
     expected: fields of ``config.model`` that the file's family has and no shape shows.
     different: those of ``expected`` that have another value in the config.
   """
 
   path: str
+  weight_set: str
   architecture: str
   matched: tuple[str, ...]
   transposed: tuple[str, ...]
@@ -56,12 +59,17 @@ class Report:
     # Most files hold a counter for each BatchNorm: their number is enough.
     counters = [name for name in self.left_out if name.endswith("num_batches_tracked")]
     others = [name for name in self.left_out if name not in counters]
-    named = ", ".join(others + ([f"{len(counters)} num_batches_tracked"] if counters else []))
+    named = ", ".join(
+      ([_listed(others)] if others else []) + ([f"{len(counters)} num_batches_tracked"] if counters else [])
+    )
     left_out = f"{len(self.left_out)} left out" + (f" ({named})" if named else "")
     changed = f"{len(self.transposed)} of them transposed"
     for verb, names in (("with input channels reordered", self.reordered), ("folded", self.folded)):
       changed += f", {len(names)} {verb} ({', '.join(names)})" if names else ""
-    line = f"{self.path}: {self.architecture}; {len(self.matched)} arrays matched, {changed}; {left_out}; {missing}"
+    source = self.path if self.weight_set == weight_sets.TOP else f"{self.path}, {self.weight_set}"
+    line = (
+      f"{source}: {self.architecture}; {len(self.matched)} arrays matched, {changed}; {left_out}; {missing}"
+    )
     if self.expected:
       line += f"; such weights expect {' '.join(self.expected)}"
     if self.different:
@@ -75,7 +83,8 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
   Args:
     path: a file that ``file_formats.read`` reads, with the keys of any family of ``key_names.map_keys``.
     variables: of the network.
-    config_model: ``config.model`` of the network; its ``pretrained_part`` is ``"backbone"`` or ``"all"``.
+    config_model: ``config.model`` of the network; its ``pretrained_part`` is ``"backbone"`` or ``"all"``, and its
+      ``pretrained_key`` names one of several sets of weights.
 
   Returns:
     Variables that hold the file's values in float32, and the report. Variables outside the requested part are those of
@@ -83,26 +92,28 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file is none of the formats; holds another architecture, another shape or a value that is not
-      finite; lacks an array of the requested part, or has one that the network lacks; or PyTorch is needed and missing.
+    ValueError: the file is none of the formats; holds several sets of weights, and none is chosen; holds another
+      architecture, another shape, an array of integers or a value that is not finite; lacks an array of the requested
+      part, or has one that the network lacks; or PyTorch is needed and missing.
   """
   part = config_model.pretrained_part
-  arrays = {key: _float32(array) for key, array in file_formats.read(path).items()}
-  mapping = key_names.map_keys(arrays)
-  _refuse_duplicates(path, mapping.names)
   trees = {"params": variables.params, "batch_stats": variables.batch_stats}
   leaves = key_names.array_paths(**trees)
   network = {name: _torch_shape(where[-1], _at(trees, where).shape) for name, where in leaves.items()}
-  shapes = {name: arrays[key].shape for key, name in mapping.names.items()}
+  chosen = weight_sets.choose(path, file_formats.read(path), config_model.pretrained_key, network)
+  full_key = {chosen.plain(key): key for key in chosen.arrays}
+  mapping = key_names.map_keys(full_key, network)
+  mapping = mapping._replace(names={full_key[key]: name for key, name in mapping.names.items()})
+  _refuse_duplicates(path, mapping.names)
+  shapes = {name: chosen.arrays[key].shape for key, name in mapping.names.items()}
   held = _refuse_other_architecture(path, mapping, shapes, network, part)
   _refuse_other_arrays(path, mapping, held, shapes, network, part)
 
   key_of = {name: key for key, name in mapping.names.items()}
   folded = _folded_biases(shapes, network, part)
   matched = [key for key, name in mapping.names.items() if name in network and _is_requested(part, name)]
-  for key in [*matched, *(key_of[name] for name in folded)]:
-    if not np.isfinite(arrays[key]).all():
-      raise ValueError(f"model.pretrained: {path} has NaN or infinity in {key}: give an undamaged file")
+  used = {*matched, *(key_of[name] for name in folded)}
+  arrays = {key: _float32(path, key, mapping.names[key], chosen.arrays[key]) for key in sorted(used)}
   values = {mapping.names[key]: arrays[key] for key in matched}
   reordered = _reordered(mapping, values)
   values |= reordered
@@ -113,15 +124,15 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
     for name, array in values.items()
   }
   expected = architecture.family_fields(mapping.family, held, part)
-  used = {*matched, *(key_of[name] for name in folded)}
   report = Report(
     path=str(path),
+    weight_set=chosen.name,
     architecture=held.describe(),
     matched=tuple(matched),
     transposed=tuple(key for key in matched if leaves[mapping.names[key]][-1] == "kernel"),
     reordered=tuple(key_of[name] for name in reordered),
     folded=tuple(key_of[name] for name in folded),
-    left_out=tuple(key for key in arrays if key not in used),
+    left_out=(*(key for key in chosen.arrays if key not in used), *chosen.outside),
     missing=tuple(_missing(shapes, network, part)),
     expected=tuple(f"{field}={_shown(value)}" for field, value in expected.items()),
     different=tuple(
@@ -270,9 +281,24 @@ def _reordered(mapping: key_names.KeyMapping, values: Mapping[str, np.ndarray]) 
   return published.reorder(values) if published and published.reorder else {}
 
 
-def _float32(array: np.ndarray) -> np.ndarray:
-  # Integers are counters; every other dtype here, bfloat16 included, is a float of some width.
-  return array if array.dtype.kind in "iub" else array.astype(np.float32)
+def _float32(path: str, key: str, name: str, array: np.ndarray) -> np.ndarray:
+  """Returns an array's values in float32, or raises where they cannot be weights."""
+  is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+  if not is_float or array.dtype.itemsize < 2:
+    why = (
+      "a quantised export, whose scales are elsewhere" if array.dtype.itemsize == 1 else "no array of weights"
+    )
+    raise ValueError(
+      f"model.pretrained: {path} has {key} of dtype {array.dtype}, expected a float of 16, 32 or 64 bits: it seems to "
+      f"be {why}; give the original weights"
+    )
+  with np.errstate(over="ignore"):  # a float64 above float32's range becomes infinite, and is refused
+    values = array.astype(np.float32)
+  if not np.isfinite(values).all():
+    raise ValueError(f"model.pretrained: {path} has NaN or infinity in {key}: give an undamaged file")
+  if name.endswith(".running_var") and (values < 0).any():
+    raise ValueError(f"model.pretrained: {path} has negative variances in {key}: give an undamaged file")
+  return values
 
 
 def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,11 +1,10 @@
 """Restores the weights to score, predict or export with: from a run, from one step of it, or from a file."""
 
-import json
 import pathlib
 
 import jax
 
-from rc_jax import models, sharding
+from rc_jax import files, models, sharding
 from rc_jax.config import Config, as_dict, different_network, height_width
 from rc_jax.console import say
 from rc_jax.weights import checkpoint, pretrained
@@ -24,15 +23,16 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: the run that saved it has another network or another data set, also where no shape differs, as with
-      other dilations.
+    ValueError: a file is damaged; or the run that saved it has another network or another data set, also where no shape
+      differs, as with other dilations.
   """
   if path.is_file():
     return _imported(network, config, path)
   folder = checkpoint.find(path)
   run_config = folder.parents[1] / "config.json"
   if run_config.is_file():
-    found = different_network(as_dict(config), json.loads(run_config.read_text()))
+    remedy = f"if --config trained {folder.name}, delete the file: the next training writes it anew"
+    found = different_network(as_dict(config), files.read_json_object(run_config, lambda: remedy))
     if found:
       raise ValueError(
         f"{folder}: was trained as another network ({'; '.join(found)}); use that run's --config"
