@@ -87,7 +87,12 @@ FIELDS: tuple[Field, ...] = (
     "without such a start; empty: the file holds one.",
     training_only=True,
   ),
-  Field("train.batch_size", 8, "Images in the global batch, over all devices and hosts.", at_least(1)),
+  Field(
+    "train.batch_size",
+    8,
+    "Images in the global batch, over all devices and hosts; 2 or more for a head that pools a map to one value.",
+    at_least(1),
+  ),
   Field("train.steps", 30_000, "Number of updates.", at_least(1)),
   Field(
     "train.crop_size",

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
@@ -112,14 +113,14 @@ class MemoryBank:
     return dataclasses.replace(self, keys=slots, cursor=replicated, count=replicated)
 
   def as_saved(self, shapes: Mapping[str, tuple[int, ...]]) -> "MemoryBank":
-    """Describes this bank as a checkpoint holds it: a bank of another number of devices has another padding.
+    """Describes this bank as a checkpoint holds it: with another capacity, or the padding of other devices.
 
     Args:
       shapes: ``keys``, ``cursor`` and ``count`` -> the shape of the checkpoint's array.
 
     Returns:
       A ``ShapeDtypeStruct`` with a sharding in the place of each array, for a reader of checkpoints. Where the
-      checkpoint's bank has another capacity, classes or dimension, the shapes are this bank's own, so that the reader
+      checkpoint's bank has other classes or another dimension, the shapes are this bank's own, so that the reader
       reports the difference.
     """
 
@@ -128,30 +129,79 @@ class MemoryBank:
 
     described = jax.tree.map(struct, self, self.shardings())
     keys, shape = described.keys, shapes.get("keys")
-    if shape in (None, keys.shape) or shape[1] < self.capacity or shape[::2] != keys.shape[::2]:
+    if shape in (None, keys.shape) or shape[::2] != keys.shape[::2]:
       return described
-    sharding = keys.sharding
-    if self.mesh is not None:
-      # Other slots may not divide among these devices. One device may not hold all keys: spread their channels.
-      divides = keys.shape[2] % self.mesh.shape[self.axis] == 0
-      spec = PartitionSpec(None, None, self.axis) if divides else PartitionSpec()
-      sharding = NamedSharding(self.mesh, spec)
+    # Other slots may not divide among these devices.
+    sharding = keys.sharding if self.mesh is None else self._channel_sharding(self.mesh)
     return dataclasses.replace(described, keys=jax.ShapeDtypeStruct(shape, keys.dtype, sharding=sharding))
 
+  def _channel_sharding(self, mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of keys along their channels: one device may not hold all keys."""
+    divides = self.keys.shape[2] % mesh.shape[self.axis] == 0
+    return NamedSharding(mesh, PartitionSpec(None, None, self.axis) if divides else PartitionSpec())
+
   def refit(self, saved: "MemoryBank") -> "MemoryBank":
-    """Returns the keys, cursor and count of ``saved`` with the padding and the shardings of this bank.
+    """Returns the keys of ``saved`` with the capacity, the padding and the shardings of this bank.
+
+    With the same capacity, keys, cursor and count stay as they are. Otherwise the newest ``min(count, M)`` keys of each
+    class move to the first slots, the oldest first, and the next key follows behind the newest. Neither a slot that was
+    never written counts as a key then, nor does a new key overwrite one that is not the oldest.
 
     Args:
-      saved: a bank of the same classes, capacity and dimension, whose keys are ``[N,M+any padding,C]``.
+      saved: a bank of the same classes and dimension, whose keys are ``[N,any capacity and padding,C]``. Cursor and
+        count must be concrete.
     """
-    keys = saved.keys
-    if keys.shape != self.keys.shape:
+    keys, slots = saved.keys, self.keys.shape[1]
+    cursor, count = np.asarray(jax.device_get(saved.cursor)), np.asarray(jax.device_get(saved.count))
+    start, kept, next_cursor = _moved(cursor, count, self.capacity)
+    if (start != 0).any() or (kept != count).any() or (next_cursor != cursor).any():
+      ring = np.where(count > cursor, count, keys.shape[1])  # a full class's ring has as many slots as keys
+
+      def move(keys: Array) -> Array:
+        if self.mesh is not None:
+          # Reading slots of other devices would gather all keys on each.
+          keys = jax.lax.with_sharding_constraint(keys, self._channel_sharding(self.mesh))
+        slot = jnp.arange(slots)
+        sources = (jnp.asarray(start)[:, None] + slot) % jnp.asarray(ring)[:, None]  # [N,slots]
+        moved = jnp.take_along_axis(keys, sources[:, :, None], axis=1)
+        return jnp.where((slot < jnp.asarray(kept)[:, None])[:, :, None], moved, 0)
+
+      keys = jax.jit(move, out_shardings=self.keys.sharding)(keys)
+      saved = dataclasses.replace(
+        saved,
+        cursor=jax.device_put(next_cursor.astype(np.int32), saved.cursor.sharding),
+        count=jax.device_put(kept.astype(np.int32), saved.count.sharding),
+      )
+    elif keys.shape != self.keys.shape:
 
       def repad(keys: Array) -> Array:
-        return jnp.pad(keys[:, : self.capacity], ((0, 0), (0, self.padding), (0, 0)))
+        used = keys[:, : self.capacity]
+        return jnp.pad(used, ((0, 0), (0, slots - used.shape[1]), (0, 0)))
 
       keys = jax.jit(repad, out_shardings=self.keys.sharding)(keys)
     return dataclasses.replace(self, keys=keys, cursor=saved.cursor, count=saved.count)
+
+
+def _moved(cursor: np.ndarray, count: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Computes the places of keys in a bank of another capacity.
+
+  In a class that is not full, the cursor is the count. A class with a lower cursor is full, and its count is the
+  capacity of the bank.
+
+  Args:
+    cursor: ``[N]``, of the bank with the keys.
+    count: ``[N]``, likewise.
+    capacity: ``M`` of the new bank.
+
+  Returns:
+    ``[N]`` each: the slot of the key that becomes the first, the number of keys, and the new cursor. Of a class that
+    fits as it is they are 0, its count and its cursor.
+  """
+  full = count > cursor
+  fits = np.where(full, count == capacity, count < capacity)
+  kept = np.minimum(count, capacity)
+  start = np.where(fits, 0, np.where(full, cursor, 0) + count - kept)
+  return start, kept, np.where(fits, cursor, kept % capacity)
 
 
 def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:

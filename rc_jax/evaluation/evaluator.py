@@ -13,6 +13,7 @@ from rc_jax import data, models, sharding
 from rc_jax.config import Config
 from rc_jax.console import Progress
 from rc_jax.evaluation import metrics
+from rc_jax.evaluation.protocol import scoring_protocol
 from rc_jax.inference.batched import BatchedPredictor, ImageBatch
 
 Results = dict[str, Any]
@@ -139,11 +140,7 @@ def _results(
       name for name, pixels in zip(info.class_names, confusion.sum(axis=1), strict=True) if not pixels
     ],
     "split": config.eval.split,
-    "images": len(source),
-    "scales": list(config.eval.scales),
-    "flip": config.eval.flip,
-    "crop_size": list(views.window or ()),
-    "stride": list(views.stride) if views.window else [],
+    **scoring_protocol(config, views.align_corners, len(source)),
   }
 
 

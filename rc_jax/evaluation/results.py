@@ -80,10 +80,19 @@ def _json_of(path: pathlib.Path) -> pathlib.Path:
   return splits[0]
 
 
-def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step: int) -> pathlib.Path:
+def write_results(
+  workdir: pathlib.Path, results: Results, counts: Counts, step: int, weights: str = ""
+) -> pathlib.Path:
   """Writes ``workdir/eval/<split>.json``, ``<split>_confusion.npy`` and ``<split>_images.npz``.
 
   ``--mode=compare`` reads the last: ``names``, and int32 ``tp``, ``fp`` and ``fn`` ``[I,N]``.
+
+  Args:
+    workdir: the run's folder.
+    results: of the evaluator.
+    counts: of the evaluator.
+    step: updates behind the weights.
+    weights: digest of the weights, by which a report knows whether its pictures are of the same; empty: not recorded.
 
   Returns:
     The path of the JSON.
@@ -102,7 +111,8 @@ def write_results(workdir: pathlib.Path, results: Results, counts: Counts, step:
       fp=counts.false_positives,
       fn=counts.false_negatives,
     )
-  files.atomic_write_text(path, json.dumps({"step": step, **results}, indent=2) + "\n")
+  recorded = {"step": step, **({"weights": weights} if weights else {}), **results}
+  files.atomic_write_text(path, json.dumps(recorded, indent=2) + "\n")
   return path
 
 

@@ -1,5 +1,6 @@
 """Segmentation networks. The only package that imports Flax; callers see plain functions and plain trees."""
 
+from rc_jax.models.layers import norms_of_one_value
 from rc_jax.models.network import (
   Backbone,
   ExtraOutput,
@@ -27,6 +28,7 @@ __all__ = [
   "build",
   "fields",
   "heads",
+  "norms_of_one_value",
   "readers",
   "reads",
 ]

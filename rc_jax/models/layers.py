@@ -1,5 +1,6 @@
 """The layers that backbones and heads are built of."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -88,6 +89,8 @@ class BatchNorm(nn.Module):
   In training, the batch's statistics normalise, and the running statistics move by ``1 - momentum`` towards them. The
   running variance moves towards the unbiased estimate ``n / (n - 1) var``, as in PyTorch; Flax's keeps the biased one.
   They differ visibly for small ``n`` alone, as in ASPP's image pooling, where ``n`` is the batch size.
+  One value has no variance: where ``n`` is 1, the running statistics stay as they are. PyTorch raises an error there,
+  and so does training (``norms_of_one_value``).
   Under ``jax.jit`` over the global batch, the batch is the global batch, on any number of devices.
 
   Attributes:
@@ -113,12 +116,44 @@ class BatchNorm(nn.Module):
       return scaled(x, mean.value, factor, bias, residual, relu)
     shift = jax.lax.stop_gradient(mean.value)
     y, batch_mean, batch_var = normalize(x, scale, bias, shift, residual, relu, self.epsilon)
-    if not self.is_initializing():
-      count = x.size // x.shape[-1]
-      unbiased = batch_var * (count / max(count - 1, 1))
+    count = x.size // x.shape[-1]
+    if not self.is_initializing() and count > 1:
+      unbiased = batch_var * (count / (count - 1))
       mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
       var.value = self.momentum * var.value + (1 - self.momentum) * unbiased
     return y
+
+
+def norms_of_one_value(call: Callable[[], Any]) -> tuple[str, ...]:
+  """Names the BatchNorm layers that would compute statistics of a single value for each channel.
+
+  Their output is their bias, whatever the value is, and the statistics say nothing about other images.
+
+  Args:
+    call: runs or traces a network in training; Flax's own BatchNorm is recognised too.
+
+  Returns:
+    Paths such as ``"head/aspp/pool/bn"``.
+  """
+  names: list[str] = []
+
+  def note(
+    next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+  ) -> Any:
+    module = context.module
+    if context.method_name == "__call__" and isinstance(module, BatchNorm | nn.BatchNorm):
+      if isinstance(module, BatchNorm):
+        train = args[1] if len(args) > 1 else kwargs["train"]
+      else:
+        running = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
+        train = not (module.use_running_average if running is None else running)
+      if train and args[0].size == args[0].shape[-1]:
+        names.append("/".join(module.path))
+    return next_call(*args, **kwargs)
+
+  with nn.intercept_methods(note):
+    call()
+  return tuple(names)
 
 
 class Conv(nn.Module):

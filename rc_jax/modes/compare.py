@@ -5,6 +5,7 @@ import pathlib
 from rc_jax.console import say
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.bootstrap import COVERAGE, RESAMPLES, Difference, difference
+from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.evaluation.results import Result, read_result
 from rc_jax.fields import Flag
 
@@ -52,8 +53,8 @@ def table(first: Result, second: Result, change: Difference) -> str:
   ]
   return "\n".join(
     [
-      f"first:  {first.path}, step {first.scores['step']}",
-      f"second: {second.path}, step {second.scores['step']}",
+      f"first:  {first.path}, step {first.scores['step']}: {protocol_text(first.scores)}",
+      f"second: {second.path}, step {second.scores['step']}: {protocol_text(second.scores)}",
       *lines,
       *_verdict(first, second, change),
     ]
@@ -76,6 +77,12 @@ def _verdict(first: Result, second: Result, change: Difference) -> list[str]:
     meaning = (
       "The interval does not contain 0, so other images like these would probably give the same order."
     )
+  if images < 2:
+    return [
+      "",
+      f"{better}. One image says nothing about others: there is no interval.",
+      *_scored_differently(first, second),
+    ]
   return [
     "",
     f"{better} (second minus first: {100 * change.miou:+.2f}, {interval}).",
@@ -84,7 +91,22 @@ def _verdict(first: Result, second: Result, change: Difference) -> list[str]:
     f"{RESAMPLES:,} resamples.",
     "It does not cover other seeds of training, which also change the score: to compare two methods, train each with "
     "several values of --config.seed.",
+    *_scored_differently(first, second),
   ]
+
+
+def _scored_differently(first: Result, second: Result) -> list[str]:
+  """Returns a sentence where the two results were not scored in the same way, or are not known to be."""
+  one, other = protocol_text(first.scores), protocol_text(second.scores)
+  if one != other:
+    return [
+      f"The two were scored in different ways ({one}; {other}): part of the difference may be due to that."
+    ]
+  if "not recorded" in one:
+    return [
+      "Both results are of an earlier version: whether they were scored in the same way is not fully recorded."
+    ]
+  return []
 
 
 def _percent(value: float | None, sign: str = "") -> str:

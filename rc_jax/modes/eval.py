@@ -11,6 +11,7 @@ from rc_jax.console import say
 from rc_jax.evaluation.evaluator import Results, make_evaluator
 from rc_jax.evaluation.results import results_table, write_results
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
+from rc_jax.predictions.folder import weights_digest
 from rc_jax.weights import restore
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
@@ -30,21 +31,22 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
 
   Raises:
     FileNotFoundError: no checkpoint, or no data.
-    ValueError: the checkpoint holds another network, or the split has no labels.
+    ValueError: the checkpoint holds another network or other classes, or the split has no labels.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   for note in data.notes_of(source):
     say(f"note: {note}")
   path = restore.locate(workdir, checkpoint)
   network = models.build(config.model, source.info.num_classes)
-  restored = restore.restore(network, config, path)
-  weights = f"step {restored.step}" if restored.step else str(path)
-  say(f"scoring {weights} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
+  restored = restore.restore(network, config, path, source.info.table())
+  scored = f"step {restored.step}" if restored.step else str(path)
+  say(f"scoring {scored} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
   start = time.monotonic()
   results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
   seconds = time.monotonic() - start
   if jax.process_index() == 0:
-    written = write_results(workdir, results, counts, restored.step)
+    weights = weights_digest((restored.params, restored.batch_stats))
+    written = write_results(workdir, results, counts, restored.step, weights)
     say(results_table(results))
     rate = f"{len(source) / seconds:.2f} images/s ({seconds / len(source):.2f} s each)"
     say(f"{rate}, compilation included; written to {written}")

@@ -84,7 +84,8 @@ def run(
 
   Raises:
     FileNotFoundError: no checkpoint.
-    ValueError: the checkpoint holds another network, a flag has no such value, or the folder is not empty.
+    ValueError: the checkpoint holds another network or other classes, a flag has no such value, or the folder is not
+      empty.
   """
   height, width = parse_size(size)
   _check_flags(batch, platforms, weights)
@@ -92,12 +93,12 @@ def run(
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
-  restored = restore.restore(network, config, path)
+  restored = restore.restore(network, config, path, info.table())
   variables = sharding.local_copy((restored.params, restored.batch_stats))
   exported, arrays = export_program(
     network, config, variables, (height, width), batch, platforms, weights == "inside", probabilities
   )
-  settings = settings_of(as_dict(config), variables, restore.origin(path), restored.step)
+  settings = settings_of(as_dict(config), variables, restore.origin(path), restored.step, info)
   metadata = _metadata(info, exported, settings, (height, width), batch, weights, probabilities)
   example = _example(weights == "beside", probabilities, batch or 1, height, width)
   if jax.process_index() > 0:

@@ -77,15 +77,15 @@ def run(
 
   Raises:
     FileNotFoundError: no checkpoint, no data, or no images.
-    ValueError: the checkpoint holds another network, the folder holds predictions of other settings, or a test server
-      would refuse the submission.
+    ValueError: the checkpoint holds another network or other classes, the folder holds predictions of other settings,
+      or a test server would refuse the submission.
   """
   info = data.info(config.dataset.name, config.dataset.root)
   submission_format = submission.find(format, config.dataset.name) if format else None
   output = (output or workdir / "predictions").resolve()
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
-  restored = restore.restore(network, config, path)
+  restored = restore.restore(network, config, path, info.table())
   if images is None:
     source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
     for note in data.notes_of(source):
@@ -103,7 +103,7 @@ def run(
   weights = sharding.local_copy((restored.params, restored.batch_stats))
   folder = PredictionFolder(
     output,
-    settings_of(as_dict(config), weights, restore.origin(path), restored.step),
+    settings_of(as_dict(config), weights, restore.origin(path), restored.step, info),
     overwrite=overwrite,
     process=jax.process_index(),
     remedy="--output=DIR for another folder",

@@ -7,8 +7,10 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rc_jax import data
+from rc_jax.class_table import class_differences, color_differences
 from rc_jax.config import Config
 from rc_jax.console import Progress, duration, say
 from rc_jax.data import FilePairs
@@ -37,8 +39,9 @@ def run(
 ) -> pathlib.Path:
   """Writes, resumes, checks or repairs a prepared data set: ``--mode=prepare``.
 
-  An interrupted folder is continued. A complete folder is checked against its checksums, and damaged shards are written
-  again. If ``config.dataset.root`` is a prepared folder, it is checked.
+  An interrupted folder is continued. A complete folder is checked against its checksums and against the raw files, and
+  shards that are damaged, or whose raw files or classes have changed, are written again. If
+  ``config.dataset.root`` is a prepared folder, it is checked.
 
   Args:
     config: a validated config: ``dataset.name`` and ``dataset.root`` name the data set, ``data.workers`` is the number
@@ -140,13 +143,63 @@ def _check(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _repair(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> pathlib.Path:
-  damaged = set(writer.damaged(folder))
-  rewritten = [shard for shard in shards if shard.file in damaged]
-  if damaged - {shard.file for shard in rewritten}:
+  """Writes the shards again that are damaged or outdated; refuses a folder of other splits or of another layout."""
+  index = reader.read_index(reader.folder(str(folder)))
+  _refuse_other_request(shards, folder, index)
+  recorded = {shard["file"] for split in index["splits"].values() for shard in split["shards"]}
+  planned = {shard.file for shard in shards}
+  damaged, outdated = set(writer.damaged(folder)), writer.outdated(shards, folder)
+  info = shards[0].source.info
+  changes = class_differences(info.table(), index) or color_differences(info.table(), index)
+  rewritten = [shard for shard in shards if shard.file in damaged | set(outdated or ())]
+  if (rewritten or damaged or changes) and planned != recorded:
+    splits = ",".join(index["splits"])
     raise ValueError(
-      f"{folder}: was prepared from other raw files or splits: give another --output, or remove the folder"
+      f"{folder}: has damaged or outdated shards, and is repaired only as it was written: give --splits={splits}, or "
+      "remove the folder"
     )
+  if outdated is None:
+    say(
+      f"{folder}: does not record its raw files, as those of earlier versions: whether they have changed since cannot "
+      "be checked; remove the folder to write it again"
+    )
+  if changes:
+    say(f"the classes have changed: {'; '.join(changes)}")
+  for names, reason in (
+    (damaged, "are damaged"),
+    (set(outdated or ()) - damaged, "have other raw files now"),
+  ):
+    if names:
+      say(f"{len(names)} of {len(shards)} shards {reason}: written again ({', '.join(sorted(names)[:3])})")
   if rewritten:
-    say(f"{len(rewritten)} damaged shard{'s' if len(rewritten) > 1 else ''}: written again")
     _write(rewritten, folder, workers)
+  if outdated is not None and (rewritten or changes):
+    # The index follows the shards: after a kill in between, it finds them damaged, and they are written again.
+    writer.finish(shards, folder)
   return _check(folder)
+
+
+def _refuse_other_request(shards: list[writer.Shard], folder: pathlib.Path, index: dict[str, Any]) -> None:
+  """Refuses to check a folder that was written with another data set, encoding, split or number of images."""
+  remedy = "give another --output, or remove the folder"
+  dataset, encoding = shards[0].source.info.name, shards[0].encoding
+  for field, found, wanted in (
+    ("dataset", index["dataset"], dataset),
+    ("encoding", index.get("encoding", encoding), encoding),
+  ):
+    if found != wanted:
+      raise ValueError(f"{folder}: was prepared with the {field} {found}, here {wanted}: {remedy}")
+  planned: dict[str, dict[str, int]] = {}
+  for shard in shards:
+    planned.setdefault(shard.split, {})[shard.file] = len(shard.source)
+  for split, files in planned.items():
+    if split not in index["splits"]:
+      raise ValueError(
+        f"{folder}: was prepared from the splits {', '.join(index['splits'])}, without {split}: {remedy}"
+      )
+    recorded = {shard["file"]: shard["examples"] for shard in index["splits"][split]["shards"]}
+    if recorded.keys() != files.keys():
+      raise ValueError(
+        f"{folder}: was prepared from {sum(recorded.values()):,} images of {split} in {len(recorded)} shards, and the "
+        f"raw folder holds {sum(files.values()):,} for {len(files)} now: {remedy}"
+      )

@@ -17,10 +17,12 @@ from rc_jax.drawing.report.run_curves import Ages
 from rc_jax.drawing.report.run_page import Picture, Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
+from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
+from rc_jax.predictions.folder import weights_digest
 from rc_jax.training.bank_age import bank_capacity, key_ages
-from rc_jax.training.run_log import read_metrics
+from rc_jax.training.run_log import is_score, read_metrics
 from rc_jax.weights import restore
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
@@ -42,10 +44,11 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
 
   Raises:
     FileNotFoundError: no checkpoint, or no data.
-    ValueError: the checkpoint holds another network.
+    ValueError: the checkpoint holds another network or other classes.
   """
-  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
-  restored = restore.restore(network, config, restore.locate(workdir, checkpoint))
+  info = data.info(config.dataset.name, config.dataset.root)
+  network = models.build(config.model, info.num_classes)
+  restored = restore.restore(network, config, restore.locate(workdir, checkpoint), info.table())
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
   path = write(config, workdir, network, restored.params, restored.batch_stats, step=restored.step)
@@ -80,17 +83,34 @@ def write(
   info = data.info(config.dataset.name, config.dataset.root)
   panels(shown, info).save(folder / "panels.png")
   lines = read_metrics(workdir)
-  scores, confusion = _evaluation(workdir, config.eval.split)
+  scores, confusion, notes = _evaluation(workdir, config.eval.split)
+  images = len(data.load(config.dataset.name, config.dataset.root, config.eval.split))
+  protocol = protocol_text(scoring_protocol(config, network.align_corners, images))
+  if scores is not None:
+    notes += _notes_on_scores(scores, protocol, weights_digest((params, batch_stats)), step)
+    protocol = protocol_text(scores)
+  # The curve and the best score are those that compare with the score above them.
+  shown_lines = [line for line in lines if "split" not in line or is_score(line, config.eval.split, protocol)]
+  left_out = sum(line.get("split") == config.eval.split for line in lines) - sum(
+    "split" in line for line in shown_lines
+  )
+  if left_out:
+    notes.append(
+      f"{left_out} of the logged scores were computed in another way than those shown ({protocol}) and are left out."
+    )
+  for note in notes:
+    say(f"report: {note}")
   content = Run(
     config=config,
     info=info,
-    lines=lines,
+    lines=shown_lines,
     pictures=shown,
     step=step,
     scores=scores,
     confusion=confusion,
     constant=None if scores is None or confusion is None else constant_score(scores, confusion),
     ages=ages(lines, info.class_names, config),
+    notes=tuple(notes),
     software=f"Written by rc_jax {__version__} with jax {jax.__version__} on {jax.devices()[0].device_kind}.",
   )
   path = folder / "index.html"
@@ -155,20 +175,57 @@ def panels(shown: Sequence[Picture], info: data.DatasetInfo) -> Image.Image:
   return grid([[drawn], [legend(info, classes, drawn.width)]])
 
 
-def _evaluation(workdir: pathlib.Path, split: str) -> tuple[dict[str, Any] | None, np.ndarray | None]:
-  """Returns the scores and the confusion matrix of a split; None where they are missing."""
+def _evaluation(
+  workdir: pathlib.Path, split: str
+) -> tuple[dict[str, Any] | None, np.ndarray | None, list[str]]:
+  """Returns the scores and the confusion matrix of a split, None where they are missing, and notes on them."""
   folder = workdir / "eval"
   scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
   remedy = "score again with --mode=eval"
   scores = files.read_json_object(scores_path, lambda: remedy) if scores_path.is_file() else None
   if scores is None or not confusion_path.is_file():
-    return scores, None
+    return scores, None, []
   try:
-    return scores, np.load(confusion_path, allow_pickle=False)
+    confusion = np.load(confusion_path, allow_pickle=False)
   except (ValueError, EOFError) as error:
     raise ValueError(
       f"{confusion_path}: cannot be read ({' '.join(str(error).split())}); {remedy}"
     ) from error
+  # Both are written one after the other: a kill in between leaves those of two evaluations.
+  fits = len(confusion) == len(scores["iou"])
+  miou = metrics.scores(confusion, scores["absent_class"])["miou"] if fits else None
+  if miou is None or scores["miou"] is None or not np.isclose(miou, scores["miou"], rtol=0, atol=1e-9):
+    note = f"{confusion_path.name} belongs to another evaluation than {scores_path.name} and is left out."
+    return scores, None, [note]
+  return scores, confusion, []
+
+
+def _notes_on_scores(scores: dict[str, Any], protocol: str, weights: str, step: int | None) -> list[str]:
+  """Returns a sentence for each way in which the scores were not computed as the pictures were.
+
+  Args:
+    scores: of ``eval/<split>.json``.
+    protocol: of the pictures.
+    weights: digest of the weights behind the pictures.
+    step: updates behind them; None: unknown.
+  """
+  notes = []
+  known_step = step is not None and step != scores["step"]
+  if known_step or scores.get("weights", weights) != weights:
+    of_step = "other weights" if step is None else f"step {step:,}"
+    other = (
+      f"step {scores['step']:,}"
+      if known_step or step is None
+      else f"other weights of step {scores['step']:,}"
+    )
+    notes.append(
+      f"The pictures are of {of_step}, the scores of {other}: score the checkpoint of the pictures with --mode=eval."
+    )
+  if protocol_text(scores) != protocol:
+    notes.append(
+      f"The scores were computed in another way ({protocol_text(scores)}) than the pictures ({protocol})."
+    )
+  return notes
 
 
 def constant_score(scores: dict[str, Any], confusion: np.ndarray) -> tuple[str, float] | None:

@@ -11,13 +11,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc_jax import data, distributed, files, models, sharding
+from rc_jax.class_table import check_class_table, write_class_table
 from rc_jax.command import Command
 from rc_jax.config import Config, as_dict, different_run, height_width
 from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
+from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import absent_classes, write_results
 from rc_jax.modes import CONFIG, WORKDIR
+from rc_jax.predictions.folder import weights_digest
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
 from rc_jax.training.finite import FiniteCheck
@@ -29,6 +32,7 @@ from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.progress import TrainingProgress
 from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.throughput import Throughput
+from rc_jax.training.training_set import position_in_training_set, with_training_set
 from rc_jax.weights.checkpoint import Checkpoints, newest_undamaged
 
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
@@ -70,7 +74,7 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
         config, workdir, training.network, state.params, state.batch_stats, step=int(state.step)
       )
     seconds = training.progress.elapsed() if first < config.train.steps else None
-    say(closing(config, workdir, page, seconds))
+    say(closing(config, workdir, page, seconds, training.protocol))
     if command is not None:
       say(f"\nNext:\n{next_commands(command, config)}")
   return 0
@@ -84,9 +88,11 @@ class TrainingRun:
     config: a validated config.
     workdir: the run's folder.
     class_names: of the ``N`` classes.
+    training_images: number of images of ``dataset.train_split``.
     network: functions of the network.
     step: the train step, not yet compiled: ``jax.jit`` of `make_train_step`.
     evaluator: scores a state on ``eval.split``.
+    protocol: how it does, ``protocol_text``: scores of another protocol are not compared with these.
     prefetcher: the training batches, at the position where the run starts.
     checkpoints: of the run.
     log: ``metrics.jsonl`` and TensorBoard.
@@ -99,9 +105,11 @@ class TrainingRun:
   config: Config
   workdir: pathlib.Path
   class_names: tuple[str, ...]
+  training_images: int
   network: models.Network
   step: Any
   evaluator: Evaluator
+  protocol: str
   prefetcher: Prefetcher
   checkpoints: Checkpoints
   log: run_log.RunLog
@@ -115,7 +123,7 @@ class TrainingRun:
     train, step_fn, first = self.config.train, self.step, int(state.step)
     try:
       # A run that was stopped during an evaluation has that step's checkpoint but no score.
-      if self.evaluation_due(first) and not _was_scored(self.workdir, self.config, first):
+      if self.evaluation_due(first) and not self.was_scored(first):
         self.evaluate(state, watch)
       for step in range(first + 1, train.steps + 1):
         if watch.stop_requested(step - 1):
@@ -182,12 +190,22 @@ class TrainingRun:
     if int(state.step) in (0, self.checkpoints.latest_step()):
       return
     position = self.prefetcher.get_state()
-    self.checkpoints.save(state, position if self.skipped is None else self.skipped.add(position))
+    if self.skipped is not None:
+      position = self.skipped.add(position)
+    self.checkpoints.save(state, with_training_set(position, self.training_images))
 
   def evaluation_due(self, step: int) -> bool:
     """Returns whether the run scores ``eval.split`` after so many updates."""
     train = self.config.train
     return step == train.steps or bool(train.eval_every and step and step % train.eval_every == 0)
+
+  def was_scored(self, step: int) -> bool:
+    """Returns whether the log holds a score of a step that was computed as this run scores."""
+    scored = step in run_log.read_scores(self.workdir, self.config.eval.split, self.protocol)
+    if jax.process_count() > 1:
+      # The log may lie on the first host's disk alone, and all must agree to score or not.
+      scored = bool(multihost_utils.broadcast_one_to_all(np.int32(scored)))
+    return scored
 
   def evaluate(self, state: TrainState, watch: PreemptionWatch) -> None:
     """Scores the state on ``eval.split``; writes ``eval/<split>.json`` and a line of the log.
@@ -201,10 +219,11 @@ class TrainingRun:
     results, counts = self.evaluator(state.params, state.batch_stats, watch.raise_if_requested)
     self.progress.scored(step, results["miou"], over_classes(results["iou"]), time.monotonic() - start)
     if jax.process_index() == 0:
-      write_results(self.workdir, results, counts, step)
+      weights = weights_digest((state.params, state.batch_stats))
+      write_results(self.workdir, results, counts, step, weights)
     # Last, because a line in the log means that this step need not be scored again.
     scores = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
-    self.log.write({"step": step, "split": split, **scores})
+    self.log.write({"step": step, "split": split, run_log.PROTOCOL: self.protocol, **scores})
     self.checkpoints.scored(step, results["miou"])
 
 
@@ -222,15 +241,23 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     say(f"note: {note}")
 
   network = models.build(config.model, info.num_classes)
-  scores = run_log.read_scores(workdir, config.eval.split)
+  protocol = protocol_text(scoring_protocol(config, network.align_corners, len(eval_source)))
+  scores = run_log.read_scores(workdir, config.eval.split, protocol)
   checkpoints = Checkpoints(workdir, config.train.keep_checkpoints, scores=scores)
   # A run starts from, in this order: its own newest checkpoint, imported weights, random values.
   resumes = checkpoints.latest_step() is not None
+  if resumes:
+    check_class_table(workdir, info.table())
   state, update_rule = initial_state.initial_state(config, network, len(source), mesh, fresh=not resumes)
   data_position = None
   if resumes:
     state, data_position = checkpoints.restore(state)
+    data_position = position_in_training_set(data_position, len(source), config, int(state.step))
+    for line in run_log.notes_on_protocols(workdir, config.eval.split, protocol):
+      say(line)
   write_config(config, workdir)
+  if jax.process_index() == 0:
+    write_class_table(workdir, info.table())
   terms = loss_terms(config, network, state)
   say(plan_text(config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
 
@@ -243,9 +270,11 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     config=config,
     workdir=workdir,
     class_names=info.class_names,
+    training_images=len(source),
     network=network,
     step=initial_state.jitted_step(config, network, update_rule, state, mesh),
     evaluator=make_evaluator(network, eval_source, config),
+    protocol=protocol,
     prefetcher=prefetcher,
     checkpoints=checkpoints,
     log=run_log.RunLog(workdir, resumed_at=int(state.step)),
@@ -292,7 +321,9 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
     files.atomic_write_text(workdir / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
 
 
-def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: float | None) -> str:
+def closing(
+  config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: float | None, protocol: str
+) -> str:
   """Returns the paragraph that ends a run: its score, its time and its files.
 
   Args:
@@ -300,15 +331,17 @@ def closing(config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: 
     workdir: the run's folder.
     page: of the report.
     seconds: that the run took since it was started or resumed; None: it was finished before.
+    protocol: how the run scores.
   """
   split = config.eval.split
-  scores = run_log.read_scores(workdir, split)
+  scores = run_log.read_scores(workdir, split, protocol)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
   best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
   time_text = "" if seconds is None else f", in {duration(seconds)}"
   # The score of this step: --mode=eval may have scored another one since, over other classes.
   lines = run_log.read_metrics(workdir)
-  ious = [line.get("iou") for line in lines if line.get("split") == split and line["step"] == last][-1]
+  scored = [line for line in lines if run_log.is_score(line, split, protocol)]
+  ious = [line.get("iou") for line in scored if line["step"] == last][-1]
   over = f" {over_classes(ious)}" if ious else ""  # logs of earlier versions lack the classes
   score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
@@ -352,11 +385,3 @@ def _compile(step_fn: Any, state: TrainState, batch: Batch) -> Any:
     compiled = step_fn.lower(state, batch).compile()
   say(f"compiled the train step in {duration(time.monotonic() - start)}")
   return compiled
-
-
-def _was_scored(workdir: pathlib.Path, config: Config, step: int) -> bool:
-  scored = step in run_log.read_scores(workdir, config.eval.split)
-  if jax.process_count() > 1:
-    # The log may lie on the first host's disk alone, and all must agree to score or not.
-    scored = bool(multihost_utils.broadcast_one_to_all(np.int32(scored)))
-  return scored

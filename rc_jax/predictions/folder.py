@@ -14,33 +14,64 @@ import numpy as np
 from PIL import Image
 
 from rc_jax import files
+from rc_jax.class_table import class_differences, color_differences
 from rc_jax.config import flatten, is_training_only
+from rc_jax.console import say
 from rc_jax.data import DatasetInfo
 
 SETTINGS = "predictions.json"
 # Recorded, but no reason to refuse: a run may be moved, and a step may be trained again.
 INFORMATIVE = ("checkpoint", "step")
+# The classes, with ids and colours: a group of the settings.
+CLASSES = "classes"
+# Settings that folders of earlier versions do not record.
+ADDED = (CLASSES, "eval.pad_to_grid")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-  """Distinguishes an image file from another of the same name. A line of the log holds these attributes by name.
+  """Distinguishes an image from another of the same name. A line of the log holds these attributes by name.
 
   Attributes:
     source: path of the file, or the split and index of an image without a file.
     bytes: size of the file; 0 without a file.
-    modified: time of its last change in nanoseconds.
+    modified: time of its last change in nanoseconds, which a tool may have set.
+    changed: time of the last change of its content or its attributes in nanoseconds, which no tool can set.
+    digest: of its content; empty: not computed.
   """
 
   source: str
   bytes: int = 0
   modified: int = 0
+  changed: int = 0
+  digest: str = ""
 
-  def matches(self, other: "Fingerprint") -> bool:
-    """Whether both belong to one image: an unchanged file, even if its folder was moved."""
-    return (self.bytes, self.modified) == (other.bytes, other.modified) and (
-      self.bytes > 0 or self.source == other.source
-    )
+  def matches(self, logged: "Fingerprint") -> bool:
+    """Whether both belong to one image: an untouched file, or one of equal content, even if its folder was moved.
+
+    Equal sizes and times are no proof: unpacked archives and synchronised folders have them for different images.
+
+    Args:
+      logged: of a line of the log. Lines of earlier versions lack the last two attributes; of these, a file of the same
+        path, size and time counts as the same.
+    """
+    if self.bytes != logged.bytes:
+      return False
+    same_place = self.bytes > 0 and (self.source, self.modified) == (logged.source, logged.modified)
+    if same_place and logged.changed in (0, self.changed):
+      return True
+    return bool(logged.digest) and self.with_digest().digest == logged.digest
+
+  def with_digest(self) -> "Fingerprint":
+    """Returns the fingerprint with the digest of the file's content; reads the file where it is not computed yet."""
+    if self.digest or not self.bytes:
+      return self
+    try:
+      with open(self.source, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError:
+      return self  # deleted since: nothing to compare with
+    return dataclasses.replace(self, digest=digest)
 
 
 class PredictionFolder:
@@ -72,10 +103,16 @@ class PredictionFolder:
     if self._done:
       theirs = _read_settings(path / SETTINGS)
       differing = _differences(settings, theirs) if theirs else [f"its {SETTINGS} is missing or damaged"]
+      unrecorded = [field for field in ADDED if _lacks(theirs, field) and not _lacks(settings, field)]
       if differing:
         raise ValueError(
           f"{path}: holds predictions of other settings ({'; '.join(differing)}): add --overwrite to label all again "
           f"or {remedy}"
+        )
+      if unrecorded:
+        say(
+          f"{path / SETTINGS}: does not record {' and '.join(unrecorded)}, as earlier versions; the labels there are "
+          "taken to be of the same, unchecked (--overwrite labels all again)"
         )
     if process == 0:
       # Before the settings change, so that nothing counts as done after a kill in between.
@@ -93,7 +130,7 @@ class PredictionFolder:
     done = self._done.get(name)
     return (
       done is not None
-      and done.matches(fingerprint)
+      and fingerprint.matches(done)
       and all(self.file(kind, name, suffix).is_file() for kind, suffix in wanted.items())
     )
 
@@ -109,13 +146,22 @@ class PredictionFolder:
 
   def mark_done(self, name: str, fingerprint: Fingerprint) -> None:
     """Logs that all outputs of an image exist."""
-    line = json.dumps({"name": name, **dataclasses.asdict(fingerprint)}) + "\n"
+    line = json.dumps({"name": name, **dataclasses.asdict(fingerprint.with_digest())}) + "\n"
     with self._lock, self._log_path.open("a") as log:
       log.write(line)
 
 
+def weights_digest(variables: Any) -> str:
+  """Returns 16 hexadecimal digits that stand for the names and values of arrays: ``(params, batch_stats)``."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(variables):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
+
+
 def settings_of(
-  config: Mapping[str, Any], variables: Any, checkpoint: pathlib.Path, step: int
+  config: Mapping[str, Any], variables: Any, checkpoint: pathlib.Path, step: int, info: DatasetInfo
 ) -> dict[str, Any]:
   """Returns all settings on which predictions depend, as JSON knows them.
 
@@ -124,21 +170,21 @@ def settings_of(
     variables: all arrays of the network.
     checkpoint: path from which they were restored.
     step: of the checkpoint.
+    info: the classes, in whose ids and colours labels are written.
   """
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree.leaves_with_path(variables):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  scoring = {field: config["eval"][field] for field in ("scales", "flip", "crop_size", "stride")}
+  scoring = {
+    field: config["eval"][field] for field in ("scales", "flip", "pad_to_grid", "crop_size", "stride")
+  }
   return {
     "checkpoint": str(checkpoint),
     "step": step,
-    "weights": digest.hexdigest()[:16],
+    "weights": weights_digest(variables),
     "dataset": config["dataset"]["name"],
     "model": {
       field: value for field, value in config["model"].items() if not is_training_only(f"model.{field}")
     },
     "eval": scoring,
+    CLASSES: info.table(),
   }
 
 
@@ -169,7 +215,8 @@ def _read_logs(logs: list[pathlib.Path]) -> dict[str, Fingerprint]:
     for text in log.read_text().splitlines():
       try:
         line = json.loads(text)
-        done[line["name"]] = Fingerprint(line["source"], line["bytes"], line["modified"])
+        recorded = {field: line[field] for field in ("changed", "digest") if field in line}
+        done[line["name"]] = Fingerprint(line["source"], line["bytes"], line["modified"], **recorded)
       except (json.JSONDecodeError, KeyError, TypeError):
         continue  # a line cut by a kill: that image is labelled again
   return done
@@ -182,17 +229,31 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def _lacks(settings: Mapping[str, Any], field: str) -> bool:
+  """Returns whether no value of a field, or of a group of fields, is recorded."""
+  return not any(name == field or name.startswith(f"{field}.") for name in flatten(settings))
+
+
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
   """Lists fields that differ as ``field: ours, there theirs``; empty if only ``INFORMATIVE`` fields differ."""
-  flat_ours, flat_theirs = flatten(ours), flatten(theirs)
+  flat_ours, flat_theirs = (
+    flatten({k: v for k, v in each.items() if k != CLASSES}) for each in (ours, theirs)
+  )
   fields = [
     field
     for field in {**flat_ours, **flat_theirs}
     if flat_ours.get(field, "absent") != flat_theirs.get(field, "absent")
+    and not (field in ADDED and _lacks(theirs, field))
   ]
-  if all(field in INFORMATIVE for field in fields):
+  classes = []
+  if CLASSES in ours and CLASSES in theirs:
+    # Colours too: they are in the label images, and pictures of one folder should have one legend.
+    classes = class_differences(ours[CLASSES], theirs[CLASSES]) or color_differences(
+      ours[CLASSES], theirs[CLASSES]
+    )
+  if all(field in INFORMATIVE for field in fields) and not classes:
     return []
-  return [
+  return classes + [
     f"{field}: {flat_ours.get(field, 'absent')}, there {flat_theirs.get(field, 'absent')}"
     for field in fields
     if field != "checkpoint"

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,9 @@ def from_source(source: data.Source, split: str) -> list[InputImage]:
     for index in range(len(source)):
       example = source[index]
       read = functools.partial(_read_example, source, index)
-      fingerprint = Fingerprint(source=f"{source.info.name}/{split}/{index}")
+      # The same place of the same split may hold another image: in other prepared data, or after preparing anew.
+      digest = hashlib.sha256(np.asarray(example["image"]).tobytes()).hexdigest()[:16]
+      fingerprint = Fingerprint(source=f"{source.info.name}/{split}/{index}", digest=digest)
       images.append(InputImage(example["name"], example["image"].shape[:2], fingerprint, read))
     return images
   names = [file.stem for file in files]
@@ -156,7 +159,7 @@ def _described(named: list[tuple[str, pathlib.Path]]) -> list[InputImage]:
       status = file.stat()
     except OSError:  # a link to nothing, of which reading gives the error
       return InputImage(name, None, Fingerprint(str(file)), functools.partial(read_image, file))
-    fingerprint = Fingerprint(str(file), status.st_size, status.st_mtime_ns)
+    fingerprint = Fingerprint(str(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return InputImage(name, displayed_size(file), fingerprint, functools.partial(read_image, file))
 
   with ThreadPoolExecutor() as pool:

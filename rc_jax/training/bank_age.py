@@ -48,9 +48,10 @@ def key_ages(
 
 
 def bank_capacity(fill: np.ndarray, cursor: np.ndarray) -> int | None:
-  """Returns ``M``, the slots of each bank; None where the log does not show it.
+  """Returns ``M``, the slots of each bank; None where the log does not show it, or shows several sizes.
 
-  In a bank that is not full, the cursor is the number of keys, so ``M = cursor / fill``.
+  In a bank that is not full, the cursor is the number of keys, so ``M = cursor / fill``. The size changes where a run
+  resumes with another number of training images.
 
   Args:
     fill: ``[L,N]`` in 0..1.
@@ -59,6 +60,5 @@ def bank_capacity(fill: np.ndarray, cursor: np.ndarray) -> int | None:
   partly = (np.asarray(fill) > 0) & (np.asarray(fill) < 1)
   if not partly.any():
     return None
-  # The fullest of these banks: its fill is rounded the least.
-  at = np.unravel_index(np.argmax(np.where(partly, fill, 0)), partly.shape)
-  return round(float(np.asarray(cursor)[at]) / float(np.asarray(fill)[at]))
+  sizes = np.rint(np.asarray(cursor, np.float64)[partly] / np.asarray(fill, np.float64)[partly])
+  return int(sizes[0]) if (sizes == sizes[0]).all() else None

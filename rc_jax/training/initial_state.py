@@ -33,7 +33,8 @@ def initial_state(
     fresh: False where a checkpoint will replace the values, so that weights need not be imported.
 
   Raises:
-    ValueError: the weights file does not fit the network; there is no such contrastive method.
+    ValueError: the weights file does not fit the network; the batch is too small for its BatchNorm; there is no such
+      contrastive method.
     FileNotFoundError: there is no such weights file.
   """
   variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
@@ -66,7 +67,11 @@ def fresh_state(
     update_rule: the optimizer.
     training_images: size of the training set.
     mesh: the global mesh.
+
+  Raises:
+    ValueError: the batch is too small for the network's BatchNorm; there is no such contrastive method.
   """
+  _check_statistics(config, network, variables)
   method = contrastive_method(config)
   bank = None
   if method is not None:
@@ -78,6 +83,28 @@ def fresh_state(
     opt_state=update_rule.init(variables.params),
     bank=bank,
   )
+
+
+def _check_statistics(config: Config, network: models.Network, variables: models.Variables) -> None:
+  """Refuses a batch of which a BatchNorm would see one value for each channel, as PyTorch does.
+
+  The batch is the global one: devices that hold one image each share their statistics.
+  """
+  if config.train.batch_size > 1:
+    return  # two images are two values, and tracing takes seconds
+  images = jax.ShapeDtypeStruct((1, *height_width(config.train.crop_size), 3), jnp.uint8)
+
+  def trace() -> None:
+    jax.eval_shape(network.train, *variables, images, jax.eval_shape(lambda: jax.random.key(0)))
+
+  names = models.norms_of_one_value(trace)
+  if names:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    raise ValueError(
+      f"config.train.batch_size: is {config.train.batch_size}, and the BatchNorm {names[0]}{more} would get one value "
+      "for each channel, which has no variance; expected 2 or more images over all devices, or a head that pools no "
+      "map to one value, such as model.name=fcn"
+    )
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from rc_jax.training.objective import Metrics
 from rc_jax.training.throughput import Speed
 
 METRICS = "metrics.jsonl"
+PROTOCOL = "protocol"  # in a line of an evaluation: how the images were scored
 
 
 class RunLog:
@@ -104,13 +106,47 @@ def _shown(text: bytes) -> str:
   return repr(decoded if len(text) <= 40 else f"{decoded}...")
 
 
-def read_scores(workdir: pathlib.Path, split: str) -> dict[int, float]:
-  """Returns step -> mIoU, in 0..1, of the evaluations on a split that ``metrics.jsonl`` holds."""
+def read_scores(workdir: pathlib.Path, split: str, protocol: str) -> dict[int, float]:
+  """Returns step -> mIoU, in 0..1, of the evaluations on a split that ``metrics.jsonl`` holds.
+
+  Args:
+    workdir: the run's folder.
+    split: its name.
+    protocol: how the images were scored. Lines of earlier versions, which do not record it, count as scored so.
+  """
   return {
     line["step"]: line["miou"]
     for line in read_metrics(workdir)
-    if line.get("split") == split and isinstance(line.get("miou"), int | float)
+    if is_score(line, split, protocol) and isinstance(line.get("miou"), int | float)
   }
+
+
+def is_score(line: Mapping[str, Any], split: str, protocol: str) -> bool:
+  """Returns whether a line of ``metrics.jsonl`` is an evaluation on a split; arguments as for ``read_scores``."""
+  return bool(line.get("split") == split and line.get(PROTOCOL, protocol) == protocol)
+
+
+def notes_on_protocols(workdir: pathlib.Path, split: str, protocol: str) -> list[str]:
+  """Returns lines for the screen on scores that do not compare, or may not compare, with those of a protocol.
+
+  Arguments as for ``read_scores``.
+  """
+  evaluations = [line for line in read_metrics(workdir) if line.get("split") == split]
+  others = sorted({line[PROTOCOL] for line in evaluations if line.get(PROTOCOL, protocol) != protocol})
+  count = sum(line.get(PROTOCOL, protocol) != protocol for line in evaluations)
+  unrecorded = sum(PROTOCOL not in line for line in evaluations)
+  notes = []
+  if others:
+    notes.append(
+      f"{count} earlier score{'s' if count > 1 else ''} on {split} ({'; '.join(others)}) will not be compared with "
+      f"those of this run now ({protocol}), in the search for the best checkpoint neither"
+    )
+  if unrecorded:
+    notes.append(
+      f"{unrecorded} earlier score{'s do' if unrecorded > 1 else ' does'} not record how {split} was scored, as those "
+      f"of earlier versions; taken to be scored as now ({protocol}), unchecked"
+    )
+  return notes
 
 
 def step_line(step: int, metrics: Metrics, class_names: tuple[str, ...], speed: Speed) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import pathlib
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -114,8 +114,10 @@ class Checkpoints:
     bank = template.bank
     is_sharded = isinstance(bank, ShardedBank)
     trainer = _abstract(_trainer_item(template))
+    saved_shapes = self._bank_shapes(step)
     if is_sharded:
-      trainer["bank"] = _named_leaves(bank.as_saved(self._bank_shapes(step)))
+      trainer["bank"] = _named_leaves(bank.as_saved(saved_shapes))
+    self._refuse_other_bank(step, saved_shapes, trainer["bank"])
     args = ocp.args.Composite(
       model=ocp.args.StandardRestore(_abstract(_model_item(template))),
       trainer=ocp.args.StandardRestore(trainer),
@@ -142,6 +144,19 @@ class Checkpoints:
     """Returns the shapes of the bank's arrays in a checkpoint, by name; empty where it holds no bank."""
     metadata = ocp.StandardCheckpointer().metadata(self.folder / str(step) / "trainer").item_metadata
     return {name: tuple(leaf.shape) for name, leaf in metadata.get("bank", {}).items()}
+
+  def _refuse_other_bank(
+    self, step: int, saved: Mapping[str, tuple[int, ...]], described: Mapping[str, Any]
+  ) -> None:
+    """Compares names and shapes before reading: Orbax fails in several threads, and each prints a traceback."""
+    here = {name: tuple(leaf.shape) for name, leaf in described.items()}
+    differing = [name for name in sorted(saved.keys() | here.keys()) if saved.get(name) != here.get(name)]
+    if differing:
+      name = differing[0]
+      raise ValueError(
+        f"{self.folder / str(step)}: does not fit this configuration: the bank's {name} is "
+        f"{saved.get(name, 'absent')} there and {here.get(name, 'absent')} here; use the config of its config.json"
+      )
 
   def wait(self) -> None:
     """Blocks until all started saves are on the disk.

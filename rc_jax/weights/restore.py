@@ -5,26 +5,30 @@ import pathlib
 import jax
 
 from rc_jax import files, models, sharding
+from rc_jax.class_table import ClassTable, check_class_table
 from rc_jax.config import Config, as_dict, different_network, height_width
 from rc_jax.console import say
 from rc_jax.weights import checkpoint, pretrained
 
 
-def restore(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
+def restore(
+  network: models.Network, config: Config, path: pathlib.Path, classes: ClassTable
+) -> checkpoint.Model:
   """Restores the model of a checkpoint, or of a file of weights, for the config's network.
 
   Args:
     network: of the config.
     config: of the run.
     path: as for ``checkpoint.find``, or a file that ``pretrained.load`` reads, with the head.
+    classes: of the data set, ``DatasetInfo.table()``.
 
   Returns:
     The model, on all devices; ``step`` is 0 for a file of weights.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: a file is damaged; or the run that saved it has another network or another data set, also where no shape
-      differs, as with other dilations.
+    ValueError: a file is damaged; or the run that saved it has another network, another data set or other classes, also
+      where no shape differs, as with other dilations or another order of the classes.
   """
   if path.is_file():
     return _imported(network, config, path)
@@ -37,6 +41,7 @@ def restore(network: models.Network, config: Config, path: pathlib.Path) -> chec
       raise ValueError(
         f"{folder}: was trained as another network ({'; '.join(found)}); use that run's --config"
       )
+  check_class_table(run_config.parent, classes)
   template = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
   return checkpoint.restore_model(folder, template.params, template.batch_stats)

@@ -1,5 +1,7 @@
 """Memory banks against queues written as loops over centers."""
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,39 @@ def test_mistakes_are_named():
   with pytest.raises(ValueError, match=r"\(5, 3, 4\) and \(2, 3\)"):
     broken = contrast.RegionCenters(vectors=centers.vectors, present=centers.present[:2])
     contrast.enqueue(contrast.MemoryBank.create(N, 6, C), broken)
+
+
+@pytest.mark.parametrize("other", [1, 3, 4, 6, 300])
+@pytest.mark.parametrize("entered", [0, 2, 4, 5, 11])
+@pytest.mark.parametrize("meshed", [False, True])
+def test_a_bank_of_another_size_keeps_its_newest_keys(entered, other, meshed):
+  """Against queues: a run resumes with more, or with fewer, training images than its banks have slots."""
+  mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)) if meshed else None
+  saved = contrast.MemoryBank.create(N, 4, C, mesh=mesh)
+  queues = [collections.deque(maxlen=4) for _ in range(N)]
+  present = np.ones((1, N), bool)
+  present[:, 1] = False  # a class without keys
+
+  def enter(bank, queues, seed):
+    centers = random_centers(seed, present)
+    for label in (0, 2):
+      queues[label].append(np.asarray(centers.vectors)[0, label])
+    return enqueue(bank, centers)
+
+  for seed in range(entered):
+    saved = enter(saved, queues, seed)
+  bank = contrast.MemoryBank.create(N, other, C, mesh=mesh).refit(saved)
+  queues = [collections.deque(queue, maxlen=other) for queue in queues]
+  for seed in range(100, 106):
+    assert np.asarray(bank.count).tolist() == [len(queue) for queue in queues]
+    for label, queue in enumerate(queues):
+      held = np.asarray(bank.keys)[label][np.asarray(bank.valid)[label]]
+      np.testing.assert_array_equal(np.sort(held, axis=0), np.sort(np.reshape(queue, (-1, C)), axis=0))
+    bank = enter(bank, queues, seed)
+
+
+def test_a_bank_of_the_same_size_is_refit_to_the_last_bit():
+  saved = contrast.MemoryBank.create(N, 4, C)
+  for seed in range(6):
+    saved = enqueue(saved, random_centers(seed, np.ones((1, N), bool)))
+  assert_same(contrast.MemoryBank.create(N, 4, C).refit(saved), saved.keys, saved.cursor, saved.count)

@@ -99,6 +99,44 @@ def test_mode_prints_both_results_and_the_interval(
   assert "road" in printed and "95 % interval" in printed and f"{100 * found.miou:+.2f}" in printed
 
 
+PROTOCOL = {"images": 5, "scales": [1.0], "flip": False, "pad_to_grid": True, "crop_size": [], "stride": []}
+
+
+@pytest.mark.parametrize(
+  "other, text",
+  [
+    ({"scales": [0.5, 1.0]}, "scales 0.5 1"),
+    ({"flip": True}, ", flip"),
+    ({"pad_to_grid": False}, "without padding"),
+    ({"crop_size": [33, 41], "stride": [22, 27]}, "windows of 33 x 41 every 22 x 27"),
+    ({}, None),
+  ],
+)
+def test_both_ways_of_scoring_are_shown_and_a_difference_is_named(tmp_path, capsys, other, text) -> None:
+  write(tmp_path / "a", confusions(1, 5, 0.0), **PROTOCOL)
+  write(tmp_path / "b", confusions(2, 5, 0.0), **{**PROTOCOL, **other})
+  compare.run(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+  first, second, *rest = capsys.readouterr().out.splitlines()
+  assert first.endswith(": 5 images, scales 1, no flip, full images padded to the grid")
+  assert ("scored in different ways" in rest[-1]) == (text is not None)
+  assert text is None or (text in second and text in rest[-1])
+
+
+def test_results_that_do_not_record_how_they_were_scored_say_so(tmp_path, capsys) -> None:
+  for name in ("a", "b"):
+    write(tmp_path / name, confusions(1, 5, 0.0))
+  compare.run(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+  assert "not fully recorded" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_one_image_has_no_interval(tmp_path, capsys) -> None:
+  for name, seed in (("a", 1), ("b", 2)):
+    write(tmp_path / name, confusions(seed, 1, 0.0))
+  compare.run(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+  printed = capsys.readouterr().out
+  assert "One image says nothing about others" in printed and "interval does not contain 0" not in printed
+
+
 def test_counts_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
   path = write(tmp_path, confusions(1, 5, 0.0))
   counts_path = path.with_name("val_images.npz")

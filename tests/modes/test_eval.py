@@ -285,5 +285,5 @@ def test_weights_of_another_network_are_refused(weights) -> None:
   config.model.channels = 24
   network = models.build(config.model, data.info("synthetic", "").num_classes)
   with pytest.raises(ValueError, match=r"^--checkpoint: ") as refusal:
-    restore.restore(network, config, path)
+    restore.restore(network, config, path, data.info("synthetic", "").table())
   assert "\n" not in str(refusal.value)

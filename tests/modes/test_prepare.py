@@ -1,15 +1,19 @@
 """``--mode=prepare``: after a kill at any moment it resumes to the same bytes; partial files never count."""
 
 import hashlib
+import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rc_jax import data
 from rc_jax.config import defaults
@@ -110,6 +114,107 @@ def test_a_damaged_shard_is_found_and_written_again(raw, tmp_path):
     prepare.run(settings(output), None, "tiles")
   prepare.run(settings(raw), output, "tiles")
   assert digests(output) == before
+
+
+def replace_keeping_its_time(path: pathlib.Path, change) -> None:
+  """Changes an image file and gives it its old time, as tools that synchronise folders do."""
+  status = path.stat()
+  Image.fromarray(change(np.asarray(Image.open(path)))).save(path)
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def assert_as_prepared_anew(raw: pathlib.Path, output: pathlib.Path, tmp_path: pathlib.Path) -> None:
+  anew = tmp_path / "anew"
+  prepare.run(settings(raw), anew, "tiles")
+  assert digests(output) == digests(anew)
+
+
+@pytest.mark.parametrize("kind", ["labels", "images"])
+def test_shards_of_changed_raw_files_are_written_again(raw, tmp_path, capsys, kind):
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
+  kept = {path.name: path.stat().st_mtime_ns for path in output.glob("folder-*")}
+  replace_keeping_its_time(raw / kind / "train" / "08.png", lambda pixels: pixels[::-1])
+  prepare.run(settings(raw), output, "tiles")
+  printed = capsys.readouterr().out
+  assert "1 of " in printed and "have other raw files now: written again (folder-train" in printed
+  rewritten = [name for name, time in kept.items() if (output / name).stat().st_mtime_ns != time]
+  assert len(rewritten) == 1 and rewritten[0].startswith("folder-train")
+  assert_as_prepared_anew(raw, output, tmp_path)
+  prepare.run(settings(raw), output, "tiles")
+  assert "written again" not in capsys.readouterr().out.rpartition("17 images")[2]
+
+
+def test_a_copy_of_the_raw_files_is_not_another_data_set(raw, tmp_path, capsys):
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
+  shutil.copytree(raw, tmp_path / "copy", copy_function=shutil.copy)  # with other times
+  prepare.run(settings(tmp_path / "copy"), output, "tiles")
+  assert "written again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "change, said, rewritten",
+  [
+    (lambda lines: [lines[0], *lines[:0:-1]], "class 0", True),
+    (lambda lines: [line.replace("#804080", "#00ff00") for line in lines], "#00ff00, there #804080", False),
+  ],
+)
+def test_changed_classes_are_said_and_taken_over(raw, tmp_path, capsys, change, said, rewritten):
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
+  table = raw / "classes.csv"
+  table.write_text("\n".join(change(table.read_text().splitlines())) + "\n")
+  prepare.run(settings(raw), output, "tiles")
+  printed = capsys.readouterr().out
+  assert said in printed and ("written again" in printed) == rewritten
+  assert_as_prepared_anew(raw, output, tmp_path)
+  assert data.info("folder", str(output)).table() == data.info("folder", str(raw)).table()
+
+
+def test_a_complete_folder_of_another_request_is_refused(raw, tmp_path):
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles", ("train", "val"))
+  before = digests(output)
+  with pytest.raises(ValueError, match="encoding tiles, here original"):
+    prepare.run(settings(raw), output, "original")
+  with pytest.raises(ValueError, match="from the splits train, val, without test"):
+    prepare.run(settings(raw), output, "tiles")
+  prepare.run(settings(raw), output, "tiles", ("val",))
+  replace_keeping_its_time(raw / "labels" / "val" / "00.png", lambda pixels: pixels[::-1])
+  with pytest.raises(ValueError, match="--splits=train,val"):
+    prepare.run(settings(raw), output, "tiles", ("val",))
+  for kind in ("images", "labels"):
+    for path in sorted((raw / kind / "train").iterdir())[2:]:
+      path.unlink()
+  with pytest.raises(ValueError, match=r"from 12 images of train.* holds 2 for"):
+    prepare.run(settings(raw), output, "tiles", ("train", "val"))
+  assert digests(output) == before
+
+
+def test_a_folder_of_an_earlier_version_says_what_cannot_be_checked(raw, tmp_path, capsys):
+  output = prepare.run(settings(raw), tmp_path / "packed", "tiles")
+  index = json.loads((output / reader.INDEX_FILE).read_text())
+  for split in index["splits"].values():
+    for shard in split["shards"]:
+      del shard[writer.RAW_SHA256]
+  (output / reader.INDEX_FILE).write_text(json.dumps(index))
+  replace_keeping_its_time(raw / "labels" / "val" / "00.png", lambda pixels: pixels[::-1])
+  prepare.run(settings(raw), output, "tiles")
+  assert "whether they have changed since cannot be checked" in capsys.readouterr().out
+
+
+def test_a_raw_file_that_changes_while_it_is_packed_is_refused(raw, tmp_path, monkeypatch):
+  write = writer.write
+
+  def write_and_change(*arguments):
+    write(*arguments)
+    file = raw / "labels" / "train" / "08.png"
+    os.utime(file, ns=(1, 1))
+
+  monkeypatch.setattr(writer, "write", write_and_change)
+  with pytest.raises(
+    ValueError, match="changed while they were packed: run the same command again"
+  ) as refusal:
+    prepare.run(settings(raw), tmp_path / "packed", "tiles")
+  assert "\n" not in str(refusal.value) and not reader.is_prepared(str(tmp_path / "packed"))
+  monkeypatch.undo()
 
 
 def test_folders_with_other_files_are_refused_and_unchanged(raw, tmp_path, monkeypatch):

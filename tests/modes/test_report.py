@@ -1,5 +1,6 @@
 """The report of a run: its pictures, the score of a constant prediction, the ages of keys, and a page of old files."""
 
+import html
 import json
 import pathlib
 import re
@@ -10,8 +11,12 @@ import pytest
 
 from rc_jax import data
 from rc_jax.drawing.panels import MARGIN, colorize, differences
+from rc_jax.evaluation.evaluator import make_evaluator
+from rc_jax.evaluation.protocol import protocol_text
+from rc_jax.evaluation.results import write_results
 from rc_jax.inference.predictor import make_predictor
 from rc_jax.modes import report
+from rc_jax.predictions.folder import weights_digest
 from rc_jax.training.bank_age import key_ages
 from tests.support import run_tiny, tiny_predictions
 
@@ -115,3 +120,63 @@ def test_a_folder_of_an_earlier_version_has_a_page(tmp_path: pathlib.Path) -> No
   assert re.findall(r'<section id="(\w+)"', page) == ["pictures", "curves", "configuration"]
   assert len(re.findall(r'src="data:image/png;base64,', page)) == 4 * report.PICTURES
   assert "Not scored yet" in page
+
+
+def scored(folder: pathlib.Path, step: int, **fields) -> None:
+  """Writes an evaluation of ``color_network`` on the split, as ``--mode=eval`` does, and its line of the log."""
+  config = run_tiny.get_config()
+  variables = tiny_predictions.color_variables()
+  evaluator = make_evaluator(tiny_predictions.color_network(), data.load("synthetic", "", "val"), config)
+  results, counts = evaluator(*variables, None)
+  weights = fields.pop("weights", weights_digest(tuple(variables)))
+  write_results(folder, results | fields, counts, step, weights)
+  line = {"step": step, "split": "val", "miou": results["miou"], "protocol": protocol_text(results)}
+  other = {"step": 1, "split": "val", "miou": 0.99, "protocol": "60 images, scales 1 2"}
+  (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(other) + "\n")
+
+
+NOTES = {
+  "another step": ({"step": 2}, "The pictures are of step 4, the scores of step 2"),
+  "other weights of this step": ({"weights": "0" * 16}, "the scores of other weights of step 4"),
+  "another protocol": (
+    {"scales": [1.0, 2.0]},
+    "The scores were computed in another way (60 images, scales 1 2",
+  ),
+  "the same": ({}, None),
+}
+
+
+def test_a_page_says_what_was_not_computed_together(tmp_path: pathlib.Path, capsys) -> None:
+  scored(tmp_path, 4)
+  path = tmp_path / "eval" / "val.json"
+  scores = json.loads(path.read_text())
+  for changes, note in NOTES.values():
+    path.write_text(json.dumps(scores | changes))
+    page = report.write(
+      run_tiny.get_config(),
+      tmp_path,
+      tiny_predictions.color_network(),
+      *tiny_predictions.color_variables(),
+      step=4,
+    ).read_text()
+    printed = capsys.readouterr().out
+    for text in (html.unescape(page), printed):
+      assert (note in text) if note else ("The pictures are of" not in text and "another way (60" not in text)
+    if note is None:
+      # The score with other scales is not "the best at another step", and no point of the curve.
+      assert "99.0" not in page and "1 of the logged scores were computed in another way" in page
+
+
+def test_a_confusion_matrix_of_another_evaluation_is_left_out(tmp_path: pathlib.Path) -> None:
+  scored(tmp_path, 4)
+  path = tmp_path / "eval" / "val_confusion.npy"
+  np.save(path, np.load(path)[::-1])
+  page = report.write(
+    run_tiny.get_config(),
+    tmp_path,
+    tiny_predictions.color_network(),
+    *tiny_predictions.color_variables(),
+    step=4,
+  ).read_text()
+  assert "val_confusion.npy belongs to another evaluation than val.json" in page
+  assert 'id="confusion"' not in page and 'id="classes"' in page

@@ -99,3 +99,13 @@ def test_one_value_for_each_channel_gives_no_nan():
     lambda x: BatchNorm().apply(random_variables(3), x, True, mutable=["batch_stats"])[0].sum()
   )(x)
   assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 6), (1, 6)])
+def test_one_value_changes_no_statistics(shape):
+  x = np.random.default_rng(0).normal(2, 3, shape).astype(np.float32)
+  variables = random_variables(shape[-1])
+  y, updates = BatchNorm(0.9, 1e-3).apply(variables, x, True, mutable=["batch_stats"])
+  np.testing.assert_allclose(y, np.broadcast_to(variables["params"]["bias"], shape), rtol=1e-6)
+  for name, value in variables["batch_stats"].items():
+    np.testing.assert_array_equal(updates["batch_stats"][name], value)

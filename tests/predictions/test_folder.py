@@ -1,6 +1,7 @@
 """A folder of predictions: which images count as done, after a kill, under other settings, for another image."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from rc_jax.config import as_dict, defaults
 from rc_jax.data import DatasetInfo
-from rc_jax.data.datasets import cityscapes
+from rc_jax.data.datasets import camvid, cityscapes
 from rc_jax.predictions.folder import SETTINGS, Fingerprint, PredictionFolder, label_image, settings_of
 
 FINGERPRINT = Fingerprint("a.jpg", 100, 7)
@@ -46,26 +47,47 @@ def test_done_images_are_remembered(tmp_path: pathlib.Path) -> None:
   assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file was deleted"
 
 
-@pytest.mark.parametrize(
-  ("fingerprint", "same"),
-  [
-    (Fingerprint("a.jpg", 100, 8), False),
-    (Fingerprint("a.jpg", 101, 7), False),
-    (Fingerprint("moved/a.jpg", 100, 7), True),
-  ],
-)
-def test_another_image_of_that_name_is_not_done(
-  fingerprint: Fingerprint, same: bool, tmp_path: pathlib.Path
-) -> None:
-  label(open_folder(tmp_path), "a")
-  assert open_folder(tmp_path).is_done("a", fingerprint, WANTED) == same
+def image_file(path: pathlib.Path, content: bytes, modified: int = 7) -> Fingerprint:
+  """Writes a file with a chosen time of change, as unpacking an archive does; returns its fingerprint."""
+  path.parent.mkdir(exist_ok=True)
+  path.write_bytes(content)
+  os.utime(path, ns=(modified, modified))
+  status = path.stat()
+  return Fingerprint(str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def test_images_without_files_differ_by_their_split(tmp_path: pathlib.Path) -> None:
-  label(open_folder(tmp_path), "0", Fingerprint("synthetic/val/0"))
+def test_another_image_of_that_name_is_not_done(tmp_path: pathlib.Path) -> None:
+  """Whatever its size and its time of change, and wherever it lies."""
+  first = image_file(tmp_path / "one" / "a.jpg", b"first")
+  label(open_folder(tmp_path / "out"), "a", first)
+
+  def is_done(fingerprint: Fingerprint) -> bool:
+    return open_folder(tmp_path / "out").is_done("a", fingerprint, WANTED)
+
+  assert is_done(first)
+  assert not is_done(image_file(tmp_path / "other" / "a.jpg", b"other"))
+  assert not is_done(image_file(tmp_path / "other" / "a.jpg", b"longer"))
+  assert is_done(image_file(tmp_path / "moved" / "a.jpg", b"first", modified=8))
+  assert not is_done(image_file(tmp_path / "one" / "a.jpg", b"other")), "replaced, with its time of change"
+  assert is_done(image_file(tmp_path / "one" / "a.jpg", b"first")), "and put back"
+
+
+def test_lines_of_earlier_versions_count_for_the_same_path_alone(tmp_path: pathlib.Path) -> None:
+  here = image_file(tmp_path / "one" / "a.jpg", b"first")
+  there = image_file(tmp_path / "other" / "a.jpg", b"first")
+  label(open_folder(tmp_path / "out"), "a", here)
+  log = tmp_path / "out" / "done_0.jsonl"
+  line = json.loads(log.read_text())
+  log.write_text(json.dumps({key: line[key] for key in ("name", "source", "bytes", "modified")}) + "\n")
+  folder = open_folder(tmp_path / "out")
+  assert folder.is_done("a", here, WANTED) and not folder.is_done("a", there, WANTED)
+
+
+def test_images_without_files_differ_by_their_content(tmp_path: pathlib.Path) -> None:
+  label(open_folder(tmp_path), "0", Fingerprint("folder/val/0", digest="d1"))
   folder = open_folder(tmp_path)
-  assert folder.is_done("0", Fingerprint("synthetic/val/0"), WANTED)
-  assert not folder.is_done("0", Fingerprint("synthetic/train/0"), WANTED)
+  assert folder.is_done("0", Fingerprint("folder/val/0", digest="d1"), WANTED)
+  assert not folder.is_done("0", Fingerprint("folder/val/0", digest="d2"), WANTED)
 
 
 def test_a_line_that_a_kill_cut_is_ignored(tmp_path: pathlib.Path) -> None:
@@ -115,12 +137,12 @@ def test_overwriting_starts_again_and_can_be_resumed(tmp_path: pathlib.Path) -> 
 
 
 def test_settings_change_with_weights_and_with_fields_that_predictions_depend_on() -> None:
-  def settings(value: float, **changes):
+  def settings(value: float, info: DatasetInfo = cityscapes.INFO, **changes):
     config = defaults()
     config.dataset.name = "synthetic"
     config.update_from_flattened_dict(changes)
     variables = ({"head": {"kernel": np.full((2, 2), value, np.float32)}}, {})
-    return settings_of(as_dict(config), variables, pathlib.Path("run/checkpoints/5"), 5)
+    return settings_of(as_dict(config), variables, pathlib.Path("run/checkpoints/5"), 5, info)
 
   same = settings(1.0)
   assert settings(1.0) == same
@@ -128,6 +150,8 @@ def test_settings_change_with_weights_and_with_fields_that_predictions_depend_on
   assert settings(np.nextafter(np.float32(1), np.float32(2)))["weights"] != same["weights"]
   for field, value in (("eval.flip", True), ("eval.scales", (0.5, 1.0)), ("model.output_stride", 16)):
     assert settings(1.0, **{field: value}) != same
+  assert settings(1.0, **{"eval.pad_to_grid": False}) != same
+  assert settings(1.0, camvid.INFO) != same
 
 
 def test_a_label_image_holds_ids_and_shows_the_colours_of_the_classes(tmp_path: pathlib.Path) -> None:

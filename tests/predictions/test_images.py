@@ -143,6 +143,7 @@ def test_images_of_a_split_without_files_are_listed() -> None:
   assert [image.size for image in found] == [(4, 5), (4, 6), (4, 7)]
   assert (found[2].read() == 2).all()
   assert len({image.fingerprint.source for image in found}) == 3
+  assert len({image.fingerprint.digest for image in found}) == 3
 
 
 def test_images_of_one_size_follow_each_other(tmp_path: pathlib.Path) -> None:

@@ -87,7 +87,7 @@ def _checkpoint_of(network: Network | None, variables: Variables, step: int) -> 
   """Takes the place of a checkpoint, and of the config's network unless ``network`` is None."""
   model = checkpoint.Model(step, *variables)
   patches = {
-    "rc_jax.weights.restore.restore": lambda network, config, path: model,
+    "rc_jax.weights.restore.restore": lambda network, config, path, classes: model,
     "rc_jax.weights.checkpoint.find": lambda path: pathlib.Path("run/checkpoints/7"),
   }
   if network is not None:

@@ -60,3 +60,6 @@ def test_the_capacity_follows_from_a_bank_that_is_not_full() -> None:
   fill, cursor, *_ = simulate()
   assert bank_capacity(fill.astype(np.float32), cursor.astype(np.float32)) == CAPACITY
   assert bank_capacity(np.array([[1.0, 0.0]]), np.array([[3.0, 0.0]])) is None
+  # Resumed with more training images: the first half of the log is of smaller banks.
+  smaller = fill * np.where(np.arange(STEPS) < 5, 2, 1)[:, None]
+  assert bank_capacity(np.minimum(smaller, 1), cursor) is None

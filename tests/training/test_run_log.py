@@ -59,3 +59,19 @@ def test_a_line_is_valid_json_where_a_class_has_no_value(tmp_path: pathlib.Path)
   log.close()
   assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == line
   assert logged == ["loss", "similarity/road", "images_per_second", "data_wait"]
+
+
+def test_scores_of_another_protocol_are_left_out_and_named(tmp_path: pathlib.Path) -> None:
+  lines = [
+    {"step": 2, "split": "val", "miou": 0.5},  # of an earlier version
+    {"step": 4, "split": "val", "miou": 0.9, "protocol": "60 images, scales 1 2"},
+    {"step": 4, "split": "val", "miou": 0.6, "protocol": "60 images, scales 1"},
+    {"step": 4, "split": "test", "miou": 0.7, "protocol": "60 images, scales 1"},
+  ]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  now = ("val", "60 images, scales 1")
+  assert run_log.read_scores(tmp_path, *now) == {2: 0.5, 4: 0.6}
+  others, unrecorded = run_log.notes_on_protocols(tmp_path, *now)
+  assert "1 earlier score on val (60 images, scales 1 2)" in others and "best" in others
+  assert "1 earlier score does not record" in unrecorded and "unchecked" in unrecorded
+  assert run_log.notes_on_protocols(tmp_path, "test", "60 images, scales 1") == []

@@ -280,3 +280,29 @@ def test_no_message_grows_with_the_bank() -> None:
   network = models.build(tiny().model, CLASSES)
   gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(network.init(jax.random.key(0)).params))
   assert gradients < sum(size for _, _, size, _ in small) < 1.05 * gradients
+
+
+def begin_with_one_image(**fields):
+  config = tiny(train__batch_size=1, **fields)
+  network = models.build(config.model, CLASSES)
+  # Of one device: eight would need eight images.
+  return initial_state.initial_state(
+    config, network, training_images=12, mesh=sharding.local_mesh(), fresh=True
+  )
+
+
+@pytest.mark.parametrize(
+  "name, layer",
+  [("deeplabv3", "head/aspp/pool/bn"), ("deeplabv3plus", "head/aspp/pool/bn"), ("pspnet", "head/bin0/bn")],
+)
+def test_statistics_of_one_value_are_refused(name: str, layer: str) -> None:
+  fields = {"model__aspp_rates": (12, 24, 36)} if name == "pspnet" else {}
+  with pytest.raises(
+    ValueError, match=rf"config\.train\.batch_size: is 1, .*BatchNorm {layer} .*2 or more images"
+  ):
+    begin_with_one_image(model__name=name, **fields)
+
+
+@pytest.mark.parametrize("name", ["fcn", "encnet", "danet", "ocrnet", "ccnet"])
+def test_one_image_trains_a_head_that_pools_to_several_values(name: str) -> None:
+  begin_with_one_image(model__name=name, model__aspp_rates=(12, 24, 36))

@@ -63,6 +63,36 @@ def test_a_state_is_restored_to_the_last_bit(tmp_path: pathlib.Path, dtype: str,
   assert position == {"next_batch": 7}
 
 
+@pytest.mark.parametrize("slots, order", [(7, [3, 4, 0, 1, 2]), (2, [1, 2])])
+def test_banks_of_another_number_of_training_images_keep_their_newest_keys(
+  tmp_path: pathlib.Path, slots: int, order: list[int]
+) -> None:
+  saved = state(7, seed=1)  # class 0: a full ring of 5, whose oldest key is in slot 3; class 1: one key
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(saved, {"next_batch": 7})
+    checkpoints.wait()
+    template = dataclasses.replace(state(0), bank=contrast.MemoryBank.create(2, slots, 4))
+    bank = checkpoints.restore(template)[0].bank
+  kept = len(order)
+  assert bank.keys.shape == (2, slots, 4)
+  assert bank.count.tolist() == [kept, 1] and bank.cursor.tolist() == [kept % slots, 1]
+  np.testing.assert_array_equal(bank.keys[0, :kept], saved.bank.keys[0, np.array(order)])
+  np.testing.assert_array_equal(bank.keys[1, 0], saved.bank.keys[1, 0])
+  assert bank.valid.sum() == kept + 1
+
+
+def test_a_bank_of_another_shape_that_cannot_be_refit_is_refused(tmp_path: pathlib.Path) -> None:
+  with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(dataclasses.replace(state(1), bank={"queue": jnp.ones((2, 5))}), {"next_batch": 1})
+    checkpoints.wait()
+    for bank in ({"queue": jnp.ones((2, 6))}, {"queue": jnp.ones((2, 4))}):
+      with pytest.raises(ValueError, match="does not fit this configuration"):
+        checkpoints.restore(dataclasses.replace(state(0), bank=bank))
+    for bank in (contrast.MemoryBank.create(3, 5, 4), contrast.MemoryBank.create(2, 5, 8)):
+      with pytest.raises(ValueError, match="does not fit this configuration"):
+        checkpoints.restore(dataclasses.replace(state(0), bank=bank))
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
   for step, miou in [(1, 0.2), (2, 0.6), (3, None), (4, 0.5), (5, None), (6, None)]:

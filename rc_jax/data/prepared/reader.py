@@ -183,15 +183,7 @@ def read_index(path: epath.Path) -> dict[str, Any]:
 
 def index_of(classes: DatasetInfo) -> dict[str, Any]:
   """Returns the part of ``prepared.json`` that describes the classes."""
-  return {
-    "format": FORMAT,
-    "dataset": classes.name,
-    "class_names": list(classes.class_names),
-    "palette": classes.palette.tolist(),
-    "label_ids": classes.label_ids.tolist(),
-    "ignore_label": classes.ignore_label,
-    "absent_class": classes.absent_class,
-  }
+  return {"format": FORMAT, **classes.table()}
 
 
 def features() -> "tfds.features.FeaturesDict":

@@ -7,8 +7,8 @@ this module writes the shards, with TFDS's serialisation and ArrayRecord's write
 The examples of a shard depend only on the number and sizes of the raw files, and its bytes only on its raw files, not
 on processes, kills or time. A shard is renamed to its final name when it is complete. Until the folder is complete,
 ``plan.json`` lists the raw files of each shard (names, sizes, modification times), and a shard is written again if its
-raw files have changed. ``prepared.json``, written last, marks the folder as a prepared data set and holds the SHA-256
-of every shard.
+raw files have changed. ``prepared.json``, written last, marks the folder as a prepared data set. It holds the SHA-256
+of every shard and of the raw files of each, so that the same command finds the shards whose raw files have changed.
 """
 
 import concurrent.futures
@@ -40,6 +40,7 @@ from rc_jax.data.reading.source import FilePairs
 
 ENCODINGS = ("tiles", "original")
 PLAN_FILE = "plan.json"
+RAW_SHA256 = "raw_sha256"  # of a shard in the index
 # About 64 shards for a split keep many processes busy, and a kill loses little. Files below 8 MiB cost a bucket many
 # round trips, and files above 128 MiB take long to write again.
 _SHARDS = 64
@@ -61,7 +62,7 @@ class Shard:
     file: its name in TFDS's scheme.
     source: the examples of this shard.
     encoding: one of ``ENCODINGS``.
-    made_of: digest of the names, sizes and modification times of its raw files.
+    made_of: digest of the names, sizes and modification times of its raw files, and of the ids of its classes.
   """
 
   split: str
@@ -73,6 +74,18 @@ class Shard:
   def raw_bytes(self) -> int:
     """Returns the size of its raw files."""
     return sum(_signature(self.source, index)[1] for index in range(len(self.source)))
+
+  def raw_sha256(self) -> str:
+    """Returns a digest of its raw files, names and contents, and of the ids that its labels are read with.
+
+    Unlike ``made_of`` it survives copying the raw data set, and no tool that keeps the time of a file can deceive it.
+    """
+    files_in_order = [path for index in range(len(self.source)) for path in _raw_files(self.source, index)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      contents = list(pool.map(_sha256, files_in_order))
+    ids = sorted((int(own), int(train)) for own, train in self.source.train_ids.items())
+    entries = [[path.name, content] for path, content in zip(files_in_order, contents, strict=True)]
+    return hashlib.sha256(json.dumps([self.encoding, ids, entries]).encode()).hexdigest()
 
 
 def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
@@ -96,20 +109,21 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
         f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders"
       )
     signatures = [_signature(source, index) for index in range(len(source))]
+    ids = sorted((int(own), int(train)) for own, train in source.train_ids.items())
     total = sum(size for _, size in signatures)
     least, most = SHARD_BYTES
     count = min(len(source), max(1, round(total / min(max(total / _SHARDS, least), most))))
     for number in range(count):
       part = slice(*(len(source) * n // count for n in (number, number + 1)))
       labels = source.labels[part] if source.labels is not None else None
-      made_of = json.dumps([encoding, reader.FORMAT, [text for text, _ in signatures[part]]])
+      made_of = _made_of(encoding, ids, [text for text, _ in signatures[part]])
       shards.append(
         Shard(
           split,
           f"{source.info.name}-{split}.array_record-{number:05d}-of-{count:05d}",
           dataclasses.replace(source, images=source.images[part], labels=labels),
           encoding,
-          hashlib.sha256(made_of.encode()).hexdigest(),
+          made_of,
         )
       )
   return shards
@@ -233,12 +247,18 @@ def write(
 
 
 def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
-  """Writes TFDS's metadata of finished shards, and then the index, which marks the folder as a prepared data set."""
+  """Writes TFDS's metadata of finished shards, and then the index, which marks the folder as a prepared data set.
+
+  Raises:
+    ValueError: raw files have changed since the plan: some shards may hold the old ones; one line.
+  """
   import tensorflow_datasets as tfds  # takes 0.4 s, and raw data sets do not need it
 
   splits: dict[str, Any] = {}
   for shard in shards:
     file = output / shard.file
+    raw_sha256 = shard.raw_sha256()
+    _refuse_changed(shard, output)
     split = splits.setdefault(shard.split, {"labelled": shard.source.labelled, "shards": []})
     split["shards"].append(
       {
@@ -246,6 +266,7 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
         "examples": len(shard.source),
         "bytes": file.stat().st_size,
         "sha256": _sha256(file),
+        RAW_SHA256: raw_sha256,
       }
     )
   index = {**reader.index_of(shards[0].source.info), "encoding": shards[0].encoding, "splits": splits}
@@ -271,6 +292,27 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
   )
   files.atomic_write_text(output / reader.INDEX_FILE, json.dumps(index, indent=1))
   (output / PLAN_FILE).unlink(missing_ok=True)
+
+
+def outdated(shards: Sequence[Shard], output: pathlib.Path) -> list[str] | None:
+  """Returns the names of the shards of a prepared folder whose raw files, or whose ids, are others than they were.
+
+  Args:
+    shards: from ``plan``, of the raw files as they are now.
+    output: a complete folder.
+
+  Returns:
+    None where an earlier version wrote the folder, which did not record its raw files.
+  """
+  index = reader.read_index(epath.Path(output))
+  recorded = {shard["file"]: shard for split in index["splits"].values() for shard in split["shards"]}
+  if any(RAW_SHA256 not in shard for shard in recorded.values()):
+    return None
+  return [
+    shard.file
+    for shard in shards
+    if shard.file in recorded and shard.raw_sha256() != recorded[shard.file][RAW_SHA256]
+  ]
 
 
 def damaged(output: pathlib.Path) -> list[str]:
@@ -350,9 +392,30 @@ def _encode_png(pixels: np.ndarray) -> bytes:
   return file.getvalue()
 
 
+def _raw_files(source: FilePairs, index: int) -> list[pathlib.Path]:
+  return [source.images[index], *([source.labels[index]] if source.labels is not None else [])]
+
+
+def _made_of(encoding: str, ids: list[tuple[int, int]], signatures: list[str]) -> str:
+  return hashlib.sha256(json.dumps([encoding, reader.FORMAT, ids, signatures]).encode()).hexdigest()
+
+
+def _refuse_changed(shard: Shard, output: pathlib.Path) -> None:
+  """Raises where a raw file has changed since the plan: the shard may have been written before or after that."""
+  source = shard.source
+  ids = sorted((int(own), int(train)) for own, train in source.train_ids.items())
+  signatures = [_signature(source, index)[0] for index in range(len(source))]
+  if _made_of(shard.encoding, ids, signatures) != shard.made_of:
+    first, last = (_raw_files(source, index)[0].name for index in (0, len(source) - 1))
+    raise ValueError(
+      f"{output / shard.file}: its raw files ({first} to {last} of {shard.split}) changed while they were packed: run "
+      "the same command again"
+    )
+
+
 def _signature(source: FilePairs, index: int) -> tuple[str, int]:
   """Returns the names, sizes and modification times of an example's raw files as a string, and their total size."""
-  paths = [source.images[index], *([source.labels[index]] if source.labels is not None else [])]
+  paths = _raw_files(source, index)
   stats = [path.stat() for path in paths]
   text = json.dumps(
     [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(paths, stats, strict=True)]

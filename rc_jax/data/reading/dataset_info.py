@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Set
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -77,3 +77,14 @@ class DatasetInfo:
       if label not in self.made_up_colors:
         ids.setdefault(tuple(color), []).append(own_id)
     return ids
+
+  def table(self) -> dict[str, Any]:
+    """Returns the classes as JSON knows them, for records of what was made for them (``rc_jax.class_table``)."""
+    return {
+      "dataset": self.name,
+      "class_names": list(self.class_names),
+      "palette": self.palette.tolist(),
+      "label_ids": self.label_ids.tolist(),
+      "ignore_label": self.ignore_label,
+      "absent_class": self.absent_class,
+    }

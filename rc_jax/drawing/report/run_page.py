@@ -58,6 +58,7 @@ class Run:
     constant: the name of the most frequent class, and the mIoU of predicting it everywhere; None: unknown.
     ages: of the keys in the banks; None: the log does not show them.
     software: versions and device, for the last line.
+    notes: sentences on parts of the page that were not computed together.
   """
 
   config: Config
@@ -70,6 +71,7 @@ class Run:
   constant: tuple[str, float] | None = None
   ages: Ages | None = None
   software: str = ""
+  notes: Sequence[str] = ()
 
 
 def run_page(run: Run) -> str:
@@ -106,7 +108,10 @@ def _header(run: Run, steps: Lines) -> str:
     else _scores(run, run.scores)
   )
   title = html.escape(_title(config))
-  return f'<p class="kind">{html.escape(kind)}</p><h1>{title}</h1>{score}<p>{_training(run, steps)}</p>'
+  notes = "".join(f'<p class="note"><b>Note:</b> {html.escape(note)}</p>' for note in run.notes)
+  return (
+    f'<p class="kind">{html.escape(kind)}</p><h1>{title}</h1>{score}{notes}<p>{_training(run, steps)}</p>'
+  )
 
 
 def _scores(run: Run, scores: Mapping[str, Any]) -> str:

@@ -1,0 +1,57 @@
+"""How a split was scored: two scores are comparable where this is the same."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rc_jax.config import Config
+from rc_jax.inference.windows import read_views
+
+
+def scoring_protocol(config: Config, align_corners: bool, images: int) -> dict[str, Any]:
+  """Returns the part of ``eval/<split>.json`` that says how the images were scored.
+
+  Args:
+    config: reads ``eval``.
+    align_corners: ``Network.align_corners``.
+    images: number of images of the split.
+  """
+  views = read_views(config.eval, align_corners)
+  return {
+    "images": images,
+    "scales": list(config.eval.scales),
+    "flip": bool(config.eval.flip),
+    "pad_to_grid": bool(config.eval.pad_to_grid) and views.window is None,  # windows are not padded
+    "crop_size": list(views.window or ()),
+    "stride": list(views.stride) if views.window else [],
+  }
+
+
+def protocol_text(scores: Mapping[str, Any]) -> str:
+  """Describes how a split was scored, in one form for all readers: equal texts, equal protocols.
+
+  Args:
+    scores: of ``scoring_protocol`` or of ``eval/<split>.json``, also of an earlier version, which records less.
+
+  >>> protocol_text(
+  ...   {"images": 60, "scales": [1.0], "flip": False, "pad_to_grid": True, "crop_size": [], "stride": []}
+  ... )
+  '60 images, scales 1, no flip, full images padded to the grid'
+  >>> protocol_text(
+  ...   {"images": 60, "scales": [0.5, 1.0], "flip": True, "crop_size": [769, 769], "stride": [513, 513]}
+  ... )
+  '60 images, scales 0.5 1, flip, windows of 769 x 769 every 513 x 513'
+  """
+  unknown = "not recorded"
+  images = f"{scores['images']} images" if "images" in scores else f"images {unknown}"
+  scales = " ".join(f"{scale:g}" for scale in scores["scales"]) if "scales" in scores else unknown
+  flip = ("flip" if scores["flip"] else "no flip") if "flip" in scores else f"flip {unknown}"
+  if "crop_size" not in scores:
+    views = f"windows {unknown}"
+  elif scores["crop_size"]:
+    window, stride = (" x ".join(map(str, scores[name])) for name in ("crop_size", "stride"))
+    views = f"windows of {window} every {stride}"
+  elif "pad_to_grid" not in scores:
+    views = f"full images, padding {unknown}"
+  else:
+    views = "full images " + ("padded to the grid" if scores["pad_to_grid"] else "without padding")
+  return f"{images}, scales {scales}, {flip}, {views}"
