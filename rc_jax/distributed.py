@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-import sys
 
 import jax
 
+from rc_jax import streams
 from rc_jax.fields import Flag
 
 FLAGS = (
@@ -83,5 +83,5 @@ def _is_cluster() -> bool:
 def abort_process(status: int) -> None:
   """Ends this process at once if it is one of several: the others wait in a collective that it will never join."""
   if jax.distributed.is_initialized():
-    sys.stdout.flush()
+    streams.flush()
     os._exit(status)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from rc_jax import streams
+
 # All else is imported where it is used: the installation may lack it, and a typo is answered at once.
 if TYPE_CHECKING:
   from absl import flags
@@ -47,15 +49,15 @@ def main(argv: Sequence[str]) -> int:
   try:
     return _run(argv)
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr, flush=True)
+    streams.write_error("interrupted\n")
     return INTERRUPTED
   except (ValueError, OSError, RuntimeError) as error:
     message = _one_line(error)
     if message is None:
       raise
     if os.environ.get("RC_JAX_TRACEBACK"):
-      traceback.print_exc()
-  print(f"error: {message}", file=sys.stderr, flush=True)
+      streams.write_error(traceback.format_exc())
+  streams.write_error(f"error: {message}\n")
   if "jax" in sys.modules:
     from rc_jax import distributed
 
@@ -98,7 +100,8 @@ def _run(argv: Sequence[str]) -> int:
     )
   given = _given(argv)
   if any(name in given for name in HELP):
-    print(_help(next(given[name] for name in HELP if name in given), given.get("mode", "")))
+    topic = next(given[name] for name in HELP if name in given)
+    streams.write_output(_help(topic, given.get("mode", "")) + "\n")
     return 0
   mode = given.get("mode", next(iter(MODES)))
   if mode not in MODES:
@@ -281,7 +284,10 @@ def cli() -> int:
   from rc_jax import huge_pages
 
   huge_pages.restart_with_huge_pages()
-  return main(sys.argv)
+  try:
+    return main(sys.argv)
+  finally:
+    streams.flush()
 
 
 if __name__ == "__main__":
