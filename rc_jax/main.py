@@ -185,11 +185,13 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   values: dict[str, Any] = {flag.name: defined[flag.name].value for flag in module.FLAGS}
   for flag in module.FLAGS:
     if flag.default is None and values[flag.name] is not None:
-      values[flag.name] = pathlib.Path(values[flag.name])
+      # A shell leaves ``~`` as it is in ``--workdir=~/runs``.
+      values[flag.name] = pathlib.Path(os.path.expanduser(values[flag.name]))
   if "config" in values:
-    from rc_jax.config import validate
+    from rc_jax.config import expand_home, validate
 
     validate(values["config"])
+    expand_home(values["config"])
     values["config"] = values["config"].copy_and_resolve_references()
   if "workdir" in values:
     from rc_jax.command import default_workdir

@@ -133,6 +133,48 @@ def test_the_last_value_of_a_field_counts(
   assert status == 0 and not errors and "97 x 97" in printed
 
 
+def test_home_is_expanded_in_every_path(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """A shell expands ``~`` at the start of a word alone, not in ``--workdir=~/run``."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "mine.py").write_text((ROOT / "configs" / "demo.py").read_text())
+  status, _, errors = call(
+    capsys, monkeypatch, CAMVID, "--config.dataset.root=~nobody_here/data", "--workdir=~/run"
+  )
+  assert status == 2 and "~nobody_here/data" in errors and errors.count("\n") == 1
+  assert (tmp_path / "run").is_dir()
+  taken: dict[str, object] = {}
+  for mode, paths in HOME_PATHS.items():
+    module = importlib.import_module(f"rc_jax.modes.{mode}")
+    monkeypatch.setattr(module, "run", lambda **values: taken.update(values))
+    fields = [f"--config.{path}=~/x" for path in ("dataset.root", "model.pretrained")]
+    flags = [f"--{name}=~/x" for name in paths]
+    status, _, errors = call(capsys, monkeypatch, "--config=~/mine.py", f"--mode={mode}", *fields, *flags)
+    assert status == 0, errors
+    assert [taken[name] for name in paths] == [tmp_path / "x"] * len(paths)
+    assert taken["config"].dataset.root == taken["config"].model.pretrained == str(tmp_path / "x")
+  status, _, errors = call(capsys, monkeypatch, "--mode=compare", "--results=~/a,~/b")
+  assert status == 2 and f"{tmp_path}/a holds no result" in errors
+
+
+def test_every_flag_that_is_a_path_is_listed_here() -> None:
+  for mode in main.MODES:
+    flags = importlib.import_module(f"rc_jax.modes.{mode}").FLAGS
+    assert {flag.name for flag in flags if flag.default is None} == set(HOME_PATHS.get(mode, ())), mode
+
+
+HOME_PATHS = {
+  "train": ("workdir",),
+  "eval": ("workdir", "checkpoint"),
+  "predict": ("workdir", "checkpoint", "images", "output"),
+  "export": ("workdir", "checkpoint", "output"),
+  "report": ("workdir", "checkpoint"),
+  "inspect": ("workdir",),
+  "prepare": ("output",),
+}
+
+
 def test_help_groups_flags_by_mode(
   capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,7 +155,8 @@ def _predict(
       submission.write(submission_format, expected, output / "labels", info, target)
       size = target.stat().st_size / 1e6
       say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
-  say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
+  if failed < len(wanted):
+    say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
   return SOME_UNREADABLE if failed else 0
 
 

@@ -91,8 +91,11 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
   shards = []
   for split, source in sources.items():
     if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
+      name = re.sub(r"[^A-Za-z0-9]+", "_", split).strip("_")
+      example = name if name[:1].isalpha() else f"split_{name}"
       raise ValueError(
-        f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders"
+        f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders, for "
+        f"example to {example}"
       )
     signatures = [_signature(source, index) for index in range(len(source))]
     total = sum(size for _, size in signatures)
