@@ -40,6 +40,15 @@ MODES = {
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
+NO_PLATFORM = (
+  "install its driver and its plugin (pip install 'rc_jax[cuda]' or 'rc_jax[tpu]'), "
+  "or choose another platform with JAX_PLATFORMS=cpu"
+)
+# Variable -> what it contradicts: programs are compiled once, in 32 bits and less.
+UNFIT_SETTINGS = {
+  "JAX_DISABLE_JIT": "rc_jax compiles the programs that it runs",
+  "JAX_ENABLE_X64": "rc_jax computes in 32 bits; its loss in code of your own also works in 64",
+}
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
 HELP = ("help", "h", "helpfull", "helpshort")
 
@@ -51,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     streams.write_error("interrupted\n")
     return INTERRUPTED
-  except (ValueError, OSError, RuntimeError) as error:
+  except (ValueError, OSError, RuntimeError, AssertionError) as error:
     message = _one_line(error)
     if message is None:
       raise
@@ -85,10 +94,26 @@ def missing_packages() -> tuple[str, ...]:
 def _one_line(error: Exception) -> str | None:
   """Returns a message that a user can act on; None where only the traceback explains the error."""
   text = " ".join(str(error).split())
+  if isinstance(error, AssertionError):
+    return _no_platform()
   if isinstance(error, RuntimeError):
+    if "Unable to initialize backend" in text:
+      return f"jax cannot start on this machine ({text[:300]}); {NO_PLATFORM}"
     return f"out of memory ({text[:200]}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
   # What the project raises on purpose is one line that says what to do.
   return text
+
+
+def _no_platform() -> str | None:
+  """Returns the message where jax has none of the platforms of ``JAX_PLATFORMS``; None where it has one."""
+  import jax
+
+  try:
+    jax.devices()
+  except AssertionError:  # so jax answers a platform whose plugin is not installed
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return f"jax cannot start on this machine (JAX_PLATFORMS={platforms} is not available); {NO_PLATFORM}"
+  return None
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -117,6 +142,9 @@ def _run(argv: Sequence[str]) -> int:
 
   from rc_jax import command, console, distributed
 
+  for variable, reason in UNFIT_SETTINGS.items():
+    if os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on"):
+      raise ValueError(f"{variable}={os.environ[variable]} in the environment: {reason}; unset it")
   if all(flag in module.FLAGS for flag in distributed.FLAGS):
     distributed.connect(**{flag.name: values.pop(flag.name) for flag in distributed.FLAGS})
   if "command" in inspect.signature(module.run).parameters:

@@ -73,6 +73,40 @@ MISTAKES = {
 }
 
 
+@pytest.mark.run
+@pytest.mark.parametrize(
+  ("variables", "wanted"),
+  [
+    ({"JAX_PLATFORMS": "cuda"}, ("JAX_PLATFORMS=c", "rc_jax[cuda]", "JAX_PLATFORMS=cpu")),
+    ({"JAX_PLATFORMS": "gpuu"}, ("'gpuu'", "JAX_PLATFORMS=cpu")),
+    ({"JAX_DISABLE_JIT": "1"}, ("JAX_DISABLE_JIT=1", "unset it")),
+    ({"JAX_ENABLE_X64": "True"}, ("JAX_ENABLE_X64=True", "unset it")),
+    ({"SLURM_STEP_NUM_TASKS": "two"}, ("SLURM_STEP_NUM_TASKS=two", "unset it")),
+    ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, ("--coordinator=", "--process_id=")),
+  ],
+  ids=str,
+)
+def test_an_environment_in_which_jax_cannot_start_is_one_line(
+  variables: dict[str, str], wanted: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+  status, _, errors = run(DEMO, f"--workdir={tmp_path / 'run'}", **variables)
+  assert status == 2 and errors.count("\n") == 1 and errors.startswith("error: "), errors
+  assert all(part in errors for part in wanted), errors
+
+
+@pytest.mark.parametrize("coordinator", ["node0", "node0:", ":1234", "node0:http", "node0:70000"])
+def test_a_coordinator_needs_a_port(coordinator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  with pytest.raises(ValueError, match=r"--coordinator=.*host:port.*node0:1234"):
+    distributed.connect(coordinator, "2", "1")
+
+
+def test_an_empty_variable_of_a_cluster_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+  for variable in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.setenv(variable, "")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  distributed.connect()  # a single process
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(
   name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
