@@ -22,7 +22,7 @@ pids=()
 
 signal_all() { for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done; }
 interrupted=
-trap 'interrupted=1; signal_all TERM' INT TERM
+trap 'interrupted=1; signal_all TERM' INT TERM HUP
 
 for ((id = 0; id < processes; id++)); do
   variables=(RC_JAX_COORDINATOR="127.0.0.1:$port" RC_JAX_PROCESSES="$processes" RC_JAX_PROCESS_ID="$id")

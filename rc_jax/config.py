@@ -9,6 +9,7 @@ own files (``rc_jax/models``, ``rc_jax/losses``, ``rc_jax/data/augment``).
 import difflib
 import importlib.util
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ import ml_collections
 from rc_jax import losses, models
 from rc_jax.data import augment
 from rc_jax.fields import (
+  SPLITS,
   Check,
   Config,
   Field,
@@ -49,8 +51,9 @@ FIELDS: tuple[Field, ...] = (
     "",
     "Folder of the data set in its official layout, or as written by ``--mode=prepare``; ``synthetic`` needs none.",
     resumable=True,
+    is_path=True,
   ),
-  Field("dataset.train_split", "train", "The split to train on; Cityscapes also has ``trainval``."),
+  Field("dataset.train_split", "train", "The split to train on; Cityscapes also has ``trainval``.", SPLITS),
   Field(
     "dataset.on_error",
     "refuse",
@@ -72,6 +75,7 @@ FIELDS: tuple[Field, ...] = (
     "",
     "Weights to start from: a path of .npz, .safetensors or .pth; empty: random values.",
     training_only=True,
+    is_path=True,
   ),
   Field(
     "model.pretrained_part",
@@ -196,7 +200,7 @@ FIELDS: tuple[Field, ...] = (
     at_least(0, "off"),
     resumable=True,
   ),
-  Field("eval.split", "val", "The split to score.", resumable=True),
+  Field("eval.split", "val", "The split to score.", SPLITS, resumable=True),
   Field(
     "eval.scales",
     (1.0,),
@@ -265,7 +269,7 @@ def load_recipe(recipe: str) -> Config:
     ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
   """
   file, _, variant = recipe.partition(":")
-  path = pathlib.Path(resolve_recipe(file))
+  path = pathlib.Path(resolve_recipe(os.path.expanduser(file)))
   spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
   if spec is None or spec.loader is None:
     raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")
@@ -302,6 +306,14 @@ def _line_in(error: BaseException, path: pathlib.Path) -> int | None:
 def height_width(size: tuple[int, ...]) -> tuple[int, int]:
   """Returns ``(height, width)`` of a size field, where one number (769,) means a square."""
   return (int(size[0]), int(size[-1]))
+
+
+def expand_home(config: Config) -> None:
+  """Replaces ``~`` in the paths of a config, which a shell leaves in ``--config.dataset.root=~/data``."""
+  for field in FIELDS:
+    if field.is_path:
+      group, _, name = field.path.rpartition(".")
+      config[group][name] = os.path.expanduser(config[group][name] or "")
 
 
 def validate(config: Config) -> None:
@@ -468,6 +480,7 @@ __all__ = [
   "defaults",
   "different_network",
   "different_run",
+  "expand_home",
   "flatten",
   "height_width",
   "is_training_only",

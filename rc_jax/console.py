@@ -1,19 +1,19 @@
 """Lines on the screen: messages of the first process, durations, and the one line that a terminal rewrites.
 
 A terminal has at most one line that is rewritten. ``say`` clears it before it prints. In a log file, where nothing can
-be rewritten, the same text becomes a new line now and then.
+be rewritten, the same text becomes a new line now and then. Nothing here raises when the screen is gone.
 """
 
 import contextlib
 import math
-import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import jax
+
+from rc_jax.streams import is_terminal, write_output
 
 CLEAR_LINE = "\r\x1b[K"  # the cursor to the left margin, and erase to the end of the line
 _TERMINAL_SECONDS = 0.5  # between two updates of a line that a terminal rewrites
@@ -29,7 +29,7 @@ def say(message: str) -> None:
   if jax.process_index() == 0:
     with _lock:
       clear_line()
-      print(message, flush=True)
+      write_output(f"{message}\n")
 
 
 def clear_line() -> None:
@@ -37,7 +37,7 @@ def clear_line() -> None:
   global _line_shown
   with _lock:
     if _line_shown:
-      print(CLEAR_LINE, end="", flush=True)
+      write_output(CLEAR_LINE)
       _line_shown = False
 
 
@@ -67,7 +67,7 @@ class UpdatingLine:
   """
 
   def __init__(self) -> None:
-    self.rewrites = _is_terminal()
+    self.rewrites = is_terminal()
     self._interval = _TERMINAL_SECONDS if self.rewrites else _FILE_SECONDS
     self._last = -math.inf
     self._newest = ""  # came too soon after another
@@ -147,7 +147,7 @@ def waiting(task: str) -> Iterator[None]:
   Args:
     task: ``"compiling the train step"``. A log file gets it once, before the task.
   """
-  if not _is_terminal():
+  if not is_terminal():
     say(f"{task} ...")
     yield
     return
@@ -169,10 +169,6 @@ def waiting(task: str) -> Iterator[None]:
     clear_line()
 
 
-def _is_terminal() -> bool:
-  return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-
-
 def _rewrite(texts: tuple[str, ...]) -> None:
   """Rewrites the line of a terminal with the first of some texts that fits."""
   global _line_shown
@@ -182,5 +178,5 @@ def _rewrite(texts: tuple[str, ...]) -> None:
   columns = max(1, shutil.get_terminal_size().columns - 1)
   text = next((text for text in texts if len(text) <= columns), texts[-1][:columns])
   with _lock:
-    print(f"{CLEAR_LINE}{text}", end="", flush=True)
+    write_output(f"{CLEAR_LINE}{text}")
     _line_shown = True

@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-import sys
 
 import jax
 
+from rc_jax import streams
 from rc_jax.fields import Flag
 
 FLAGS = (
@@ -49,6 +49,11 @@ def connect(coordinator: str = "", processes: str = "", process_id: str = "") ->
   coordinator, processes, process_id = values
   if not (processes.isdigit() and process_id.isdigit() and int(process_id) < int(processes)):
     raise ValueError(f"--process_id={process_id} of --processes={processes}: expected 0..processes-1")
+  host, _, port = coordinator.rpartition(":")
+  if not (host and port.isdigit() and 0 < int(port) < 2**16):
+    raise ValueError(
+      f"--coordinator={coordinator}: expected host:port of the first process, such as node0:1234"
+    )
   _join(coordinator, int(processes), int(process_id))
 
 
@@ -61,15 +66,24 @@ def _join(
   except RuntimeError as error:
     reason = " ".join(str(error).split())[:300]
     raise ValueError(f"the processes of this run did not find each other: {reason}") from error
+  except (ValueError, KeyError, IndexError) as error:
+    # JAX reads the variables of the cluster as they are.
+    if coordinator is not None:
+      raise
+    reason = " ".join(str(error).split())[:200]
+    raise ValueError(
+      f"the variables that the cluster sets for this process cannot be read ({type(error).__name__}: {reason}); "
+      f"set them, or give {', '.join(f'--{flag.name}=' for flag in FLAGS)}"
+    ) from error
 
 
 def _is_cluster() -> bool:
   """Returns whether this is one of several processes of a cluster whose environment JAX can read."""
   environment = os.environ
   # The tasks of the step, not of the job: the batch script itself is one process, whatever it requests.
-  if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+  if _number("SLURM_STEP_NUM_TASKS") > 1 and environment.get("SLURM_PROCID"):
     return True
-  if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+  if _number("OMPI_COMM_WORLD_SIZE") > 1:
     return True
   if "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
     return False
@@ -80,8 +94,16 @@ def _is_cluster() -> bool:
   return has_chips and importlib.util.find_spec("libtpu") is not None
 
 
+def _number(variable: str) -> int:
+  """Returns the number in an environment variable; 1 where it is absent or empty."""
+  value = os.environ.get(variable, "").strip() or "1"
+  if not value.isdecimal():
+    raise ValueError(f"{variable}={value} in the environment: expected a number; set it, or unset it")
+  return int(value)
+
+
 def abort_process(status: int) -> None:
   """Ends this process at once if it is one of several: the others wait in a collective that it will never join."""
   if jax.distributed.is_initialized():
-    sys.stdout.flush()
+    streams.flush()
     os._exit(status)

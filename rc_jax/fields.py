@@ -1,6 +1,7 @@
 """The parts that the fields of a config and the flags of a mode are stated with: name, default, check and meaning."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -65,11 +66,25 @@ def size(expects: str, optional: bool = False) -> Check:
   return Check(expects, holds)
 
 
+def _are_splits(value: Any) -> bool:
+  """Whether a value names splits, each a path within the folders that are read and written for it."""
+  if not isinstance(value, str):
+    return False
+  paths = [(part, pathlib.PurePosixPath(part)) for part in value.split("+")]
+  return all(
+    path.parts and not path.is_absolute() and ".." not in path.parts and str(path) == part
+    for part, path in paths
+  )
+
+
 def _are_positive(value: Any) -> bool:
   numbers = isinstance(value, tuple) and len(value) > 0 and all(isinstance(n, int | float) for n in value)
   return numbers and min(value) > 0
 
 
+SPLITS = Check(
+  "the name of a split, or of several joined by +, without .., // or a / at its ends", _are_splits
+)
 ANYTHING = Check("", lambda value: True)
 PROBABILITY = within(0, 1, "a probability in 0..1")
 LOW_HIGH = Check(
@@ -90,6 +105,7 @@ class Field:
     resumable: whether a resumed run may have another value than the run that it continues.
     training_only: whether weights compute the same with another value; of ``model.*`` alone.
     read_when: ``(path, values)`` where the field is read only while another field has one of ``values``.
+    is_path: whether the value is a path, in which ``~`` stands for the home folder.
   """
 
   path: str
@@ -99,6 +115,7 @@ class Field:
   resumable: bool = False
   training_only: bool = False
   read_when: tuple[str, tuple[Any, ...]] | None = None
+  is_path: bool = False
 
   @property
   def expects(self) -> str:

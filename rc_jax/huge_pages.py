@@ -11,6 +11,8 @@ import pathlib
 import sys
 from collections.abc import Mapping
 
+from rc_jax import streams
+
 SETTING = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _KERNEL = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -30,8 +32,7 @@ def restart_with_huge_pages() -> None:
   kernel = _KERNEL.read_text() if _KERNEL.is_file() else ""
   accelerators = any(glob.glob(pattern) for pattern in _ACCELERATORS)
   if helps(os.environ, _glibc(), kernel, accelerators):
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams.flush()
     environment = {**os.environ, SETTING: HUGE_PAGES}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

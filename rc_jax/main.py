@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from rc_jax import streams
+
 # All else is imported where it is used: the installation may lack it, and a typo is answered at once.
 if TYPE_CHECKING:
   from absl import flags
@@ -38,6 +40,15 @@ MODES = {
 
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
+NO_PLATFORM = (
+  "install its driver and its plugin (pip install 'rc_jax[cuda]' or 'rc_jax[tpu]'), "
+  "or choose another platform with JAX_PLATFORMS=cpu"
+)
+# Variable -> what it contradicts: programs are compiled once, in 32 bits and less.
+UNFIT_SETTINGS = {
+  "JAX_DISABLE_JIT": "rc_jax compiles the programs that it runs",
+  "JAX_ENABLE_X64": "rc_jax computes in 32 bits; its loss in code of your own also works in 64",
+}
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
 HELP = ("help", "h", "helpfull", "helpshort")
 
@@ -47,15 +58,15 @@ def main(argv: Sequence[str]) -> int:
   try:
     return _run(argv)
   except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr, flush=True)
+    streams.write_error("interrupted\n")
     return INTERRUPTED
-  except (ValueError, OSError, RuntimeError) as error:
+  except (ValueError, OSError, RuntimeError, AssertionError) as error:
     message = _one_line(error)
     if message is None:
       raise
     if os.environ.get("RC_JAX_TRACEBACK"):
-      traceback.print_exc()
-  print(f"error: {message}", file=sys.stderr, flush=True)
+      streams.write_error(traceback.format_exc())
+  streams.write_error(f"error: {message}\n")
   if "jax" in sys.modules:
     from rc_jax import distributed
 
@@ -83,10 +94,26 @@ def missing_packages() -> tuple[str, ...]:
 def _one_line(error: Exception) -> str | None:
   """Returns a message that a user can act on; None where only the traceback explains the error."""
   text = " ".join(str(error).split())
+  if isinstance(error, AssertionError):
+    return _no_platform()
   if isinstance(error, RuntimeError):
+    if "Unable to initialize backend" in text:
+      return f"jax cannot start on this machine ({text[:300]}); {NO_PLATFORM}"
     return f"out of memory ({text[:200]}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
   # What the project raises on purpose is one line that says what to do.
   return text
+
+
+def _no_platform() -> str | None:
+  """Returns the message where jax has none of the platforms of ``JAX_PLATFORMS``; None where it has one."""
+  import jax
+
+  try:
+    jax.devices()
+  except AssertionError:  # so jax answers a platform whose plugin is not installed
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    return f"jax cannot start on this machine (JAX_PLATFORMS={platforms} is not available); {NO_PLATFORM}"
+  return None
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -98,7 +125,8 @@ def _run(argv: Sequence[str]) -> int:
     )
   given = _given(argv)
   if any(name in given for name in HELP):
-    print(_help(next(given[name] for name in HELP if name in given), given.get("mode", "")))
+    topic = next(given[name] for name in HELP if name in given)
+    streams.write_output(_help(topic, given.get("mode", "")) + "\n")
     return 0
   mode = given.get("mode", next(iter(MODES)))
   if mode not in MODES:
@@ -114,6 +142,9 @@ def _run(argv: Sequence[str]) -> int:
 
   from rc_jax import command, console, distributed
 
+  for variable, reason in UNFIT_SETTINGS.items():
+    if os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on"):
+      raise ValueError(f"{variable}={os.environ[variable]} in the environment: {reason}; unset it")
   if all(flag in module.FLAGS for flag in distributed.FLAGS):
     distributed.connect(**{flag.name: values.pop(flag.name) for flag in distributed.FLAGS})
   if "command" in inspect.signature(module.run).parameters:
@@ -182,11 +213,13 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   values: dict[str, Any] = {flag.name: defined[flag.name].value for flag in module.FLAGS}
   for flag in module.FLAGS:
     if flag.default is None and values[flag.name] is not None:
-      values[flag.name] = pathlib.Path(values[flag.name])
+      # A shell leaves ``~`` as it is in ``--workdir=~/runs``.
+      values[flag.name] = pathlib.Path(os.path.expanduser(values[flag.name]))
   if "config" in values:
-    from rc_jax.config import validate
+    from rc_jax.config import expand_home, validate
 
     validate(values["config"])
+    expand_home(values["config"])
     values["config"] = values["config"].copy_and_resolve_references()
   if "workdir" in values:
     from rc_jax.command import default_workdir
@@ -281,7 +314,10 @@ def cli() -> int:
   from rc_jax import huge_pages
 
   huge_pages.restart_with_huge_pages()
-  return main(sys.argv)
+  try:
+    return main(sys.argv)
+  finally:
+    streams.flush()
 
 
 if __name__ == "__main__":

@@ -14,18 +14,8 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # What any package but `contrast` and `ops` may import.
 GROUND = {
-  *(
-    "fields",
-    "config",
-    "sharding",
-    "distributed",
-    "command",
-    "console",
-    "files",
-    "recipes",
-    "huge_pages",
-    "class_table",
-  )
+  *("fields", "config", "sharding", "distributed", "command", "console", "files", "recipes", "huge_pages"),
+  *("class_table", "folder_lock", "streams"),
 }
 
 # Package or module -> the packages of ours that it may import, besides itself and the ground.
@@ -56,8 +46,11 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
   # Heads, backbones, pixel losses and augmentations state their own fields.
   "config": {"fields", "models", "losses", "data", "recipes"},
-  "distributed": {"fields"},
   "class_table": {"console", "files"},
+  "console": {"streams"},
+  "distributed": {"fields", "streams"},
+  "folder_lock": {"console"},
+  "huge_pages": {"streams"},
 }
 
 # Networks are described by fields, not by a run's config, which is made of their fields.

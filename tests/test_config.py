@@ -141,6 +141,12 @@ BAD = [
   ("train.crop_size", (70, 70)),
   ("augment.scale", (1.0,)),
   ("eval.scales", ("a",)),
+  ("eval.split", "../val"),
+  ("eval.split", "/data/val"),
+  ("eval.split", "fold0/val/"),
+  ("eval.split", "val+"),
+  ("eval.split", ""),
+  ("dataset.train_split", "fold0//train"),
   ("model.aspp_rates", (0, 6)),
   ("model.multi_grid", ()),
   ("model.bn_epsilon", 0.0),
@@ -155,6 +161,13 @@ def test_what_cannot_work_is_refused(field: str, value: Any) -> None:
   with pytest.raises(ValueError) as refusal:
     validate(config)
   assert f"config.{field}" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("split", ["val", "train+val", "fold0/val", "fold 1/val+fold2/val", "val.v2"])
+def test_a_split_may_lie_in_a_folder(split: str) -> None:
+  config = recipe("demo")
+  config.eval.split = config.dataset.train_split = split
+  validate(config)
 
 
 def test_a_window_stride_may_not_leave_gaps() -> None:

@@ -3,11 +3,10 @@
 import pathlib
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
-from rc_jax import command, console
+from rc_jax import command, console, streams
 
 
 class Terminal:
@@ -39,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
   """A terminal of 40 columns as standard output."""
   # pytest replaces sys.stdout between the fixtures and the test.
-  monkeypatch.setattr(console, "sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+  monkeypatch.setattr(streams, "_is_a_screen", lambda stream: True)
   monkeypatch.setattr(console, "_line_shown", False)  # also after the test, which may leave a line
   monkeypatch.setenv("COLUMNS", "40")
   monkeypatch.setenv("TERM", "xterm")

@@ -73,6 +73,40 @@ MISTAKES = {
 }
 
 
+@pytest.mark.run
+@pytest.mark.parametrize(
+  ("variables", "wanted"),
+  [
+    ({"JAX_PLATFORMS": "cuda"}, ("JAX_PLATFORMS=c", "rc_jax[cuda]", "JAX_PLATFORMS=cpu")),
+    ({"JAX_PLATFORMS": "gpuu"}, ("'gpuu'", "JAX_PLATFORMS=cpu")),
+    ({"JAX_DISABLE_JIT": "1"}, ("JAX_DISABLE_JIT=1", "unset it")),
+    ({"JAX_ENABLE_X64": "True"}, ("JAX_ENABLE_X64=True", "unset it")),
+    ({"SLURM_STEP_NUM_TASKS": "two"}, ("SLURM_STEP_NUM_TASKS=two", "unset it")),
+    ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, ("--coordinator=", "--process_id=")),
+  ],
+  ids=str,
+)
+def test_an_environment_in_which_jax_cannot_start_is_one_line(
+  variables: dict[str, str], wanted: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+  status, _, errors = run(DEMO, f"--workdir={tmp_path / 'run'}", **variables)
+  assert status == 2 and errors.count("\n") == 1 and errors.startswith("error: "), errors
+  assert all(part in errors for part in wanted), errors
+
+
+@pytest.mark.parametrize("coordinator", ["node0", "node0:", ":1234", "node0:http", "node0:70000"])
+def test_a_coordinator_needs_a_port(coordinator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+  with pytest.raises(ValueError, match=r"--coordinator=.*host:port.*node0:1234"):
+    distributed.connect(coordinator, "2", "1")
+
+
+def test_an_empty_variable_of_a_cluster_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+  for variable in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.setenv(variable, "")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  distributed.connect()  # a single process
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line(
   name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -131,6 +165,48 @@ def test_the_last_value_of_a_field_counts(
   sizes = ["--config.train.crop_size=65", "--config.train.crop_size=97"]
   status, printed, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", *sizes)
   assert status == 0 and not errors and "97 x 97" in printed
+
+
+def test_home_is_expanded_in_every_path(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """A shell expands ``~`` at the start of a word alone, not in ``--workdir=~/run``."""
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "mine.py").write_text((ROOT / "configs" / "demo.py").read_text())
+  status, _, errors = call(
+    capsys, monkeypatch, CAMVID, "--config.dataset.root=~nobody_here/data", "--workdir=~/run"
+  )
+  assert status == 2 and "~nobody_here/data" in errors and errors.count("\n") == 1
+  assert (tmp_path / "run").is_dir()
+  taken: dict[str, object] = {}
+  for mode, paths in HOME_PATHS.items():
+    module = importlib.import_module(f"rc_jax.modes.{mode}")
+    monkeypatch.setattr(module, "run", lambda **values: taken.update(values))
+    fields = [f"--config.{path}=~/x" for path in ("dataset.root", "model.pretrained")]
+    flags = [f"--{name}=~/x" for name in paths]
+    status, _, errors = call(capsys, monkeypatch, "--config=~/mine.py", f"--mode={mode}", *fields, *flags)
+    assert status == 0, errors
+    assert [taken[name] for name in paths] == [tmp_path / "x"] * len(paths)
+    assert taken["config"].dataset.root == taken["config"].model.pretrained == str(tmp_path / "x")
+  status, _, errors = call(capsys, monkeypatch, "--mode=compare", "--results=~/a,~/b")
+  assert status == 2 and f"{tmp_path}/a holds no result" in errors
+
+
+def test_every_flag_that_is_a_path_is_listed_here() -> None:
+  for mode in main.MODES:
+    flags = importlib.import_module(f"rc_jax.modes.{mode}").FLAGS
+    assert {flag.name for flag in flags if flag.default is None} == set(HOME_PATHS.get(mode, ())), mode
+
+
+HOME_PATHS = {
+  "train": ("workdir",),
+  "eval": ("workdir", "checkpoint"),
+  "predict": ("workdir", "checkpoint", "images", "output"),
+  "export": ("workdir", "checkpoint", "output"),
+  "report": ("workdir", "checkpoint"),
+  "inspect": ("workdir",),
+  "prepare": ("output",),
+}
 
 
 def test_help_groups_flags_by_mode(

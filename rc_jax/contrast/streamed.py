@@ -227,8 +227,9 @@ class _NegativeSums(NamedTuple):
   def zeros(cls, queries: int, dim: int, bound: Array | None, with_gradient: bool) -> "_NegativeSums":
     """Returns the sums over no negative."""
     largest = jnp.full(queries, -jnp.inf if bound is None else bound, jnp.float32)
-    zeros = jnp.zeros(queries)
-    return cls(largest, zeros, zeros, jnp.zeros((queries, dim if with_gradient else 0)))
+    # The dtype is stated: under x64 it would be float64.
+    zeros = jnp.zeros(queries, jnp.float32)
+    return cls(largest, zeros, zeros, jnp.zeros((queries, dim if with_gradient else 0), jnp.float32))
 
 
 class _PositiveSums(NamedTuple):
@@ -376,14 +377,17 @@ def _sum_over_positives(
       jnp.where(valid, jax.nn.softplus(margins), 0).sum(axis=2),
       jnp.where(valid, logits, 0).sum(axis=2),
       weights.sum(axis=2),
-      _product(weights, tile.keys, (2, 1), shared=1) if with_gradient else jnp.zeros((*weights.shape[:2], 0)),
+      _product(weights, tile.keys, (2, 1), shared=1)
+      if with_gradient
+      else jnp.zeros((*weights.shape[:2], 0), jnp.float32),
     )
     return jax.tree.map(
       lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, of_tile(x) + part, tile.start, 0), sums, added
     )
 
-  zeros = jnp.zeros((num_classes, batch))
-  start = _PositiveSums(zeros, zeros, zeros, jnp.zeros((num_classes, batch, dim if with_gradient else 0)))
+  zeros = jnp.zeros((num_classes, batch), jnp.float32)
+  gradient = jnp.zeros((num_classes, batch, dim if with_gradient else 0), jnp.float32)
+  start = _PositiveSums(zeros, zeros, zeros, gradient)
   with jax.named_scope("positives"):
     sums: _PositiveSums = sum_over_tiles(shard, counted.any(axis=0), add_tile, start)
   return jax.tree.map(lambda x: x.swapaxes(0, 1), sums)

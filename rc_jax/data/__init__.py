@@ -2,8 +2,9 @@
 
 import difflib
 import functools
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rc_jax.data.datasets import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
 from rc_jax.data.pipeline.batches import TrainBatches, evaluation_examples, train_batches
@@ -30,6 +31,9 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
+SPLIT_FIELDS = "--config.dataset.train_split= or --config.eval.split="
+
+
 def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
   """Opens a split of a data set: lists its files and decodes none.
 
@@ -49,14 +53,15 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
     FileNotFoundError: in one line: a missing folder, with the expected layout.
   """
   dataset = _dataset(name)
-  with _with_suggestions(name, root):
+  with _with_suggestions(name, root, needs_labels=labels):
     opened = functools.partial(reader.load, name, dataset) if _is_prepared(dataset, root) else dataset.load
     parts = tuple(opened(root, part) for part in parts_of(name, split))
   for part in parts:
-    if part.labelled != parts[0].labelled or (labels and not part.labelled):
+    if not part.labelled and (labels or any(other.labelled for other in parts)):
+      expected = f"expected {dataset.layout}" if dataset.layout else "expected a split with labels"
       raise ValueError(
-        f"split {split!r} of {name}: has no labels to train on or to score, expected a split with labels: "
-        "choose another (--mode=predict needs none)"
+        f"split {split!r} of {name}: the images in {_folder_of(part, root)} have no labels to train on or to score, "
+        f"{expected}: add them, or choose another split ({SPLIT_FIELDS}; --mode=predict needs no labels)"
       )
   return parts[0] if len(parts) == 1 else Joined(parts)
 
@@ -102,12 +107,34 @@ def _is_prepared(dataset: Dataset, root: str) -> bool:
 
 
 @contextmanager
-def _with_suggestions(name: str, root: str) -> Iterator[None]:
-  """Appends to an error about a missing folder where the data set may be."""
+def _with_suggestions(name: str, root: str, needs_labels: bool | None = None) -> Iterator[None]:
+  """Appends to an error about a missing folder where the data set may be.
+
+  Where it is that of a split, ``needs_labels`` is not None, and the error names the splits that can be read.
+  """
   try:
     yield
   except FileNotFoundError as error:
-    raise FileNotFoundError(f"{error}{suggest_root(name, root, DATASETS)}") from None
+    suggestion = suggest_root(name, root, DATASETS)
+    if not suggestion and needs_labels is not None:
+      suggestion = _suggest_split(name, root, needs_labels)
+    raise FileNotFoundError(f"{error}{suggestion}") from None
+
+
+def _suggest_split(name: str, root: str, needs_labels: bool) -> str:
+  present = []
+  for split in splits(name, root):
+    with suppress(ValueError, OSError):
+      if DATASETS[name].load(root, split).labelled or not needs_labels:
+        present.append(split)
+  return f"; or choose one of the splits there, {', '.join(present)}, with {SPLIT_FIELDS}" if present else ""
+
+
+def _folder_of(part: Source, root: str) -> str:
+  """Returns the folder of the images of a split that are pairs of files; otherwise the root."""
+  if not isinstance(part, FilePairs):
+    return root
+  return os.path.commonpath([path.parent for path in part.images])
 
 
 __all__ = [

@@ -115,7 +115,8 @@ def choose(pixels: np.ndarray, count: int) -> list[int]:
 
 
 def save(sheet: Image.Image, path: pathlib.Path) -> pathlib.Path:
-  """Writes a sheet as PNG and returns its path."""
+  """Writes a sheet as PNG, creates its folder, and returns its path."""
+  path.parent.mkdir(parents=True, exist_ok=True)
   sheet.save(path)
   return path
 

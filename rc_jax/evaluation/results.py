@@ -69,9 +69,9 @@ def read_result(path: pathlib.Path) -> Result:
 def _json_of(path: pathlib.Path) -> pathlib.Path:
   if path.is_file():
     return path
-  splits = sorted(path.glob("eval/*.json"))
+  splits = sorted((path / "eval").rglob("*.json"))
   if len(splits) > 1:
-    names = ", ".join(file.name for file in splits)
+    names = ", ".join(str(file.relative_to(path / "eval")) for file in splits)
     raise ValueError(f"--results: {path} holds results of several splits ({names}); name one of the files")
   if not splits:
     raise FileNotFoundError(
@@ -97,13 +97,12 @@ def write_results(
   Returns:
     The path of the JSON.
   """
-  folder = workdir / "eval"
-  folder.mkdir(parents=True, exist_ok=True)
   split = results["split"]
-  path = folder / f"{split}.json"
-  with files.atomic_write(folder / f"{split}_confusion.npy") as file:
+  path = workdir / "eval" / f"{split}.json"
+  path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
+  with files.atomic_write(path.with_name(f"{path.stem}_confusion.npy")) as file:
     np.save(file, counts.confusion)
-  with files.atomic_write(folder / f"{split}_images.npz") as file:
+  with files.atomic_write(path.with_name(f"{path.stem}_images.npz")) as file:
     np.savez_compressed(
       file,
       names=np.array(counts.names),

@@ -8,6 +8,7 @@ from rc_jax.console import duration
 from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, StepCost, measure
 from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG
+from rc_jax.streams import write_output
 
 FLAGS = (
   CONFIG,
@@ -30,7 +31,7 @@ def run(config: Config, topology: str = "", fast: bool = False) -> None:
     DoesNotFit: the step needs more memory than the devices have; one line with remedies.
     ValueError: the config or the topology is invalid.
   """
-  print("\n".join(table(measure(config, topology, fast))), flush=True)
+  write_output("\n".join(table(measure(config, topology, fast))) + "\n")
 
 
 def table(cost: StepCost) -> list[str]:

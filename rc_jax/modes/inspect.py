@@ -84,7 +84,9 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
     split.name: summarize(split, info, crop_size if split.name in trained else None) for split in splits
   }
   for split in splits:
-    (folder / f"{split.name}.json").write_text(json.dumps(tables[split.name], indent=1) + "\n")
+    table_path = folder / f"{split.name}.json"
+    table_path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
+    table_path.write_text(json.dumps(tables[split.name], indent=1) + "\n", encoding="utf-8")
   across = [*info.notes, *_across(config, splits, tables)]
   report = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
   (folder / "report.txt").write_text("\n".join(report) + "\n")

@@ -9,7 +9,6 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,11 +22,13 @@ from rc_jax.config import Config, as_dict
 from rc_jax.console import Progress, say
 from rc_jax.drawing import prediction
 from rc_jax.fields import Flag
+from rc_jax.folder_lock import folder_lock
 from rc_jax.inference.batched import BatchedPredictor, Prediction
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions import submission
 from rc_jax.predictions.folder import PredictionFolder, label_image, settings_of
 from rc_jax.predictions.images import InputImage, from_path, from_source, ordered_by_size, read_ahead
+from rc_jax.streams import write_error
 from rc_jax.weights import restore
 
 FLAGS = (
@@ -78,8 +79,27 @@ def run(
   Raises:
     FileNotFoundError: no checkpoint, no data, or no images.
     ValueError: the checkpoint holds another network or other classes, the folder holds predictions of other settings,
-      or a test server would refuse the submission.
+      another command labels into it, or a test server would refuse the submission.
   """
+  with contextlib.ExitStack() as lock:
+    options = (recursive, overwrite, overlays, probabilities, format)
+    return _predict(lock, config, workdir, checkpoint, images, output, *options)
+
+
+def _predict(
+  lock: contextlib.ExitStack,
+  config: Config,
+  workdir: pathlib.Path,
+  checkpoint: pathlib.Path | None,
+  images: pathlib.Path | None,
+  output: pathlib.Path | None,
+  recursive: bool,
+  overwrite: bool,
+  overlays: bool,
+  probabilities: bool,
+  format: str,
+) -> int:
+  """Labels images as ``run`` describes; ``lock`` gets the lock of the folder."""
   info = data.info(config.dataset.name, config.dataset.root)
   submission_format = submission.find(format, config.dataset.name) if format else None
   output = (output or workdir / "predictions").resolve()
@@ -101,6 +121,9 @@ def run(
   )
 
   weights = sharding.local_copy((restored.params, restored.batch_stats))
+  if jax.process_index() == 0:
+    # Two commands would rename each other's partial files.
+    lock.enter_context(folder_lock(output, "wait until it ends, or name another folder with --output=DIR"))
   folder = PredictionFolder(
     output,
     settings_of(as_dict(config), weights, restore.origin(path), restored.step, info),
@@ -132,7 +155,8 @@ def run(
       submission.write(submission_format, expected, output / "labels", info, target)
       size = target.stat().st_size / 1e6
       say(f"{target}: {len(expected)} label images, {size:.1f} MB, checked: names, sizes, mode and ids")
-  say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
+  if failed < len(wanted):
+    say(f"labels (ids of {info.name}){' and overlays' if overlays else ''} are in {output}")
   return SOME_UNREADABLE if failed else 0
 
 
@@ -222,10 +246,10 @@ def _counted(number: int, noun: str) -> str:
 def _print_unreadable(unreadable: Sequence[ValueError], wanted: int) -> int:
   """Prints the errors of this process, and the number of unreadable images of all processes, which it returns."""
   for error in unreadable:
-    print(f"not labelled: {error}", file=sys.stderr, flush=True)
+    write_error(f"not labelled: {error}\n")
   failed = _total(len(unreadable))
   if failed and jax.process_index() == 0:
-    print(f"{failed} of {wanted} images could not be read", file=sys.stderr, flush=True)
+    write_error(f"{failed} of {wanted} images could not be read\n")
   return failed
 
 

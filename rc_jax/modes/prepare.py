@@ -67,8 +67,8 @@ def run(
       raise ValueError(
         f"dataset.root is {root}, which is already prepared; expected the raw data set: change it"
       )
-    return _check(pathlib.Path(root).expanduser())
-  folder = pathlib.Path(output or f"{root.rstrip('/')}_prepared").expanduser()
+    return _check(pathlib.Path(os.path.expanduser(root)))
+  folder = pathlib.Path(os.path.expanduser(output)) if output else default_output(root)
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--output={folder}: is a file; expected a folder or a new name: choose another")
   sources = _sources(name, root, splits, (config.dataset.train_split, config.eval.split))
@@ -97,6 +97,20 @@ def run(
   return folder
 
 
+def default_output(root: str) -> pathlib.Path:
+  """Returns the folder beside a raw data set that takes its prepared form.
+
+  >>> str(default_output("data/camvid/"))
+  'data/camvid_prepared'
+  """
+  path = pathlib.Path(os.path.expanduser(root))
+  # The names of ``.`` and ``..`` are no names to append to.
+  path = path.resolve() if path.name in ("", "..") else path
+  if not path.name:
+    raise ValueError(f"dataset.root is {root}: the prepared data set needs a folder: give one with --output=")
+  return path.with_name(f"{path.name}_prepared")
+
+
 def _write(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> None:
   progress = Progress("preparing", sum(len(shard.source) for shard in shards), unit="images")
   try:
@@ -110,8 +124,13 @@ def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...
   if chosen:
     return {split: _source(name, root, split) for split in dict.fromkeys(chosen)}
   sources, reasons = {}, []
+  listed = data.splits(name, root)
+  # A folder that the config names splits of is none itself: it would pack training and validation into one.
+  named = [part for split in wanted for part in data.parts_of(name, split) if part not in listed]
+  inner = [part for part in dict.fromkeys(named) if any(part.startswith(f"{split}/") for split in listed)]
+  outer = [split for split in listed if any(part.startswith(f"{split}/") for part in inner)]
   # A folder without images has no splits: opening the training split raises the error that names what is missing.
-  for split in data.splits(name, root) or wanted[:1]:
+  for split in [split for split in listed if split not in outer] + inner or wanted[:1]:
     try:
       sources[split] = _source(name, root, split)
     except FileNotFoundError as error:

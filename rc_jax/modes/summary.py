@@ -9,6 +9,7 @@ from rc_jax import data, models
 from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.costs.stage_cost import NetworkCost, StageCost, measure
 from rc_jax.modes import CONFIG
+from rc_jax.streams import write_output
 
 FLAGS = (CONFIG,)
 
@@ -31,7 +32,7 @@ def run(config: Config) -> None:
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   cost = measure(network, height_width(config.train.crop_size))
   lines = [*_title(config, network, cost), "", *table(cost.stages), "", *_notes(config, network, cost)]
-  print("\n".join(lines), flush=True)
+  write_output("\n".join(lines) + "\n")
 
 
 def table(stages: Sequence[StageCost]) -> list[str]:

@@ -1,5 +1,6 @@
 """Training: ``--mode=train``. ``TrainingRun.train`` is the loop: batch -> step -> log -> save -> evaluate."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import data, distributed, files, models, sharding
+from rc_jax import data, distributed, files, folder_lock, models, sharding
 from rc_jax.class_table import check_class_table, write_class_table
 from rc_jax.command import Command
 from rc_jax.config import Config, as_dict, different_run, height_width
@@ -50,11 +51,21 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
     The process's exit status: 0 when the run is finished; 143 after SIGTERM and 130 after SIGINT, saved.
 
   Raises:
-    ValueError: data, config or checkpoint do not fit each other; one line.
+    ValueError: data, config or checkpoint do not fit each other, or another run trains in the folder; one line.
     FileNotFoundError: data or weights are missing; one line.
     NonFiniteLoss: the loss became NaN or infinite.
     OSError: the disk is full.
   """
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      # Two runs would delete each other's checkpoints, and lose lines of the log.
+      remedy = "wait until it ends, stop it, or choose another --workdir"
+      stack.enter_context(folder_lock.folder_lock(workdir, remedy))
+    return _train(config, workdir, command)
+
+
+def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> int:
+  """Trains in a folder that no other run uses; see ``run``."""
   workdir.mkdir(parents=True, exist_ok=True)
   refuse_other_run(config, workdir)
   training, state = prepare(config, workdir)

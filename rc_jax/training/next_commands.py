@@ -78,7 +78,7 @@ def _compare(command: Command, first: pathlib.Path, second: pathlib.Path, split:
 
 def _result(workdir: pathlib.Path, split: str) -> pathlib.Path:
   """Returns the name of a run's result for ``--mode=compare``: its folder, unless that has several results."""
-  several = len(list(workdir.glob("eval/*.json"))) > 1
+  several = len(list((workdir / "eval").rglob("*.json"))) > 1
   return workdir / "eval" / f"{split}.json" if several else workdir
 
 

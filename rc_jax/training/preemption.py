@@ -1,5 +1,6 @@
-"""Stopping a run on SIGTERM or SIGINT, after the running step and in all processes at the same step."""
+"""Stopping a run on SIGTERM, SIGINT or SIGHUP, after the running step and in all processes at the same step."""
 
+import contextlib
 import os
 import signal
 import types
@@ -23,8 +24,10 @@ class StopRequested(Exception):
 class PreemptionWatch:
   """Notices that the run is to stop. A context manager: signal handlers are installed inside the ``with`` block.
 
+  SIGHUP, which a terminal sends when it is closed, stays ignored where the run was started with ``nohup``.
+
   Attributes:
-    exit_status: of the process: 0 until a stop is requested, then 128 + the signal's number (143 or 130).
+    exit_status: of the process: 0 until a stop is requested, then 128 + the signal's number (143, 130 or 129).
   """
 
   def __init__(self) -> None:
@@ -32,23 +35,37 @@ class PreemptionWatch:
     self._previous: dict[int, Callable[[int, types.FrameType | None], Any] | int | None] = {}
 
   def __enter__(self) -> "PreemptionWatch":
+    handlers: dict[int, Callable[[int, types.FrameType | None], Any]] = {}
     # With several processes, JAX's own SIGTERM handler notifies all hosts, and must not be replaced.
     if jax.process_count() == 1:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._on_signal)
+      handlers |= {signal.SIGTERM: self._on_signal, signal.SIGINT: self._on_signal}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      handlers[signal.SIGHUP] = self._on_signal if jax.process_count() == 1 else _terminate
+    for number, handler in handlers.items():
+      self._previous[number] = signal.signal(number, handler)
     return self
 
   def __exit__(self, *unused: object) -> None:
     for number, handler in self._previous.items():
-      signal.signal(number, handler)
+      # A second SIGHUP would end the process before its exit status says that it has saved.
+      if number != signal.SIGHUP or not self.exit_status:
+        signal.signal(number, handler)
 
   def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
     self.exit_status = 128 + number
-    # Not `print`: the signal may have interrupted one, and its buffer does not allow a second.
     name = signal.Signals(number).name
-    start = CLEAR_LINE if os.isatty(1) else ""
-    os.write(1, f"{start}{name}: finishing this step and saving; a second {name} stops at once\n".encode())
-    signal.signal(number, signal.SIG_DFL)
+    if number == signal.SIGHUP:
+      # The shell sends it when its terminal is closed, and the kernel sends it once more when the shell ends.
+      signal.signal(number, signal.SIG_IGN)
+      again = ""
+    else:
+      signal.signal(number, signal.SIG_DFL)
+      again = f"; a second {name} stops at once"
+    # Not `streams`: the signal may have interrupted a write, and its buffer does not allow a second. The terminal may
+    # be gone: an error here would be raised in the middle of the step.
+    with contextlib.suppress(OSError):
+      start = CLEAR_LINE if os.isatty(1) else ""
+      os.write(1, f"{start}{name}: finishing this step and saving{again}\n".encode())
 
   def stop_requested(self, step: int) -> bool:
     """Returns whether the run is to stop after ``step`` updates; all processes get the same answer for a step.
@@ -64,3 +81,8 @@ class PreemptionWatch:
     """Raises ``StopRequested`` after a signal. Never with several processes, where the others would continue."""
     if self.exit_status:
       raise StopRequested
+
+
+def _terminate(number: int, frame: types.FrameType | None) -> None:
+  """Passes a signal on to JAX, whose handler notifies the other processes of a SIGTERM alone."""
+  os.kill(os.getpid(), signal.SIGTERM)

@@ -301,6 +301,32 @@ def test_each_positive_stands_against_all_negatives_alone():
   assert (stats["queries"], stats["positive_similarity"], stats["negative_similarity"]) == (1, 0.5, 0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_loss_works_where_jax_has_64_bits(form, dtype):
+  """As with JAX_ENABLE_X64=1 in code of another project."""
+  rng = np.random.default_rng(4)
+  features, logits = rng.normal(size=(2, 3, 5, 6)).astype(dtype), rng.normal(size=(2, 3, 5, 4)).astype(dtype)
+  labels = rng.integers(0, 4, (2, 3, 5))
+
+  def loss(features):
+    centers = contrast.region_centers(features, logits, labels, method="dynamic", ignore_label=255)
+    bank = contrast.MemoryBank.create(num_classes=4, capacity=M, dim=6, dtype=jnp.float32)
+    bank = contrast.enqueue(contrast.enqueue(bank, centers), centers)
+    losses = [
+      contrast.batch_contrast_loss(centers, scope=scope, temperature=0.2)[0] for scope in ("image", "batch")
+    ]
+    return contrast.region_contrast_loss(centers, bank, temperature=0.2)[0] + sum(losses)
+
+  with tile_sizes(**FORMS[form]):
+    expected = jax.value_and_grad(loss)(jnp.asarray(features))
+    with jax.enable_x64(True):
+      found = jax.jit(jax.value_and_grad(loss))(jnp.asarray(features))
+      assert found[1].dtype == dtype and found[0].dtype == jnp.float32
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
 def test_mistakes_are_named():
   centers, bank = random_centers(), random_bank()
   with pytest.raises(ValueError, match=r"'bank'.*image, batch.*region_contrast_loss"):

@@ -232,9 +232,31 @@ def test_a_split_without_labels_serves_for_prediction_alone(
   source = data.load(name, str(root), "test", labels=False)
   assert not source.labelled and source[0].keys() == {"image", "name"}
   for split in ("test", "train+test"):
-    with pytest.raises(ValueError, match="has no labels to train on or to score") as error:
+    with pytest.raises(ValueError, match="have no labels to train on or to score") as error:
       data.load(name, str(root), split)
-    one_line(error)
+    assert str((root / UNLABELLED[name]).parent) in one_line(error) and "--config.eval.split=" in str(
+      error.value
+    )
+
+
+def test_a_missing_split_is_answered_with_those_that_can_be_read(tmp_path: pathlib.Path) -> None:
+  root = tmp_path / "set"
+  small_datasets.folder(root)
+  for kind in ("images", "labels"):
+    (root / kind / "val").rename(root / kind / "valid")
+  small_datasets.save_image(root / "images" / "street" / "1.png", "x")
+  advice = "or choose one of the splits there, {}, with --config.dataset.train_split= or --config.eval.split="
+  with pytest.raises(FileNotFoundError) as error:
+    data.load("folder", str(root), "val")
+  assert advice.format("train, valid") in one_line(error) and str(root / "images" / "val") in str(error.value)
+  with pytest.raises(FileNotFoundError, match="street, train, valid"):
+    data.load("folder", str(root), "val", labels=False)
+  for kind in ("images", "labels"):
+    (root / kind / "train").rename(root / kind / "tr")
+  (root / "labels" / "tr" / "0.png").unlink()
+  with pytest.raises(FileNotFoundError) as error:
+    data.load("folder", str(root), "val")
+  assert advice.format("valid") in one_line(error)  # half a pair is no remedy
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -281,3 +281,11 @@ def test_benchmark_labels_with_the_palette_of_voc(tmp_path, name, label, ids):
   source = data.load(name, str(tmp_path), "train")
   expected = [[source.train_ids[own_id] for own_id in row] for row in ids.tolist()]
   assert source[1]["label"].tolist() == expected
+
+
+def test_the_splits_of_a_cross_validation(tmp_path):
+  ids = np.full((4, 5), 3, np.uint8)
+  for split in ("fold0/train", "fold0/val", "all/ulm", "all/aachen", "test/test", ".cache/val"):
+    root = _folder(tmp_path, ids, split=split)
+  assert data.splits("folder", root) == ("all", "fold0/train", "fold0/val", "test")
+  assert len(data.load("folder", root, "fold0/val")) == 1

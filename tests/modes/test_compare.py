@@ -46,6 +46,15 @@ def confusions(seed: int, images: int, skill: float) -> np.ndarray:
   return found
 
 
+def test_the_results_of_a_split_in_a_folder(tmp_path: pathlib.Path) -> None:
+  written = write(tmp_path, confusions(1, 3, 0.0), split="fold0/val")
+  assert written == tmp_path / "eval" / "fold0" / "val.json"
+  assert read_result(tmp_path).path == read_result(written).path == written
+  write(tmp_path, confusions(1, 3, 0.0), split="fold1/val")
+  with pytest.raises(ValueError, match=r"fold0/val\.json, fold1/val\.json"):
+    read_result(tmp_path)
+
+
 @pytest.mark.parametrize("rule", ["unless_predicted", "not_in_truth", "zero"])
 def test_bootstrap_agrees_with_a_plain_loop(rule: str, tmp_path: pathlib.Path) -> None:
   one, other = confusions(1, 12, 0.0), confusions(2, 12, 0.03)

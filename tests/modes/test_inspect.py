@@ -293,3 +293,19 @@ def test_real_data_is_clean(
   status, report = inspect(name, shared_dir / "data" / folder, tmp_path)
   assert status == inspect_mode.CLEAN
   assert all(f"== {split}: " in report for split in splits)
+
+
+def test_splits_in_folders(tmp_path: pathlib.Path) -> None:
+  root = tmp_path / "set"
+  small_datasets.folder(root)
+  for kind in ("images", "labels"):
+    (root / kind).rename(root / "fold0")
+    (root / kind).mkdir()
+    (root / "fold0").rename(root / kind / "fold0")
+  config = defaults()
+  config.dataset.name, config.dataset.root = "folder", str(root)
+  config.dataset.train_split, config.eval.split = "fold0/train", "fold0/val"
+  config.train.crop_size = (33, 33)
+  assert inspect_mode.run(config, tmp_path / "run") == inspect_mode.CLEAN
+  written = tmp_path / "run" / "inspect" / "fold0"
+  assert {path.name for path in written.glob("val*")} == {"val.json", "val.png", "val_classes.png"}

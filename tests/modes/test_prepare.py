@@ -229,7 +229,7 @@ def test_folders_with_other_files_are_refused_and_unchanged(raw, tmp_path, monke
   begun = tmp_path / "begun"
   with writer.locked(begun):
     writer.begin(shards, begun)
-    with pytest.raises(ValueError, match="another process writes to it"), writer.locked(begun):
+    with pytest.raises(ValueError, match=r"process .* writes to this folder; wait"), writer.locked(begun):
       pass
   with pytest.raises(ValueError, match="encoding tiles, here original"):
     prepare.run(settings(raw), begun, "original")
@@ -252,6 +252,47 @@ def test_impossible_requests_are_refused(raw, tmp_path):
   (raw / "images" / "train").rename(raw / "images" / "my-train")
   with pytest.raises(ValueError, match="my-train"):
     prepare.run(settings(raw), tmp_path / "packed", "tiles", ("my-train",))
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("first", "second")])
+def test_folds_are_not_packed_into_one_split(names, tmp_path):
+  raw = write_raw(tmp_path / "folds", {})
+  for fold in ("a", "b"):
+    for kind in ("images", "labels"):
+      (raw / kind / fold).mkdir(parents=True)
+    write_raw(tmp_path / fold, {name: 2 for name in names})
+    for name in names:
+      for kind in ("images", "labels"):
+        (tmp_path / fold / kind / name).rename(raw / kind / fold / name)
+  config = settings(raw)
+  config.dataset.train_split, config.eval.split = (f"a/{name}" for name in names)
+  with pytest.raises(ValueError, match=rf"split 'a/{names[0]}': .* for example to a_{names[0]}"):
+    prepare.run(config, tmp_path / "packed", "tiles")
+  assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize(
+  ("root", "output"),
+  [
+    (".", "{here}_prepared"),
+    ("..", "{above}_prepared"),
+    ("", "{here}_prepared"),
+    ("raw/", "raw_prepared"),
+    ("raw/.", "raw_prepared"),
+    ("~/raw", "{home}/raw_prepared"),
+    ("~", "{home}_prepared"),
+  ],
+)
+def test_the_default_output_lies_beside_the_data(root, output, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  monkeypatch.chdir(tmp_path)
+  expected = output.format(here=tmp_path, above=tmp_path.parent, home=tmp_path / "home")
+  assert prepare.default_output(root) == pathlib.Path(expected)
+
+
+def test_the_top_of_a_disk_needs_an_output():
+  with pytest.raises(ValueError, match="--output="):
+    prepare.default_output("/")
 
 
 def packing_source(raw: pathlib.Path, split: str):

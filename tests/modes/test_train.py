@@ -1,13 +1,18 @@
 """Runs from the command line: to the end, killed, stopped, resumed, refused."""
 
+import fcntl
 import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import termios
+import time
 
 import numpy as np
 import pytest
@@ -99,6 +104,57 @@ def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_pa
   assert f"resuming at step {saved[0]} of" in run_tiny.finish(process)
   assert process.returncode == 0
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
+def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_path) -> None:
+  process = run_tiny.start(tmp_path, cache=cache)
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(timeout=240) == 0
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+  assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> None:
+  """The kernel sends SIGHUP, and every later write to the terminal fails."""
+  terminal, screen = os.openpty()
+  environment = {**os.environ, **processes.with_devices(1), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+  process = subprocess.Popen(
+    run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000"),
+    cwd=run_tiny.ROOT,
+    env={**environment, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+    stdin=screen,
+    stdout=screen,
+    stderr=screen,
+    start_new_session=True,
+    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+  )
+  os.close(screen)
+  deadline = time.monotonic() + 200
+  while len(run_tiny.lines(tmp_path)) < 3 and time.monotonic() < deadline:
+    if select.select([terminal], [], [], 0.02)[0]:
+      os.read(terminal, 65536)
+  os.close(terminal)
+  assert process.wait(timeout=120) == 129
+  saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+  assert len(saved) == 1 and saved[0] >= 3
+  process = run_tiny.start(tmp_path, cache=cache)
+  assert f"resuming at step {saved[0]} of" in run_tiny.finish(process)
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(uninterrupted, cache, tmp_path) -> None:
+  first = run_tiny.start(tmp_path, cache=cache)
+  while not run_tiny.lines(tmp_path) and first.poll() is None:
+    time.sleep(0.02)
+  second = run_tiny.start(tmp_path, cache=cache)
+  printed = run_tiny.finish(second)
+  assert second.returncode == 2 and f"process {first.pid} on {socket.gethostname()}" in printed, printed
+  assert "choose another --workdir" in printed and "Traceback" not in printed
+  run_tiny.finish(first)
+  assert first.returncode == 0
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+  assert not (tmp_path / ".lock").exists()
 
 
 def test_a_finished_run_exits_0_and_changes_nothing(uninterrupted, cache) -> None:

@@ -1,6 +1,7 @@
 """Any folder of images and label images, paired by name, with a table of the classes."""
 
 import csv
+import os
 import pathlib
 import re
 
@@ -32,6 +33,8 @@ _NAMES_OF_VOID = frozenset(
     *("unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated", "not annotated"),
   )
 )
+# Folders of these names are splits, not parts of the split in whose folder they lie.
+_SPLITS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 LAYOUT = (
   f"{CLASSES_FILE} with the columns id,name[,color], "
   "images/<split>/ and labels/<split>/ with files of the same names"
@@ -79,10 +82,21 @@ def info(root: str) -> DatasetInfo:
 
 
 def splits(root: str) -> tuple[str, ...]:
-  """Returns the names of the folders in ``images/``."""
-  images = pathlib.Path(root).expanduser() / "images"
-  folders = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else ()
-  return tuple(name for name in folders if not is_hidden(name))
+  """Returns the names of the folders in ``images/``.
+
+  A folder that holds folders of splits, as in a cross validation, gives these: ``fold0/train``, ``fold0/val``.
+  """
+  images = pathlib.Path(os.path.expanduser(root)) / "images"
+  names: list[str] = []
+  for name in _folders_in(images):
+    inner = [f"{name}/{split}" for split in _folders_in(images / name) if split.lower() in _SPLITS]
+    names += inner if len(inner) > 1 else [name]  # one alone: a zip unpacked into a folder of its name
+  return tuple(names)
+
+
+def _folders_in(folder: pathlib.Path) -> list[str]:
+  paths = folder.iterdir() if folder.is_dir() else ()
+  return sorted(path.name for path in paths if path.is_dir() and not is_hidden(path.name))
 
 
 def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:

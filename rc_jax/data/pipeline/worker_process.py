@@ -10,10 +10,10 @@ import threading
 def exit_with_parent() -> None:
   """Makes this worker process exit when the process that started it does, however that ends.
 
-  SIGTERM and SIGINT are ignored: a scheduler sends them to all processes of a job, and the main process, which still
-  finishes its step, then ends the workers.
+  SIGTERM, SIGINT and SIGHUP are ignored: a scheduler or a terminal sends them to all processes of a job, and the main
+  process, which still finishes its step, then ends the workers.
   """
-  for number in (signal.SIGTERM, signal.SIGINT):
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
 

@@ -151,7 +151,10 @@ def load(name: str, dataset: Dataset, root: str, split: str) -> PreparedSplit:
   _check_name(name, classes.name, path)
   splits = index["splits"]
   if split not in splits:
-    raise ValueError(f"split {split!r}: {path} holds {', '.join(splits)}: choose one, or prepare it too")
+    raise ValueError(
+      f"split {split!r}: {path} holds {', '.join(splits)}: choose one with --config.dataset.train_split= or "
+      "--config.eval.split=, or prepare it too"
+    )
   ids = [*range(classes.num_classes), classes.ignore_label]
   fields = RecordFields("image", "label", "name", {i: i for i in ids}, converted=True)
   length = sum(shard["examples"] for shard in splits[split]["shards"])

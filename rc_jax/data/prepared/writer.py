@@ -14,7 +14,6 @@ of every shard and of the raw files of each, so that the same command finds the 
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -24,7 +23,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ from array_record.python import array_record_module
 from etils import epath
 from PIL import Image
 
-from rc_jax import files
+from rc_jax import files, folder_lock
 from rc_jax.data.pipeline.worker_process import exit_with_parent
 from rc_jax.data.prepared import reader, tiles
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label, read_file
@@ -105,8 +104,11 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
   shards = []
   for split, source in sources.items():
     if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII):
+      name = re.sub(r"[^A-Za-z0-9]+", "_", split).strip("_")
+      example = name if name[:1].isalpha() else f"split_{name}"
       raise ValueError(
-        f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders"
+        f"split {split!r}: expected a name of letters, digits and _, which TFDS requires: rename its folders, for "
+        f"example to {example}"
       )
     signatures = [_signature(source, index) for index in range(len(source))]
     ids = sorted((int(own), int(train)) for own, train in source.train_ids.items())
@@ -129,18 +131,9 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
   return shards
 
 
-@contextlib.contextmanager
-def locked(output: pathlib.Path) -> Iterator[None]:
+def locked(output: pathlib.Path) -> contextlib.AbstractContextManager[None]:
   """Creates the folder and holds its lock: two runs of the command must not remove each other's partial files."""
-  output.mkdir(parents=True, exist_ok=True)
-  folder = os.open(output, os.O_RDONLY)
-  try:
-    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
-  except BlockingIOError:
-    raise ValueError(f"{output}: another process writes to it: wait, or give another --output") from None
-  finally:
-    os.close(folder)
+  return folder_lock.folder_lock(output, "wait until it ends, or give another --output")
 
 
 def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
@@ -157,7 +150,7 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
     ValueError: the folder holds other files, or a plan for another data set, other splits or another encoding.
     OSError: the shards do not fit on the disk.
   """
-  present = {path.name for path in output.iterdir()}
+  present = {path.name for path in output.iterdir()} - {folder_lock.FILE}
   for name in [name for name in present if name.startswith(".") and _PART in name]:
     (output / name).unlink()
     present.remove(name)

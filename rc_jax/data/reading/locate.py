@@ -1,6 +1,7 @@
 """Suggests another folder or data set when the folder of the config is not that of the data set."""
 
 import difflib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -23,7 +24,7 @@ def suggest_root(name: str, root: str, datasets: Mapping[str, Dataset]) -> str:
   """
   if not root or not datasets[name].signs:
     return ""
-  path = pathlib.Path(root).expanduser()
+  path = pathlib.Path(os.path.expanduser(root))
   if not path.is_dir():
     siblings = [sibling.name for sibling in _folders(path.parent)]
     close = difflib.get_close_matches(path.name, siblings, n=1)

@@ -142,7 +142,7 @@ def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pat
   remedy = f"expected {layout}: give the folder with --config.dataset.root="
   if not root:
     raise FileNotFoundError(f"dataset.root is empty, but the data set {name} is read from files; {remedy}")
-  path = pathlib.Path(root).expanduser()
+  path = pathlib.Path(os.path.expanduser(root))
   for folder in (path, *(path / folder for folder in folders)):
     if not folder.is_dir():
       state = "is a file" if folder.exists() else "does not exist"

@@ -1,0 +1,125 @@
+"""One command at a time writes to a folder; a lock that a dead process or machine left behind is taken over."""
+
+import errno
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rc_jax import folder_lock
+from tests.support.paths import ROOT
+
+OTHER_MACHINE = {
+  "host": "node7",
+  "process": 12,
+  "boot": "another",
+  "since": "2026-01-01 00:00:00",
+  "renewals": 3,
+}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+  """Seconds become hundredths."""
+  monkeypatch.setattr(folder_lock, "_RENEWED_EVERY", 0.05)
+  monkeypatch.setattr(folder_lock, "_WATCHED_FOR", 0.3)
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+  """A file system without locks, such as a mounted bucket."""
+
+  def refuse(*arguments: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(folder_lock.fcntl, "flock", refuse)
+
+
+def test_the_lock_excludes_and_is_released(tmp_path: pathlib.Path) -> None:
+  folder = tmp_path / "new" / "run"
+  for _ in range(2):
+    with folder_lock.folder_lock(folder, "wait"):
+      with (
+        pytest.raises(ValueError, match=f"{folder}: process {os.getpid()} on .* writes to this folder; wait"),
+        folder_lock.folder_lock(folder, "wait"),
+      ):
+        pass
+      with folder_lock.folder_lock(tmp_path / "another", "wait"):
+        pass
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.run
+def test_the_lock_of_a_killed_process_is_taken_over_at_once(tmp_path: pathlib.Path) -> None:
+  code = (
+    "import pathlib, sys, time\n"
+    "from rc_jax.folder_lock import folder_lock\n"
+    "with folder_lock(pathlib.Path(sys.argv[1]), 'wait'):\n"
+    "  print('locked', flush=True)\n"
+    "  time.sleep(100)\n"
+  )
+  command = [sys.executable, "-c", code, str(tmp_path)]
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+  assert process.stdout is not None and process.stdout.readline() == "locked\n"
+  with (
+    pytest.raises(ValueError, match=f"process {process.pid} on"),
+    folder_lock.folder_lock(tmp_path, "wait"),
+  ):
+    pass
+  process.kill()
+  process.communicate()
+  assert (tmp_path / folder_lock.FILE).is_file()
+  start = time.monotonic()
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("content", [json.dumps(OTHER_MACHINE), "", "[]", '{"host": "no', "{}"])
+def test_the_lock_of_a_dead_machine_is_taken_over(content: str, tmp_path: pathlib.Path, capsys) -> None:
+  (tmp_path / folder_lock.FILE).write_text(content)
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    assert json.loads((tmp_path / folder_lock.FILE).read_text())["process"] == os.getpid()
+  assert ("process 12 on node7" in capsys.readouterr().out) == ("node7" in content)
+
+
+@pytest.mark.usefixtures("quick", "no_locks")
+def test_without_locks_renewals_exclude(tmp_path: pathlib.Path) -> None:
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    with pytest.raises(ValueError, match="writes to this folder"), folder_lock.folder_lock(tmp_path, "wait"):
+      pass
+    assert (tmp_path / folder_lock.FILE).is_file()
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    pass
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_machine_whose_locks_do_not_reach_this_one_excludes(tmp_path: pathlib.Path) -> None:
+  path, stop = tmp_path / folder_lock.FILE, threading.Event()
+  path.write_text(json.dumps(OTHER_MACHINE))
+
+  def renew() -> None:
+    renewals = OTHER_MACHINE["renewals"]
+    while not stop.wait(0.02):
+      renewals += 1
+      path.write_text(json.dumps(OTHER_MACHINE | {"renewals": renewals}))
+
+  thread = threading.Thread(target=renew)
+  thread.start()
+  try:
+    with pytest.raises(ValueError, match="process 12 on node7"), folder_lock.folder_lock(tmp_path, "wait"):
+      pass
+  finally:
+    stop.set()
+    thread.join()
+
+
+def test_a_file_is_no_folder(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "run").touch()
+  with pytest.raises(ValueError, match="is a file"), folder_lock.folder_lock(tmp_path / "run", "wait"):
+    pass
