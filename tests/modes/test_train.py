@@ -1,6 +1,5 @@
 """Runs from the command line: to the end, killed, stopped, resumed, refused."""
 
-import fcntl
 import json
 import os
 import pathlib
@@ -11,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import time
 
 import numpy as np
@@ -19,6 +17,7 @@ import pytest
 from PIL import Image
 
 from rc_jax.config import defaults
+from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.modes import train
 from tests.support import processes, run_tiny
 
@@ -70,12 +69,12 @@ def test_the_end_names_classes_that_never_occurred(tmp_path: pathlib.Path) -> No
   (tmp_path / "metrics.jsonl").write_text(
     json.dumps({"step": 4, "split": "val", "miou": 1.0, "iou": ious}) + "\n"
   )
-  text = train.closing(config, tmp_path, tmp_path / "index.html", None)
+  text = train.closing(config, tmp_path, tmp_path / "index.html", None, "full images")
   assert "Finished: mIoU 100.00 over 1 of 2 classes on folder/val" in text and "never" not in text
   (tmp_path / "eval").mkdir()
   results = {"iou": ious, "split": "val", "never": ["crack"]}
   (tmp_path / "eval/val.json").write_text(json.dumps(results))
-  text = train.closing(config, tmp_path, tmp_path / "index.html", None)
+  text = train.closing(config, tmp_path, tmp_path / "index.html", None, "full images")
   assert "1 of 2 classes never occur in the labels of val: crack (--mode=inspect" in text
   assert "background alone occurs" in text and "masks of 0 and 255" in text and "in place of 255" in text
 
@@ -115,19 +114,18 @@ def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_p
   assert (tmp_path / "report" / "index.html").is_file()
 
 
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="nothing to start a session with")
 def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> None:
   """The kernel sends SIGHUP, and every later write to the terminal fails."""
   terminal, screen = os.openpty()
   environment = {**os.environ, **processes.with_devices(1), "JAX_COMPILATION_CACHE_DIR": str(cache)}
   process = subprocess.Popen(
-    run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000"),
+    ["setsid", "--ctty", *run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")],
     cwd=run_tiny.ROOT,
     env={**environment, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     stdin=screen,
     stdout=screen,
     stderr=screen,
-    start_new_session=True,
-    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
   )
   os.close(screen)
   deadline = time.monotonic() + 200
@@ -183,6 +181,8 @@ def test_eval_of_a_checkpoint_gives_the_scores_that_the_run_logged(uninterrupted
   assert process.returncode == 0, printed
   alone = json.loads((tmp_path / "eval" / "val.json").read_text())
   logged = run_tiny.lines(workdir)[-1]
+  protocol = logged.pop("protocol")
+  assert protocol == protocol_text(alone)
   assert {name: alone[name] for name in logged} == logged and alone["step"] == 12
   assert alone == json.loads((workdir / "eval" / "val.json").read_text())
   assert "mIoU" in printed and "road" in printed

@@ -195,7 +195,7 @@ def test_a_line_of_the_log_that_is_no_object_is_named(tmp_path, line) -> None:
   good = ['{"step": 1, "loss": 2.0}', '{"step": 2, "loss": 1.0}', '{"step": 2, "split": "val", "miou": 0.5}']
   content = "\n".join([good[0], line, *good[1:], ""])
   path.write_bytes(content.encode("latin-1"))
-  for read in (run_log.read_metrics, lambda folder: run_log.read_scores(folder, "val")):
+  for read in (run_log.read_metrics, lambda folder: run_log.read_scores(folder, "val", "full images")):
     with pytest.raises(
       ValueError, match=r"metrics.jsonl: line 2 is .*delete that line and start again$"
     ) as error:
@@ -203,7 +203,7 @@ def test_a_line_of_the_log_that_is_no_object_is_named(tmp_path, line) -> None:
     assert "\n" not in str(error.value)
   lines = path.read_bytes().split(b"\n")
   path.write_bytes(b"\n".join(lines[:1] + lines[2:]))
-  assert run_log.read_scores(tmp_path, "val") == {2: 0.5}
+  assert run_log.read_scores(tmp_path, "val", "full images") == {2: 0.5}
 
 
 @pytest.mark.parametrize("line", ["3", '{"step": 3, "lo', "\0\0\0\0"])
