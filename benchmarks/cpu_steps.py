@@ -41,9 +41,9 @@ def hrnetv2_w18() -> Config:
 
 
 def small(config: Config) -> Config:
-  """Gives a recipe two crops of 257 pixels in float32, without dropout."""
+  """Gives a recipe two crops of 257 pixels in float32."""
   config.train.crop_size, config.train.batch_size = (257,), 2
-  config.model.dtype, config.model.dropout = "float32", 0.0
+  config.model.dtype = "float32"
   return config
 
 
@@ -78,25 +78,21 @@ def torch_network(config: Config, num_classes: int) -> torch.nn.Module:
 
 
 class HRNetV2(torch.nn.Module):
-  """HRNetV2 with the heads of ``model.name = "hrnetv2"``: branches concatenated at the finest grid."""
+  """HRNetV2 with its own head: the branches are concatenated at the finest grid and classified."""
 
   def __init__(self, config: Config, num_classes: int):
     super().__init__()
     spec = HRNETS[config.model.backbone]
-    self.backbone = torch_hrnet.HRNet(
-      spec.width, spec.modules, spec.blocks, 64, torch_hrnet.in_one_step(False)
-    )
+    resize = torch_hrnet.in_one_step(config.model.align_corners)
+    self.resize = resize
+    self.backbone = torch_hrnet.HRNet(spec.width, spec.modules, spec.blocks, spec.stem, resize)
     channels = 15 * spec.width
     self.head = torch_reference.FCN(channels, channels, num_classes, convs=1, size=1)
-    self.projection = torch_reference.conv(channels, config.model.channels, 1)
 
   def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
     maps = self.backbone(images)
     size = maps[0].shape[2:]
-    scaled = [
-      torch.nn.functional.interpolate(each, size, mode="bilinear", align_corners=False) for each in maps
-    ]
-    return self.head(torch.cat(scaled, 1)), None
+    return self.head(torch.cat([self.resize(each, size, 0) for each in maps], 1)), None
 
 
 def torch_step(config: Config, channels_last: bool, compiled: bool) -> Callable[[], Any]:
@@ -141,6 +137,7 @@ def main() -> None:
   print(f"torch {torch.__version__} with {torch.get_num_threads()} threads")
   for name in arguments.case or CASES:
     config = CASES[name]()
+    config.model.dropout = 0.0  # the networks in PyTorch have none
     baseline = config.copy_and_resolve_references()
     baseline.contrast.scope = "none"
     candidates = {

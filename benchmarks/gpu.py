@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc_jax import contrast, models, sharding
-from rc_jax.config import Config, height_width, load_recipe
+from benchmarks import steps
+from rc_jax import models, sharding
+from rc_jax.config import Config, load_recipe
 from rc_jax.ops import conv_taps, conv_xla
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
@@ -112,31 +113,13 @@ def convolutions(arguments: argparse.Namespace) -> None:
     print(json.dumps(row), flush=True)
 
 
-def full_bank(bank: contrast.MemoryBank) -> contrast.MemoryBank:
-  """Fills a bank with random unit vectors, as after an epoch."""
-  keys = jax.random.normal(jax.random.key(1), bank.keys.shape, jnp.float32)
-  keys /= jnp.linalg.norm(keys, axis=-1, keepdims=True)
-  keys *= (jnp.arange(keys.shape[1]) < bank.capacity)[:, None]
-  keys = jax.device_put(keys.astype(bank.keys.dtype), bank.keys.sharding)
-  return dataclasses.replace(bank, keys=keys, count=jnp.full_like(bank.count, bank.capacity))
-
-
-def made_up_batch(config: Config) -> dict[str, np.ndarray]:
-  """Returns random images with labels in blocks, so that an image shows regions of several classes."""
-  rng = np.random.default_rng(0)
-  size = (config.train.batch_size, *height_width(config.train.crop_size))
-  blocks = rng.integers(0, NUM_CLASSES, (size[0], 4, 4))
-  label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
-  return {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}
-
-
 def compiled_step(config: Config, mesh: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
   """Returns the compiled step, its state and batch, and the compiler's analysis of it."""
   network = models.build(config.model, NUM_CLASSES)
   state, update_rule = initial_state.initial_state(config, network, 2975, mesh, fresh=False)
   if state.bank is not None:
-    state = dataclasses.replace(state, bank=full_bank(state.bank))
-  batch = sharding.put_batch(made_up_batch(config), mesh)
+    state = dataclasses.replace(state, bank=steps.full_bank(state.bank))
+  batch = sharding.put_batch(steps.made_up_batch(config, NUM_CLASSES), mesh)
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
   start = time.perf_counter()
@@ -270,7 +253,7 @@ def torch_step(arguments: argparse.Namespace) -> None:
 
   compiled = torch.compile(forward)
   rule = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-  batch = made_up_batch(config)
+  batch = steps.made_up_batch(config, NUM_CLASSES)
   images = torch.from_numpy(batch["image"]).cuda().permute(0, 3, 1, 2).float()
   images = images.contiguous(memory_format=torch.channels_last)
   labels = torch.from_numpy(batch["label"]).cuda().long()

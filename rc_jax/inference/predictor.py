@@ -40,7 +40,7 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   views = read_views(config_eval, network.align_corners)
   upsample = functools.partial(resample.upsample, align_corners=network.align_corners)
 
-  # A window has the size of the training crops, with which the network has learned to place its predictions.
+  # A window is meant to have the size of the training crops, for which the network has learned to place predictions.
   pads = bool(config_eval.pad_to_grid) and views.window is None
 
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:

@@ -11,8 +11,8 @@ from rc_jax.console import say
 from rc_jax.evaluation.evaluator import Results, make_evaluator
 from rc_jax.evaluation.results import results_table, write_results
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
-from rc_jax.predictions.folder import weights_digest
 from rc_jax.weights import restore
+from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
 

@@ -29,6 +29,7 @@ from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions.folder import settings_of
 from rc_jax.weights import restore
+from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (
   *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
@@ -98,7 +99,9 @@ def run(
   exported, arrays = export_program(
     network, config, variables, (height, width), batch, platforms, weights == "inside", probabilities
   )
-  settings = settings_of(as_dict(config), variables, restore.origin(path), restored.step, info)
+  settings = settings_of(
+    as_dict(config), weights_digest(variables), restore.origin(path), restored.step, info
+  )
   metadata = _metadata(info, exported, settings, (height, width), batch, weights, probabilities)
   example = _example(weights == "beside", probabilities, batch or 1, height, width)
   if jax.process_index() > 0:

@@ -30,6 +30,7 @@ from rc_jax.predictions.folder import PredictionFolder, label_image, settings_of
 from rc_jax.predictions.images import InputImage, from_path, from_source, ordered_by_size, read_ahead
 from rc_jax.streams import write_error
 from rc_jax.weights import restore
+from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (
   *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
@@ -126,7 +127,7 @@ def _predict(
     lock.enter_context(folder_lock(output, "wait until it ends, or name another folder with --output=DIR"))
   folder = PredictionFolder(
     output,
-    settings_of(as_dict(config), weights, restore.origin(path), restored.step, info),
+    settings_of(as_dict(config), weights_digest(weights), restore.origin(path), restored.step, info),
     overwrite=overwrite,
     process=jax.process_index(),
     remedy="--output=DIR for another folder",

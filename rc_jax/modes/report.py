@@ -20,10 +20,10 @@ from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
-from rc_jax.predictions.folder import weights_digest
 from rc_jax.training.bank_age import bank_capacity, key_ages
 from rc_jax.training.run_log import is_score, read_metrics
 from rc_jax.weights import restore
+from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS)
 

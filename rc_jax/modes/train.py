@@ -21,7 +21,6 @@ from rc_jax.evaluation.metrics import over_classes
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import absent_classes, write_results
 from rc_jax.modes import CONFIG, WORKDIR
-from rc_jax.predictions.folder import weights_digest
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
 from rc_jax.training.finite import FiniteCheck
@@ -35,6 +34,7 @@ from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.throughput import Throughput
 from rc_jax.training.training_set import position_in_training_set, with_training_set
 from rc_jax.weights.checkpoint import Checkpoints, newest_undamaged
+from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
 

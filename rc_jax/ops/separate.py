@@ -15,8 +15,8 @@ def separate(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   all blocks before it. Other platforms compile ``function`` in its place. It must not be differentiated.
 
   Args:
-    function: of arrays alone; pure, and of each image alone. A sum over the batch is a collective operation on several
-      devices, and processes run those of separate computations in different orders.
+    function: of arrays, some of which may be None; pure, and of each image alone. A sum over the batch is a collective
+      operation on several devices, and processes run those of separate computations in different orders.
   """
   compiled = jax.jit(function)
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -151,23 +150,14 @@ class PredictionFolder:
       log.write(line)
 
 
-def weights_digest(variables: Any) -> str:
-  """Returns 16 hexadecimal digits that stand for the names and values of arrays: ``(params, batch_stats)``."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree.leaves_with_path(variables):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()[:16]
-
-
 def settings_of(
-  config: Mapping[str, Any], variables: Any, checkpoint: pathlib.Path, step: int, info: DatasetInfo
+  config: Mapping[str, Any], weights: str, checkpoint: pathlib.Path, step: int, info: DatasetInfo
 ) -> dict[str, Any]:
   """Returns all settings on which predictions depend, as JSON knows them.
 
   Args:
     config: the config as nested plain dicts.
-    variables: all arrays of the network.
+    weights: digest of all arrays of the network.
     checkpoint: path from which they were restored.
     step: of the checkpoint.
     info: the classes, in whose ids and colours labels are written.
@@ -178,7 +168,7 @@ def settings_of(
   return {
     "checkpoint": str(checkpoint),
     "step": step,
-    "weights": weights_digest(variables),
+    "weights": weights,
     "dataset": config["dataset"]["name"],
     "model": {
       field: value for field, value in config["model"].items() if not is_training_only(f"model.{field}")

@@ -149,13 +149,11 @@ class Checkpoints:
     self, step: int, saved: Mapping[str, tuple[int, ...]], described: Mapping[str, Any]
   ) -> None:
     """Compares names and shapes before reading: Orbax fails in several threads, and each prints a traceback."""
-    here = {name: tuple(leaf.shape) for name, leaf in described.items()}
-    differing = [name for name in sorted(saved.keys() | here.keys()) if saved.get(name) != here.get(name)]
-    if differing:
-      name = differing[0]
+    differences = _shape_differences(saved, {name: tuple(leaf.shape) for name, leaf in described.items()})
+    if differences:
       raise ValueError(
-        f"{self.folder / str(step)}: does not fit this configuration: the bank's {name} is "
-        f"{saved.get(name, 'absent')} there and {here.get(name, 'absent')} here; use the config of its config.json"
+        f"{self.folder / str(step)}: does not fit this configuration: the bank's {differences[0]}; "
+        "use the config of its config.json"
       )
 
   def wait(self) -> None:
@@ -331,13 +329,23 @@ def _refuse_other_network(folder: pathlib.Path, saved: Any, template: Any) -> No
     }
     for tree in (saved, template)
   )
-  differing = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-  if differing:
-    name = differing[0]
+  differences = _shape_differences(there, here)
+  if differences:
     raise ValueError(
-      f"{folder}: holds another network than the config's: {name} is {there.get(name, 'absent')} there and "
-      f"{here.get(name, 'absent')} here ({len(differing)} arrays differ); use the config of its config.json"
+      f"{folder}: holds another network than the config's: {differences[0]} "
+      f"({len(differences)} arrays differ); use the config of its config.json"
     )
+
+
+def _shape_differences(
+  there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+  """Lists the arrays whose shapes differ, as ``keys is (2, 4, 3) there and absent here``."""
+  return [
+    f"{name} is {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  ]
 
 
 @dataclasses.dataclass

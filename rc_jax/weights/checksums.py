@@ -1,13 +1,19 @@
 """Checksums of a checkpoint's files: a flipped byte in an array is a valid array, which trains and scores.
 
 ``checksums.json`` in the folder of a checkpoint holds the size and the CRC-32 of each file. Checkpoints of earlier
-versions have none; of them only missing parts are noticed.
+versions have none; of them only missing parts are noticed. ``weights_digest`` stands for arrays wherever they came
+from.
 """
 
+import hashlib
 import json
 import pathlib
 import zlib
 from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
 
 from rc_jax import files
 
@@ -68,6 +74,15 @@ def damage(folder: pathlib.Path, items: Sequence[str]) -> str | None:
     if _crc32(file) != crc:
       return f"{name} does not fit its checksum"
   return None
+
+
+def weights_digest(variables: Any) -> str:
+  """Returns 16 hexadecimal digits that stand for the names and values of arrays: ``(params, batch_stats)``."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(variables):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()[:16]
 
 
 def _crc32(path: pathlib.Path) -> int:

@@ -19,35 +19,30 @@ DEFAULTS: dict[str, Any] = {
   **{"scale": (0.5, 2.0), "rotation": 0.0, "cat_max_ratio": 1.0, "flip": 0.5, "photometric": False},
   **{"blur": 0.0, "blur_sigma": (0.1, 2.0)},
 }
-# Augmentations -> of the second batch: the mean of each image, the mean difference of neighbouring
-# pixels, and the shares of the four classes in each label, from the
-# first version that had them. Means, not digests: resampling may differ in its last bit between machines and versions.
+# Shares of the four classes in each label where no augmentation moves pixels.
+UNTURNED = [
+  [0.14, 0.24, 0.15, 0.05],
+  [0.17, 0.05, 0.11, 0.34],
+  [0.1, 0.17, 0.73, 0.0],
+  [0.0, 0.27, 0.34, 0.39],
+  [0.3, 0.14, 0.23, 0.32],
+  [0.03, 0.13, 0.06, 0.16],
+]
+# Augmentations -> of the second batch: the mean of each image, the mean difference of neighbouring pixels, and the
+# shares of the four classes in each label, from the first version that had them. Means, not digests: resampling
+# may differ in its last bit between machines and versions.
 CROPS: dict[str, tuple[dict[str, Any], list[float], list[float], list[list[float]]]] = {
   "defaults": (
     {},
     [116.4, 120.8, 100.6, 139.0, 118.5, 120.6],
     [5.45, 5.08, 3.76, 4.78, 3.63, 6.18],
-    [
-      [0.14, 0.24, 0.15, 0.05],
-      [0.17, 0.05, 0.11, 0.34],
-      [0.1, 0.17, 0.73, 0.0],
-      [0.0, 0.27, 0.34, 0.39],
-      [0.3, 0.14, 0.23, 0.32],
-      [0.03, 0.13, 0.06, 0.16],
-    ],
+    UNTURNED,
   ),
   "photometric": (
     {"photometric": True},
     [118.5, 142.1, 66.9, 96.1, 114.5, 120.9],
     [5.48, 6.72, 2.98, 2.95, 3.63, 5.75],
-    [
-      [0.14, 0.24, 0.15, 0.05],
-      [0.17, 0.05, 0.11, 0.34],
-      [0.1, 0.17, 0.73, 0.0],
-      [0.0, 0.27, 0.34, 0.39],
-      [0.3, 0.14, 0.23, 0.32],
-      [0.03, 0.13, 0.06, 0.16],
-    ],
+    UNTURNED,
   ),
   "rotation": (
     {"rotation": 10.0},
@@ -79,14 +74,7 @@ CROPS: dict[str, tuple[dict[str, Any], list[float], list[float], list[list[float
     {"blur": 0.5},
     [116.4, 120.8, 100.6, 139.1, 118.5, 120.6],
     [5.45, 5.08, 3.75, 4.74, 3.5, 6.13],
-    [
-      [0.14, 0.24, 0.15, 0.05],
-      [0.17, 0.05, 0.11, 0.34],
-      [0.1, 0.17, 0.73, 0.0],
-      [0.0, 0.27, 0.34, 0.39],
-      [0.3, 0.14, 0.23, 0.32],
-      [0.03, 0.13, 0.06, 0.16],
-    ],
+    UNTURNED,
   ),
   "all": (
     {

@@ -16,8 +16,8 @@ from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.evaluation.results import write_results
 from rc_jax.inference.predictor import make_predictor
 from rc_jax.modes import report
-from rc_jax.predictions.folder import weights_digest
 from rc_jax.training.bank_age import key_ages
+from rc_jax.weights.checksums import weights_digest
 from tests.support import run_tiny, tiny_predictions
 
 
@@ -146,19 +146,18 @@ NOTES = {
 }
 
 
+def page_of_step_4(workdir: pathlib.Path) -> str:
+  network, variables = tiny_predictions.color_network(), tiny_predictions.color_variables()
+  return report.write(run_tiny.get_config(), workdir, network, *variables, step=4).read_text()
+
+
 def test_a_page_says_what_was_not_computed_together(tmp_path: pathlib.Path, capsys) -> None:
   scored(tmp_path, 4)
   path = tmp_path / "eval" / "val.json"
   scores = json.loads(path.read_text())
   for changes, note in NOTES.values():
     path.write_text(json.dumps(scores | changes))
-    page = report.write(
-      run_tiny.get_config(),
-      tmp_path,
-      tiny_predictions.color_network(),
-      *tiny_predictions.color_variables(),
-      step=4,
-    ).read_text()
+    page = page_of_step_4(tmp_path)
     printed = capsys.readouterr().out
     for text in (html.unescape(page), printed):
       assert (note in text) if note else ("The pictures are of" not in text and "another way (60" not in text)
@@ -171,12 +170,6 @@ def test_a_confusion_matrix_of_another_evaluation_is_left_out(tmp_path: pathlib.
   scored(tmp_path, 4)
   path = tmp_path / "eval" / "val_confusion.npy"
   np.save(path, np.load(path)[::-1])
-  page = report.write(
-    run_tiny.get_config(),
-    tmp_path,
-    tiny_predictions.color_network(),
-    *tiny_predictions.color_variables(),
-    step=4,
-  ).read_text()
+  page = page_of_step_4(tmp_path)
   assert "val_confusion.npy belongs to another evaluation than val.json" in page
   assert 'id="confusion"' not in page and 'id="classes"' in page

@@ -12,6 +12,7 @@ from rc_jax.config import as_dict, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.data.datasets import camvid, cityscapes
 from rc_jax.predictions.folder import SETTINGS, Fingerprint, PredictionFolder, label_image, settings_of
+from rc_jax.weights.checksums import weights_digest
 
 FINGERPRINT = Fingerprint("a.jpg", 100, 7)
 WANTED = {"labels": ".png"}
@@ -142,7 +143,7 @@ def test_settings_change_with_weights_and_with_fields_that_predictions_depend_on
     config.dataset.name = "synthetic"
     config.update_from_flattened_dict(changes)
     variables = ({"head": {"kernel": np.full((2, 2), value, np.float32)}}, {})
-    return settings_of(as_dict(config), variables, pathlib.Path("run/checkpoints/5"), 5, info)
+    return settings_of(as_dict(config), weights_digest(variables), pathlib.Path("run/checkpoints/5"), 5, info)
 
   same = settings(1.0)
   assert settings(1.0) == same

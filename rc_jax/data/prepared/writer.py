@@ -82,7 +82,7 @@ class Shard:
     files_in_order = [path for index in range(len(self.source)) for path in _raw_files(self.source, index)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
       contents = list(pool.map(_sha256, files_in_order))
-    ids = sorted((int(own), int(train)) for own, train in self.source.train_ids.items())
+    ids = _class_ids(self.source)
     entries = [[path.name, content] for path, content in zip(files_in_order, contents, strict=True)]
     return hashlib.sha256(json.dumps([self.encoding, ids, entries]).encode()).hexdigest()
 
@@ -111,7 +111,7 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
         f"example to {example}"
       )
     signatures = [_signature(source, index) for index in range(len(source))]
-    ids = sorted((int(own), int(train)) for own, train in source.train_ids.items())
+    ids = _class_ids(source)
     total = sum(size for _, size in signatures)
     least, most = SHARD_BYTES
     count = min(len(source), max(1, round(total / min(max(total / _SHARDS, least), most))))
@@ -389,6 +389,11 @@ def _raw_files(source: FilePairs, index: int) -> list[pathlib.Path]:
   return [source.images[index], *([source.labels[index]] if source.labels is not None else [])]
 
 
+def _class_ids(source: FilePairs) -> list[tuple[int, int]]:
+  """Returns pairs of an id of the labels and its train id, in one order."""
+  return sorted((int(own), int(train)) for own, train in source.train_ids.items())
+
+
 def _made_of(encoding: str, ids: list[tuple[int, int]], signatures: list[str]) -> str:
   return hashlib.sha256(json.dumps([encoding, reader.FORMAT, ids, signatures]).encode()).hexdigest()
 
@@ -396,9 +401,8 @@ def _made_of(encoding: str, ids: list[tuple[int, int]], signatures: list[str]) -
 def _refuse_changed(shard: Shard, output: pathlib.Path) -> None:
   """Raises where a raw file has changed since the plan: the shard may have been written before or after that."""
   source = shard.source
-  ids = sorted((int(own), int(train)) for own, train in source.train_ids.items())
   signatures = [_signature(source, index)[0] for index in range(len(source))]
-  if _made_of(shard.encoding, ids, signatures) != shard.made_of:
+  if _made_of(shard.encoding, _class_ids(source), signatures) != shard.made_of:
     first, last = (_raw_files(source, index)[0].name for index in (0, len(source) - 1))
     raise ValueError(
       f"{output / shard.file}: its raw files ({first} to {last} of {shard.split}) changed while they were packed: run "

@@ -10,23 +10,9 @@ _SYSTEM_FOLDERS = frozenset(("@eadir", "__macosx", "#recycle", "$recycle.bin", "
 # read their thumbnails.
 UNREAD_SUFFIXES = frozenset(
   (
-    *(
-      ".gif",
-      ".heic",
-      ".heif",
-      ".avif",
-      ".jxl",
-      ".jxr",
-      ".jp2",
-      ".j2k",
-      ".jpf",
-      ".jpx",
-      ".tga",
-      ".psd",
-      ".exr",
-      ".hdr",
-    ),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".dcm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(".gif", ".heic", ".heif", ".avif", ".jxl", ".jxr", ".jp2", ".j2k", ".jpf", ".jpx", ".tga", ".psd"),
+    *(".exr", ".hdr", ".ppm", ".pgm", ".pbm", ".pnm", ".dcm"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
   )
 )
 _SHOWN = 3

@@ -22,6 +22,7 @@ from rc_jax.models.network import Backbone, Shapes, Stages
 from rc_jax.ops.resample import apply_separable, interpolation, upsample
 
 OUTPUT_STRIDE = 4
+COARSEST_STRIDE = 32  # of the fourth branch, which is interpolated to the finest
 
 # How a coarser branch is upsampled to a finer grid; see HRNet.upsampling.
 UPSAMPLINGS = ("bilinear", "bilinear-twice", "nearest")
@@ -328,9 +329,7 @@ def backbone(spec: HRNetSpec) -> Backbone:
     # What timm's and the authors' classifiers hold behind the branches.
     ignored_layers=("classifier", r"incre_modules\..*", r"downsamp_modules\..*", r"final_layer\..*"),
     family_fields=_family_fields,
-    grid_stride=lambda model: (
-      8 * OUTPUT_STRIDE
-    ),  # of the coarsest branch, which is interpolated to the finest
+    grid_stride=lambda model: COARSEST_STRIDE,
   )
 
 
