@@ -18,7 +18,8 @@ from benchmarks.contrast_loss import DIM, SIZES, Size
 from rc_jax import contrast, sharding
 from rc_jax.contrast import streamed
 from rc_jax.costs import hlo_cost
-from rc_jax.costs.step_fit import CHIPS
+from rc_jax.costs.chips import CHIPS
+from rc_jax.costs.topology import topology_mesh
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
   parser.add_argument("--topology", default="v5e:2x4")
   arguments = parser.parse_args()
   jax.config.update("jax_platforms", "cpu")
-  mesh = sharding.topology_mesh(arguments.topology)
+  mesh = topology_mesh(arguments.topology)
   devices = mesh.devices.size
   print(f"{arguments.topology}, jax {jax.__version__}")
   print("| keys | chips | full banks | partly filled banks | temporaries | messages |")

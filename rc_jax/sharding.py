@@ -1,12 +1,10 @@
 """Device meshes, and the shardings of arrays over them: one axis, along which images and banks' slots are spread."""
 
-import importlib.util
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -18,35 +16,14 @@ def global_mesh() -> Mesh:
   return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def topology_mesh(name: str) -> Mesh:
-  """Returns the mesh of a TPU slice that is not attached, to compile for it.
-
-  Args:
-    name: generation and chips along each axis, ``v5e:4x8``, ``v5p:2x2x4``.
-
-  Raises:
-    ValueError: there is no such slice, or libtpu is not installed.
-  """
-  if importlib.util.find_spec("libtpu") is None:
-    raise ValueError(f"--topology={name}: needs libtpu, which needs no TPU: pip install -e '.[tpu]'")
-  # Otherwise libtpu queries a cloud's metadata server for its machine, and logs errors where there is none.
-  for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
-    os.environ.setdefault(variable, value)
-  try:
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
-  except Exception as error:
-    reason = " ".join(str(error).split())[:200]
-    raise ValueError(
-      f"--topology={name}: no such slice ({reason}); expected a generation and its chips along each axis, "
-      "such as v5e:2x4, v6e:4x8, v5p:2x2x2 or v4:2x2x4"
-    ) from error
-  return Mesh(np.asarray(topology.devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
-
-
 def local_mesh() -> Mesh:
   """Returns the mesh of this process's devices, for work that each process does alone, such as scoring."""
-  devices = np.asarray(jax.local_devices())
-  return Mesh(devices, (DATA_AXIS,), axis_types=(AxisType.Auto,))
+  return mesh_of(jax.local_devices())
+
+
+def mesh_of(devices: Sequence[Any]) -> Mesh:
+  """Returns the mesh of some devices, attached or not, with the axis ``DATA_AXIS``."""
+  return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.console import say
 from rc_jax.contrast import streamed
 from rc_jax.costs import hlo_cost
+from rc_jax.costs.chips import CHIPS
 from rc_jax.costs.stage_cost import forward_flops
+from rc_jax.costs.topology import topology_mesh
 from rc_jax.training import initial_state, optimizer
 
 # Classes that an image is assumed to show, for the number of queries: images of ADE20K show 9 of 150 classes.
@@ -23,30 +25,6 @@ CLASSES_IN_AN_IMAGE = 10
 
 # Compiles several times faster for a TPU; the resulting code says nothing about speed.
 FAST = {"exec_time_optimization_effort": -1.0}
-
-
-class Chip(NamedTuple):
-  """A device by its maker's data sheet.
-
-  Attributes:
-    memory: bytes.
-    peak: bfloat16 operations a second.
-    clock: cycles a second; the compiler's estimates for a v4 count one of its two cores.
-  """
-
-  memory: float
-  peak: float
-  clock: float
-
-
-# By ``device_kind``. The clock follows from the peak and the operations a cycle of the matrix units. By the compiler's
-# estimates, a product of 8192 x 8192 matrices then reaches 88 % (v5e), 90 % (v4, v5p) and 70 % (v6e) of the peak.
-CHIPS = {
-  "TPU v4": Chip(32 * 2**30, 275e12, 2 * 1.05e9),
-  "TPU v5 lite": Chip(16 * 2**30, 197e12, 1.5e9),
-  "TPU v5": Chip(95 * 2**30, 459e12, 1.75e9),
-  "TPU v6 lite": Chip(32 * 2**30, 918e12, 1.75e9),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +81,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
 
   Args:
     config: a validated config.
-    topology: as for ``sharding.topology_mesh``; empty: the attached devices.
+    topology: as for ``costs.topology.topology_mesh``; empty: the attached devices.
     fast: leaves out the time of a step, which needs the compiler's full effort.
 
   Raises:
@@ -113,7 +91,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   if topology:
     # Only shapes are computed here, and an attached TPU would be reserved for nothing.
     jax.config.update("jax_platforms", "cpu")
-  mesh = sharding.topology_mesh(topology) if topology else sharding.global_mesh()
+  mesh = topology_mesh(topology) if topology else sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)
   kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
@@ -126,7 +104,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   say(f"compiling for {devices} x {kind} ({effort}) ...")
   start = time.monotonic()
   try:
-    compiled = step.lower(state, batch).compile(FAST if fast and kind in CHIPS else None)
+    compiled = step.lower(state, batch).compile(FAST if fast and kind.startswith("TPU") else None)
   except jax.errors.JaxRuntimeError as error:
     raise does_not_fit(error, config, devices, kind) or error from error
   compiled_in = time.monotonic() - start
@@ -156,7 +134,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     limit=chip.memory if chip else _attached_memory(mesh.devices.flat[0]),
     flops=3 * images * forward_flops(network, height_width(config.train.crop_size)),
     traffic=summary.get("bytes accessed"),
-    seconds=cost.cycles / chip.clock if chip and cost.cycles and not fast else None,
+    seconds=cost.cycles / chip.clock if chip and chip.clock and cost.cycles and not fast else None,
     collectives=cost.collectives,
     compiled_in=compiled_in,
   )

@@ -24,7 +24,7 @@ def run(config: Config, topology: str = "", fast: bool = False) -> None:
 
   Args:
     config: a validated config.
-    topology: as for ``sharding.topology_mesh``; empty: the attached devices.
+    topology: as for ``costs.topology.topology_mesh``; empty: the attached devices.
     fast: leaves out the time of a step, which needs the compiler's full effort.
 
   Raises:

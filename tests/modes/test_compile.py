@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rc_jax import contrast, distributed, models, sharding
-from rc_jax.costs import stage_cost, step_fit
+from rc_jax.costs import chips, stage_cost, step_fit, topology
 from rc_jax.modes import compile
 from tests.support import run_tiny
 
@@ -45,7 +45,7 @@ def test_table_holds_every_figure(cost) -> None:
 
 
 def test_table_holds_rates_and_shares_of_the_peak() -> None:
-  chip = step_fit.CHIPS["TPU v5 lite"]
+  chip = chips.CHIPS["TPU v5 lite"]
   cost = step_fit.StepCost(
     *(8, "TPU v5 lite", 2, 1, 1, 1, 1, 1, 2**33, 2.0**34, 0.1 * chip.peak, None, 0.5, (), 1.0)
   )
@@ -71,10 +71,25 @@ def test_a_training_set_that_cannot_be_counted_names_the_field() -> None:
     step_fit.measure(config)
 
 
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("h100:8", r"--topology=h100:8: needs JAX's plugin for CUDA.*\[gpu-compile\]"),
+    ("h100", "--topology=h100: expected GPUs of a host, h100:8, or hosts and GPUs, h100:2x8"),
+    ("l4:0", "--topology=l4:0: expected GPUs of a host"),
+    ("b300:8", "--topology=b300:8: needs libtpu"),
+  ],
+)
+def test_a_gpu_topology_needs_the_plugin_and_a_number(name, message, monkeypatch) -> None:
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=message):
+    topology.topology_mesh(name)
+
+
 def test_a_topology_needs_libtpu(monkeypatch) -> None:
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ValueError, match=r"--topology=v5e:2x4: needs libtpu.*\[tpu\]"):
-    sharding.topology_mesh("v5e:2x4")
+    topology.topology_mesh("v5e:2x4")
 
 
 @pytest.mark.parametrize(

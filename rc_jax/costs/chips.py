@@ -1,0 +1,118 @@
+"""Accelerators by their makers' data sheets, and what XLA reads to compile for a GPU that is not attached."""
+
+import dataclasses
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+  """A device by its maker's data sheet.
+
+  Attributes:
+    memory: bytes.
+    peak: bfloat16 operations a second, float32 sums, no sparsity.
+    bandwidth: bytes a second between memory and processor.
+    clock: of a TPU, cycles a second; the compiler's estimates for a v4 count one of its two cores. 0 for a GPU, whose
+      compiler estimates nothing.
+  """
+
+  memory: float
+  peak: float
+  bandwidth: float
+  clock: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+  """An NVIDIA GPU, as far as XLA's compiler reads its description.
+
+  Attributes:
+    name: ``device_kind``.
+    capability: CUDA's compute capability.
+    processors: streaming multiprocessors.
+    lanes: float32 units of each.
+    threads: resident threads of each, at most.
+    shared_memory: bytes of each.
+    block_shared_memory: bytes that one block may take.
+    cache: bytes of the L2 cache.
+    boost: GHz.
+    chip: memory and rates.
+  """
+
+  name: str
+  capability: tuple[int, int]
+  processors: int
+  lanes: int
+  threads: int
+  shared_memory: int
+  block_shared_memory: int
+  cache: int
+  boost: float
+  chip: Chip
+
+
+GPUS = {
+  "h100": Gpu(
+    *("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
+    Chip(80e9, 989e12, 3.35e12),
+  ),
+  "h200": Gpu(
+    *("NVIDIA H200", (9, 0), 132, 128, 2048, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
+    Chip(141e9, 989e12, 4.8e12),
+  ),
+  "a100": Gpu(
+    *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164 * 2**10, 163 * 2**10, 40 * 2**20, 1.41),
+    Chip(80e9, 312e12, 2.039e12),
+  ),
+  "l4": Gpu(
+    *("NVIDIA L4", (8, 9), 58, 128, 1536, 100 * 2**10, 99 * 2**10, 48 * 2**20, 2.04),
+    Chip(24e9, 121e12, 300e9),
+  ),
+  "rtx4090": Gpu(
+    *("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 1536, 100 * 2**10, 99 * 2**10, 72 * 2**20, 2.52),
+    Chip(24e9, 165e12, 1.008e12),
+  ),
+}
+
+# By ``device_kind``. A TPU's clock follows from the peak and the operations a cycle of the matrix units. By the
+# compiler's estimates, a product of 8192 x 8192 matrices then reaches 88 % (v5e), 90 % (v4, v5p) and 70 % (v6e) of the
+# peak.
+CHIPS = {
+  "TPU v4": Chip(32 * 2**30, 275e12, 1228e9, 2 * 1.05e9),
+  "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9, 1.5e9),
+  "TPU v5": Chip(95 * 2**30, 459e12, 2765e9, 1.75e9),
+  "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 1.75e9),
+  **{gpu.name: gpu.chip for gpu in GPUS.values()},
+}
+
+
+def xla_description(gpu: Gpu) -> str:
+  """Returns XLA's ``GpuTargetConfigProto`` of a GPU as text (``xla/stream_executor/device_description.proto``)."""
+  major, minor = gpu.capability
+  # Without this, XLA chooses no instructions that only a Hopper has.
+  extension = " feature_extension: ACCELERATED_FEATURES" if major >= 9 else ""
+  return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {gpu.shared_memory}
+  threads_per_core_limit: {gpu.threads}
+  core_count: {gpu.processors}
+  fpus_per_core: {gpu.lanes}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {gpu.chip.bandwidth:.0f}
+  l2_cache_size: {gpu.cache}
+  clock_rate_ghz: {gpu.boost}
+  device_memory_size: {gpu.chip.memory:.0f}
+  shared_memory_per_block_optin: {gpu.block_shared_memory}
+  cuda_compute_capability {{ major: {major} minor: {minor}{extension} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+runtime_version {{ major: 13 minor: 0 patch: 0 }}
+device_description_str: "{gpu.name}"
+"""
