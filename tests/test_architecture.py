@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "predictions": {"data"},
   "drawing": {"data"},
   "models": {"ops", "losses"},
-  "losses": set(),
+  "losses": {"ops"},
   "data": set(),
   "train_state": set(),
   "contrast": set(),

@@ -23,7 +23,11 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, ignore_label: int = 255)
   Raises:
     ValueError: the shapes do not belong together.
   """
-  losses, counted = cross_entropy_per_pixel(logits, labels, ignore_label)
+  return mean_over_counted(*cross_entropy_per_pixel(logits, labels, ignore_label))
+
+
+def mean_over_counted(losses: Array, counted: Array) -> Array:
+  """Returns the mean of the losses of pixels that count, of the results of `cross_entropy_per_pixel`."""
   return losses.sum() / jnp.maximum(counted.sum(), 1)
 
 
@@ -50,4 +54,6 @@ def cross_entropy_per_pixel(
   return jnp.where(counted, jnp.maximum(losses, 0), 0), counted
 
 
-PIXEL_LOSS = PixelLoss(build=lambda config_loss: cross_entropy)
+PIXEL_LOSS = PixelLoss(
+  build=lambda config_loss: cross_entropy, reduction=lambda config_loss: mean_over_counted
+)

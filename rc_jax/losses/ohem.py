@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from rc_jax.fields import Config, Field, at_least, within
 from rc_jax.losses.cross_entropy import cross_entropy_per_pixel
-from rc_jax.losses.pixel_loss import LossFunction, PixelLoss
+from rc_jax.losses.pixel_loss import LossFunction, PixelLoss, Reduction
 
 _OHEM = ("loss.pixel", ("ohem",))
 
@@ -54,7 +54,11 @@ def ohem_cross_entropy(
   """
   if isinstance(min_kept, int) and min_kept < 0:
     raise ValueError(f"min_kept must not be negative, got {min_kept}")
-  losses, counted = cross_entropy_per_pixel(logits, labels, ignore_label)
+  return mean_over_hard(*cross_entropy_per_pixel(logits, labels, ignore_label), threshold, min_kept)
+
+
+def mean_over_hard(losses: Array, counted: Array, threshold: ArrayLike, min_kept: ArrayLike) -> Array:
+  """Returns the mean over hard pixels, of the results of `cross_entropy_per_pixel`; as `ohem_cross_entropy`."""
   probability = jax.lax.stop_gradient(jnp.exp(-losses))
   k = jnp.minimum(min_kept, counted.sum())
   # p_0 is -inf: with min_kept=0 the threshold alone decides.
@@ -97,4 +101,10 @@ def _build(config_loss: Config) -> LossFunction:
   )
 
 
-PIXEL_LOSS = PixelLoss(_build, FIELDS)
+def _reduction(config_loss: Config) -> Reduction:
+  return functools.partial(
+    mean_over_hard, threshold=config_loss.ohem_threshold, min_kept=config_loss.ohem_min_kept
+  )
+
+
+PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction)

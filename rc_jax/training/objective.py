@@ -90,12 +90,8 @@ def objective(
 
 def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corners: bool) -> list[Term]:
   """Returns the pixel loss of the logits, and the terms of the extra outputs in the order of their names."""
-  pixel_loss = losses.build_pixel_loss(config_loss)
-
-  def upsampled(logits: Array) -> Array:  # [B,h,w,N] -> [B,H,W,N]
-    return resample.upsample(logits, (labels.shape[1], labels.shape[2]), align_corners)
-
-  terms = [Term("pixel", 1.0, pixel_loss(upsampled(outputs.logits), labels))]
+  pixel_loss = losses.build_pixel_loss(config_loss, align_corners)
+  terms = [Term("pixel", 1.0, pixel_loss(outputs.logits, labels))]
   # By name: a dict that has passed through a JAX transformation has its keys sorted.
   for name, extra in sorted(outputs.extra.items()):
     field = f"{extra.term}_weight"
@@ -104,9 +100,10 @@ def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corn
         f"config.loss.{field}: missing, but the network's extra output {name!r} has the term {extra.term!r}; "
         "add the field to the FIELDS of its head"
       )
-    logits = upsampled(extra.logits) if extra.logits.ndim == 4 else extra.logits
-    loss = extra.loss or pixel_loss
-    terms.append(Term(extra.term, config_loss[field], loss(logits, labels)))
+    loss = pixel_loss
+    if extra.loss is not None:
+      loss = losses.on_grid(extra.loss, align_corners) if extra.logits.ndim == 4 else extra.loss
+    terms.append(Term(extra.term, config_loss[field], loss(extra.logits, labels)))
   return terms
 
 
