@@ -3,7 +3,7 @@
 The upsampled logits ``[B,H,W,N]`` are the largest array of a train step: 2.2 GB for 16 crops of ADE20K. A GPU that
 writes them spends most of its time on reading them again. Here it interpolates along the height by a matrix product,
 and along the width anew in each operation that reads the result. The backward pass sums, for each column of the grid,
-over the few columns of the image that read it.
+over the few columns of the image that read it, without an array of these terms.
 """
 
 import functools
@@ -17,10 +17,6 @@ from jax.typing import ArrayLike
 
 from rc_jax.losses.cross_entropy import cross_entropy_per_pixel
 from rc_jax.ops import resample
-
-# Columns of the image that read one column of the grid: the backward pass has as many terms. An output stride of 32
-# makes 64.
-MOST_TERMS = 128
 
 
 def upsampled_cross_entropy_per_pixel(
@@ -44,8 +40,6 @@ def upsampled_cross_entropy_per_pixel(
     raise ValueError(f"labels must be [B,H,W] for logits [B,h,w,N], got {labels.shape} and {logits.shape}")
   counted = _counted(labels, logits.shape[-1])
   plain = functools.partial(_plain, align_corners=align_corners)
-  if len(_readers(logits.shape[2], labels.shape[2], align_corners).weights[0]) > MOST_TERMS:
-    return plain(logits, labels), counted
   again = functools.partial(recomputed, align_corners=align_corners)
   losses: Array = jax.lax.platform_dependent(logits, labels, cuda=again, rocm=again, default=plain)
   return losses, counted
@@ -108,8 +102,8 @@ def _columns(x: Array, index: np.ndarray) -> Array:
 
 def _widened(tall: Array, neighbours: _Neighbours) -> Array:
   """Interpolates ``[B,H,w,N]`` along the width, ``-> [B,H,W,N]``."""
-  left = _columns(tall, neighbours.left) * neighbours.left_weight[:, None]
-  return left + _columns(tall, neighbours.right) * neighbours.right_weight[:, None]
+  left = _columns(tall, neighbours.left) * neighbours.left_weight[..., None]
+  return left + _columns(tall, neighbours.right) * neighbours.right_weight[..., None]
 
 
 def _forward(
@@ -140,13 +134,11 @@ def _backward(
   neighbours = _neighbours(grid_width, width, align_corners)
   readers = _readers(grid_width, width, align_corners)
   d_losses = jnp.where(_counted(labels, num_classes), d_losses, 0)
-  d_tall = jnp.zeros_like(tall)
-  for columns, weights in zip(readers.columns.T, readers.weights.T, strict=True):
-    # [B,H,w,N]: the logits at one column of the image for each column of the grid.
-    logits = _widened(tall, _Neighbours(*(part[columns] for part in neighbours)))
-    truth = _columns(labels, columns)[..., None] == jnp.arange(num_classes)
-    surplus = jnp.exp(logits - _columns(log_sum, columns)[..., None]) - truth  # softmax minus one-hot
-    d_tall += surplus * (_columns(d_losses, columns) * weights)[..., None]
+  # [B,H,w,T,N]: the logits at the columns of the image that read each column of the grid.
+  logits = _widened(tall, _Neighbours(*(part[readers.columns] for part in neighbours)))
+  truth = _columns(labels, readers.columns)[..., None] == jnp.arange(num_classes)
+  surplus = jnp.exp(logits - _columns(log_sum, readers.columns)[..., None]) - truth  # softmax minus one-hot
+  d_tall = (surplus * (_columns(d_losses, readers.columns) * readers.weights)[..., None]).sum(axis=3)
   rows = resample.interpolation(grid.shape[0], height, align_corners)
   d_logits = jnp.einsum("bHwc,Hh->bhwc", d_tall, rows, precision=jax.lax.Precision.HIGHEST)
   return d_logits.astype(grid.dtype), None

@@ -98,13 +98,6 @@ def test_gradients_keep_the_dtype_of_the_logits() -> None:
   assert gradient.dtype == jnp.bfloat16
 
 
-def test_a_grid_of_one_column_takes_the_plain_form() -> None:
-  # One term for each of the columns of the image would be a program of that many operations.
-  labels = jnp.zeros((1, 2, upsampled.MOST_TERMS + 1), jnp.int32)
-  program = jax.make_jaxpr(upsampled.upsampled_cross_entropy_per_pixel)(jnp.ones((1, 2, 1, 3)), labels)
-  assert "custom_vjp" not in str(program)
-
-
 @pytest.mark.parametrize("pixel", list(losses.PIXEL_LOSSES))
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_each_pixel_loss_on_a_grid_equals_that_of_upsampled_logits(pixel, align_corners) -> None:
