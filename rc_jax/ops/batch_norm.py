@@ -67,8 +67,7 @@ def _normalize_forward(
   mean = offset + shift
   inverse = jax.lax.rsqrt(var + epsilon)
   y = separate(functools.partial(scaled, relu=relu))(x, mean, inverse * scale, bias, residual)
-  # Of the rectified result the sign is needed, and the next layer keeps that array in any case.
-  return (y, mean, var), (x, scale, mean, inverse, y if relu else None, residual is not None)
+  return (y, mean, var), (x, scale, bias, mean, inverse, y if relu else None, residual is not None)
 
 
 def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,12 +81,67 @@ def _normalize_backward(
 ) -> tuple[jax.Array | None, ...]:
   # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
   # arrays are most of the memory of a training step.
-  x, scale, mean, inverse, y, has_residual = residuals
-  dy = separate(_rectified)(cotangents[0], y) if relu else cotangents[0]
+  x, scale, bias, mean, inverse, y, has_residual = residuals
+  arrays = (cotangents[0], x, y, scale, bias, mean, inverse)
+  plain = functools.partial(_gradients, relu=relu)
+  if relu and not has_residual:
+    dx, dy, d_scale, d_bias = jax.lax.platform_dependent(
+      *arrays, cuda=gradients_by_sign, rocm=gradients_by_sign, default=plain
+    )
+  else:
+    dx, dy, d_scale, d_bias = plain(*arrays)
+  return dx, d_scale, d_bias, jnp.zeros_like(mean), dy if has_residual else None
+
+
+def _gradients(
+  dy: jax.Array,
+  x: jax.Array,
+  y: jax.Array | None,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  inverse: jax.Array,
+  relu: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Returns the gradients of x, of the residual, of scale and of bias."""
+  if relu:
+    assert y is not None
+    # Of the rectified result the sign is needed, and the next layer keeps that array in any case.
+    dy = separate(_rectified)(dy, y)
   d_scale, d_bias = _sums(x, dy, mean, inverse)
   count = x.size // x.shape[-1]
   dx = separate(_input_gradient)(x, dy, mean, inverse, inverse * scale, d_bias / count, d_scale / count)
-  return dx, d_scale, d_bias, jnp.zeros_like(mean), dy if has_residual else None
+  return dx, dy, d_scale, d_bias
+
+
+def gradients_by_sign(
+  dy: jax.Array,
+  x: jax.Array,
+  y: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  mean: jax.Array,
+  inverse: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """The gradients of `normalize` with ``relu`` and without a residual, for GPUs.
+
+  The sign of the rectified result follows from ``x``, which both passes over the arrays read anyway. The passes then
+  read and write five arrays of the size of ``x``. With ``y`` they take seven: XLA writes the rectified gradient.
+  """
+  del y
+  factor = inverse * scale
+
+  def rectified(dy: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where((x.astype(jnp.float32) - mean) * factor + bias > 0, dy, 0)
+
+  d_scale, d_bias = _sums(x, rectified(dy, x), mean, inverse)
+  count = x.size // x.shape[-1]
+  # Behind a barrier these are other arrays to the compiler. It would keep the rectified gradient between the passes.
+  later_dy, later_x = jax.lax.optimization_barrier((dy, x))
+  dx = _input_gradient(
+    later_x, rectified(later_dy, later_x), mean, inverse, factor, d_bias / count, d_scale / count
+  )
+  return dx, dy, d_scale, d_bias
 
 
 def _rectified(dy: jax.Array, y: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rc_jax.models.layers import BatchNorm
+from rc_jax.ops import batch_norm
 from rc_jax.ops.batch_norm import normalize
 
 
@@ -109,3 +110,23 @@ def test_one_value_changes_no_statistics(shape):
   np.testing.assert_allclose(y, np.broadcast_to(variables["params"]["bias"], shape), rtol=1e-6)
   for name, value in variables["batch_stats"].items():
     np.testing.assert_array_equal(updates["batch_stats"][name], value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_by_sign_equal_those_by_the_kept_result(dtype):
+  rng = np.random.default_rng(0)
+  x, dy = (jnp.asarray(rng.normal(1, 2, (2, 7, 5, 6)), dtype) for _ in range(2))
+  scale, bias, shift = (jnp.asarray(rng.normal(0, 1, 6), jnp.float32) for _ in range(3))
+
+  def output(x, scale, bias):
+    return normalize(x, scale, bias, shift, None, True, 1e-5)[0]
+
+  y, pull = jax.vjp(output, x, scale, bias)
+  assert 0.2 < float((y > 0).mean()) < 0.8
+  dx, d_scale, d_bias = pull(dy)
+  _, mean, var = normalize(x, scale, bias, shift, None, True, 1e-5)
+  found = batch_norm.gradients_by_sign(dy, x, y, scale, bias, mean, jax.lax.rsqrt(var + 1e-5))
+  tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-2, "atol": 1e-2}
+  np.testing.assert_allclose(np.asarray(found[0], np.float32), np.asarray(dx, np.float32), **tolerance)
+  np.testing.assert_allclose(found[2], d_scale, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(found[3], d_bias, rtol=1e-4, atol=1e-4)

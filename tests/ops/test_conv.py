@@ -1,7 +1,5 @@
 """Convolutions and pooling against XLA's, PyTorch's and loops."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jax import lax
 
 from rc_jax.models.layers import Conv
 from rc_jax.ops import conv_xla
-from rc_jax.ops.conv import conv2d, depthwise_conv2d, max_pool
+from rc_jax.ops.conv import conv2d, depthwise_conv2d
 from rc_jax.ops.conv_taps import valid_taps
 
 
@@ -95,13 +93,14 @@ def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, s
   ("size", "kernel_size", "dilation"),
   [((9, 12), 3, 2), ((8, 8), 3, 4), ((7, 10), 3, 3), ((9, 8), 3, 12), ((13, 11), 5, 2), ((1, 6), 3, 2)],
 )
-def test_the_kernel_gradient_by_phases_equals_the_plain_one(size, kernel_size, dilation, dtype):
+@pytest.mark.parametrize("form", ["phases", "product"])
+def test_a_gpus_kernel_gradients_equal_the_plain_one(form, size, kernel_size, dilation, dtype):
   random = np.random.default_rng(0)
   x = jnp.asarray(random.standard_normal((2, *size, 5)), dtype)
   dy = jnp.asarray(random.standard_normal((2, *size, 7)), dtype)
   kernel = jnp.zeros((kernel_size, kernel_size, 5, 7), dtype)
   options = {"stride": 1, "dilation": dilation}
-  ours = conv_xla.phases_kernel_gradient(dy, x, kernel, **options)
+  ours = getattr(conv_xla, f"{form}_kernel_gradient")(dy, x, kernel, **options)
   wide = (array.astype(jnp.float32) for array in (dy, x, kernel))
   expected = conv_xla.transposed_kernel_gradient(*wide, **options)
   assert ours.dtype == jnp.float32
@@ -111,10 +110,17 @@ def test_the_kernel_gradient_by_phases_equals_the_plain_one(size, kernel_size, d
 
 def test_a_gpus_kernel_gradient_has_no_filter_of_the_images_size():
   # XLA turns the transpose of a dilated convolution into a convolution whose filter has the size of an image.
-  x, kernel = jnp.ones((2, 40, 40, 4)), jnp.ones((3, 3, 4, 4))
-  gradients = jax.jit(lambda x, kernel: jax.vjp(lambda x, k: conv2d(x, k, 1, 4), x, kernel)[1](x))
-  text = gradients.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
-  assert text.count("stablehlo.convolution") == 2 and "tensor<32x10x10x4xf32>" in text
+  def program(outputs: int) -> str:
+    x, kernel = jnp.ones((2, 40, 40, 8)), jnp.ones((3, 3, 8, outputs))
+    gradients = jax.jit(
+      lambda x, kernel: jax.vjp(lambda x, k: conv2d(x, k, 1, 4), x, kernel)[1](x[..., :outputs])
+    )
+    return gradients.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+
+  phases, product = program(8), program(2)
+  assert phases.count("stablehlo.convolution") == 2 and "tensor<32x10x10x8xf32>" in phases
+  # With a quarter of the channels, a product beside the convolution of the input's gradient.
+  assert product.count("stablehlo.convolution") == 1 and product.count("stablehlo.dot_general") == 1
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -195,21 +201,6 @@ def test_accelerators_run_xlas_depthwise_convolution():
   for platform in ("cuda", "tpu"):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == 2 and "stablehlo.while" not in text
-
-
-@pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12)])
-def test_max_pool_equals_a_loop_and_its_gradient_goes_to_the_maxima(size, ceil):
-  x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
-  height, width = (math.ceil((n + 2 - 3) / 2) + 1 if ceil else (n + 2 - 3) // 2 + 1 for n in size)
-  expected, counts = np.zeros((2, height, width, 3), np.float32), np.zeros_like(x)
-  for b, i, j, c in np.ndindex(expected.shape):
-    rows, columns = slice(max(0, 2 * i - 1), 2 * i + 2), slice(max(0, 2 * j - 1), 2 * j + 2)
-    window = x[b, rows, columns, c]
-    expected[b, i, j, c] = window.max()
-    counts[b, rows, columns, c] += window == window.max()
-  np.testing.assert_array_equal(max_pool(x, ceil), expected)
-  np.testing.assert_array_equal(jax.grad(lambda x: max_pool(x, ceil).sum())(x), counts)
 
 
 def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rc_jax.fields import Config, Field, one_of, positive_numbers, require
 from rc_jax.models.layers import BatchNorm, Conv, numerics
 from rc_jax.models.network import Backbone, Shapes, Stages
-from rc_jax.ops.conv import max_pool
+from rc_jax.ops.max_pool import max_pool
 
 
 @dataclasses.dataclass(frozen=True)
