@@ -96,7 +96,10 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   state, batch, update_rule = _abstract_arguments(config, network, mesh)
-  step = initial_state.jitted_step(config, network, update_rule, state, mesh)
+  # Without norms on GPUs, as nearly all steps of a run there.
+  step = initial_state.jitted_step(
+    config, network, update_rule, state, mesh, norms=not initial_state.on_gpus(mesh)
+  )
 
   effort = (
     "only memory and messages" if fast else "at full effort, which may take minutes; --fast leaves out speed"
@@ -155,7 +158,7 @@ def _abstract_arguments(
   placed_state = jax.tree.map(
     lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
     state,
-    initial_state.state_shardings(state, mesh),
+    initial_state.state_formats(state, mesh),
   )
   spread = sharding.batch_sharding(mesh)
   size = (config.train.batch_size, height, width)

@@ -31,6 +31,7 @@ from rc_jax.training.preemption import PreemptionWatch, StopRequested
 from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.progress import TrainingProgress
 from rc_jax.training.skipped_examples import SkippedExamples
+from rc_jax.training.step_programs import StepPrograms
 from rc_jax.training.throughput import Throughput
 from rc_jax.training.training_set import position_in_training_set, with_training_set
 from rc_jax.weights.checkpoint import Checkpoints, newest_undamaged
@@ -101,7 +102,7 @@ class TrainingRun:
     class_names: of the ``N`` classes.
     training_images: number of images of ``dataset.train_split``.
     network: functions of the network.
-    step: the train step, not yet compiled: ``jax.jit`` of `make_train_step`.
+    programs: the train step, compiled at its first call.
     evaluator: scores a state on ``eval.split``.
     protocol: how it does, ``protocol_text``: scores of another protocol are not compared with these.
     prefetcher: the training batches, at the position where the run starts.
@@ -118,7 +119,7 @@ class TrainingRun:
   class_names: tuple[str, ...]
   training_images: int
   network: models.Network
-  step: Any
+  programs: StepPrograms
   evaluator: Evaluator
   protocol: str
   prefetcher: Prefetcher
@@ -131,7 +132,7 @@ class TrainingRun:
 
   def train(self, state: TrainState, watch: PreemptionWatch) -> TrainState:
     """Trains to the last step, or to the step at which ``watch`` requests a stop; returns the state there, saved."""
-    train, step_fn, first = self.config.train, self.step, int(state.step)
+    train, first = self.config.train, int(state.step)
     try:
       # A run that was stopped during an evaluation has that step's checkpoint but no score.
       if self.evaluation_due(first) and not self.was_scored(first):
@@ -140,11 +141,11 @@ class TrainingRun:
         if watch.stop_requested(step - 1):
           break
         batch = self.next_batch(state)
-        if step == first + 1:
-          step_fn = _compile(step_fn, state, batch)
+        if self.programs.compile(step, state, batch):
           self.throughput.restart()
+        if step == first + 1:
           self.progress.start()
-        state, metrics = step_fn(state, batch)
+        state, metrics = self.programs(step, state, batch)
         self.throughput.count_step()
         self.finite.add(step, metrics)
 
@@ -152,7 +153,7 @@ class TrainingRun:
           self.log_step(step, metrics)
         else:
           self.progress.count_step(step)
-        if step % train.checkpoint_every == 0 or self.evaluation_due(step):
+        if is_saved(self.config, step):
           self.save(state)
           if self.evaluation_due(step):
             self.evaluate(state, watch)
@@ -189,7 +190,7 @@ class TrainingRun:
     metrics, speed = jax.device_get(metrics), self.throughput.take()
     self.progress.show(step, metrics, speed)
     # Every run shows its first and last step; the log of a resumed run has the steps of an undisturbed one alone.
-    if step % self.config.train.log_every and step != 1:
+    if not is_logged(self.config, step):
       return
     self.log.write(run_log.step_line(step, metrics, self.class_names, speed))
     if self.skipped is not None:
@@ -197,7 +198,7 @@ class TrainingRun:
 
   def save(self, state: TrainState) -> None:
     """Saves the state and the position of the data, unless this step's checkpoint exists or no step was made."""
-    self.finite.check()
+    self.finite.check(state.params)
     if int(state.step) in (0, self.checkpoints.latest_step()):
       return
     position = self.prefetcher.get_state()
@@ -207,8 +208,7 @@ class TrainingRun:
 
   def evaluation_due(self, step: int) -> bool:
     """Returns whether the run scores ``eval.split`` after so many updates."""
-    train = self.config.train
-    return step == train.steps or bool(train.eval_every and step and step % train.eval_every == 0)
+    return is_scored(self.config, step)
 
   def was_scored(self, step: int) -> bool:
     """Returns whether the log holds a score of a step that was computed as this run scores."""
@@ -236,6 +236,22 @@ class TrainingRun:
     scores = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
     self.log.write({"step": step, "split": split, run_log.PROTOCOL: self.protocol, **scores})
     self.checkpoints.scored(step, results["miou"])
+
+
+def is_logged(config: Config, step: int) -> bool:
+  """Returns whether the log of an undisturbed run has the metrics of a step."""
+  return step == 1 or step % config.train.log_every == 0
+
+
+def is_scored(config: Config, step: int) -> bool:
+  """Returns whether a run scores ``eval.split`` after so many updates."""
+  train = config.train
+  return step == train.steps or bool(train.eval_every and step and step % train.eval_every == 0)
+
+
+def is_saved(config: Config, step: int) -> bool:
+  """Returns whether a run saves its state after so many updates."""
+  return step % config.train.checkpoint_every == 0 or is_scored(config, step)
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainState]:
@@ -272,6 +288,15 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   terms = loss_terms(config, network, state)
   say(plan_text(config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
 
+  state = initial_state.in_training_formats(state, mesh)
+
+  def jitted(norms: bool) -> Any:
+    return initial_state.jitted_step(config, network, update_rule, state, mesh, norms)
+
+  def norms_due(step: int) -> bool:
+    # Also where the state is saved, for the check that it is finite. Other platforms would compile for longer.
+    return not initial_state.on_gpus(mesh) or is_logged(config, step) or is_saved(config, step)
+
   first = int(state.step)
   earlier = [step for step in scores if step <= first]
   batches = _training_batches(config, source, data_position)
@@ -283,7 +308,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     class_names=info.class_names,
     training_images=len(source),
     network=network,
-    step=initial_state.jitted_step(config, network, update_rule, state, mesh),
+    programs=StepPrograms(jitted, norms_due),
     evaluator=make_evaluator(network, eval_source, config),
     protocol=protocol,
     prefetcher=prefetcher,
@@ -388,11 +413,3 @@ def _training_batches(
   if data_position is not None:
     batches.set_state(data_position)
   return batches
-
-
-def _compile(step_fn: Any, state: TrainState, batch: Batch) -> Any:
-  start = time.monotonic()
-  with waiting("compiling the train step"):
-    compiled = step_fn.lower(state, batch).compile()
-  say(f"compiled the train step in {duration(time.monotonic() - start)}")
-  return compiled

@@ -67,7 +67,9 @@ def _normalize_forward(
   mean = offset + shift
   inverse = jax.lax.rsqrt(var + epsilon)
   y = separate(functools.partial(scaled, relu=relu))(x, mean, inverse * scale, bias, residual)
-  return (y, mean, var), (x, scale, bias, mean, inverse, y if relu else None, residual is not None)
+  # Not the bias itself: the optimizer would have to copy it before its update, for the backward pass to read.
+  offset = bias - mean * (inverse * scale)
+  return (y, mean, var), (x, scale, offset, mean, inverse, y if relu else None, residual is not None)
 
 
 def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -81,8 +83,8 @@ def _normalize_backward(
 ) -> tuple[jax.Array | None, ...]:
   # Written out so that the forward pass keeps x in its dtype and vectors, and no second array as large as x: such
   # arrays are most of the memory of a training step.
-  x, scale, bias, mean, inverse, y, has_residual = residuals
-  arrays = (cotangents[0], x, y, scale, bias, mean, inverse)
+  x, scale, offset, mean, inverse, y, has_residual = residuals
+  arrays = (cotangents[0], x, y, scale, offset, mean, inverse)
   plain = functools.partial(_gradients, relu=relu)
   if relu and not has_residual:
     dx, dy, d_scale, d_bias = jax.lax.platform_dependent(
@@ -98,7 +100,7 @@ def _gradients(
   x: jax.Array,
   y: jax.Array | None,
   scale: jax.Array,
-  bias: jax.Array,
+  offset: jax.Array,
   mean: jax.Array,
   inverse: jax.Array,
   relu: bool,
@@ -119,7 +121,7 @@ def gradients_by_sign(
   x: jax.Array,
   y: jax.Array,
   scale: jax.Array,
-  bias: jax.Array,
+  offset: jax.Array,
   mean: jax.Array,
   inverse: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -127,12 +129,13 @@ def gradients_by_sign(
 
   The sign of the rectified result follows from ``x``, which both passes over the arrays read anyway. The passes then
   read and write five arrays of the size of ``x``. With ``y`` they take seven: XLA writes the rectified gradient.
+  ``offset`` is ``bias - mean * scale * inverse``.
   """
   del y
   factor = inverse * scale
 
   def rectified(dy: jax.Array, x: jax.Array) -> jax.Array:
-    return jnp.where((x.astype(jnp.float32) - mean) * factor + bias > 0, dy, 0)
+    return jnp.where(x.astype(jnp.float32) * factor + offset > 0, dy, 0)
 
   d_scale, d_bias = _sums(x, rectified(dy, x), mean, inverse)
   count = x.size // x.shape[-1]

@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 
 from rc_jax.training.objective import Metrics
 from rc_jax.weights.checkpoint import Checkpoints
 
 # The loss is computed from the parameters before the update, so it misses an update that made them infinite.
+# On GPUs most steps have no norms; those before a checkpoint have.
 _CHECKED = ("loss", "gradient_norm", "parameter_norm")
 
 
@@ -41,8 +44,11 @@ class FiniteCheck:
     self.check()
     self._pending = (step, metrics)
 
-  def check(self) -> None:
+  def check(self, params: Any = None) -> None:
     """Checks the newest step; waits until the devices have finished it.
+
+    Args:
+      params: the parameters after this step, to check where its metrics lack their norm; None: not needed.
 
     Raises:
       NonFiniteLoss: its loss, gradient or parameters are not finite.
@@ -50,7 +56,9 @@ class FiniteCheck:
     if self._pending is None:
       return
     step, metrics = self._pending
-    if not all(math.isfinite(float(metrics[name])) for name in _CHECKED):
+    if params is not None and "parameter_norm" not in metrics:
+      metrics = {**metrics, "parameter_norm": jax.jit(optax.tree.norm)(params)}
+    if not all(math.isfinite(float(metrics[name])) for name in _CHECKED if name in metrics):
       raise NonFiniteLoss(self._message(step, metrics))
 
   def devices_idle(self) -> bool:
@@ -65,6 +73,8 @@ class FiniteCheck:
     terms = ", ".join(
       f"{name} {value:.4g}" for name, value in values.items() if name.startswith(("loss", "parameter_norm"))
     )
+    if "gradient_norm" in values:
+      terms += f", gradient norm {values['gradient_norm']:.4g}"
     self._checkpoints.wait()
     last = self._checkpoints.latest_step()
     kept = (
@@ -73,6 +83,6 @@ class FiniteCheck:
       else f"the last good checkpoint is {self._checkpoints.folder / str(last)}"
     )
     return (
-      f"step {step}: the loss is not finite ({terms}, gradient norm {values['gradient_norm']:.4g}); {kept}; "
+      f"step {step}: the loss is not finite ({terms}); {kept}; "
       f"try a lower --config.optimizer.learning_rate in another --workdir"
     )

@@ -20,6 +20,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
   config: Config,
+  norms: bool = True,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns the train step of a config; the caller compiles it.
 
@@ -31,6 +32,8 @@ def make_train_step(
     optimizer: turns gradients into updates.
     schedule: learning rate of a step, logged alone (the optimizer applies its own).
     config: a validated config.
+    norms: whether the metrics have ``gradient_norm`` and ``parameter_norm``, of all parameters together. On a GPU these
+      are several hundred small operations.
 
   Returns:
     ``step(state, batch) -> (state, metrics)``; batch: ``image [B,H,W,3]`` uint8, ``label [B,H,W]`` uint8 with 255
@@ -58,8 +61,9 @@ def make_train_step(
       # After the loss: a center must not meet itself among its own positives.
       bank, bank_metrics = method.update(bank, keys)
       metrics |= bank_metrics
-    metrics["gradient_norm"] = optax.tree.norm(grads)
-    metrics["parameter_norm"] = optax.tree.norm(params)
+    if norms:
+      metrics["gradient_norm"] = optax.tree.norm(grads)
+      metrics["parameter_norm"] = optax.tree.norm(params)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
     next_state = TrainState(
       step=state.step + 1,

@@ -1,0 +1,47 @@
+"""The compiled programs of the train step: with the norms of gradient and parameters, and on GPUs also without."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rc_jax.console import duration, say, waiting
+from rc_jax.train_state import TrainState
+from rc_jax.training.objective import Metrics
+from rc_jax.training.prefetch import Batch
+
+
+class StepPrograms:
+  """Runs the program that a step needs, and compiles each program before its first step.
+
+  Which program a step runs depends on its number alone: a resumed run repeats the arithmetic of an undisturbed one.
+  """
+
+  def __init__(self, jitted: Callable[[bool], Any], norms_due: Callable[[int], bool]):
+    """Compiles nothing yet.
+
+    Args:
+      jitted: from whether the metrics have the norms to the step under ``jax.jit``, as of `jitted_step`.
+      norms_due: whether a step, by its number, needs the norms.
+    """
+    self._jitted = jitted
+    self._norms_due = norms_due
+    self._compiled: dict[bool, Any] = {}
+
+  def compile(self, step: int, state: TrainState, batch: Batch) -> bool:
+    """Compiles the program of a step; returns False where that was done before."""
+    norms = self._norms_due(step)
+    if norms in self._compiled:
+      return False
+    start = time.monotonic()
+    with waiting("compiling the train step"):
+      self._compiled[norms] = self._jitted(norms).lower(state, batch).compile()
+    say(f"compiled the train step{_DIFFERENCE[norms]} in {duration(time.monotonic() - start)}")
+    return True
+
+  def __call__(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """Runs a step, whose program was compiled, and returns the next state and the metrics."""
+    state, metrics = self._compiled[self._norms_due(step)](state, batch)
+    return state, metrics
+
+
+_DIFFERENCE = {True: "", False: " without the norms of gradient and parameters"}
