@@ -73,9 +73,34 @@ def _normalize_forward(
 
 
 def _moments(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-  axes = tuple(range(x.ndim - 1))
   centred = x.astype(jnp.float32) - shift
-  return jnp.mean(centred, axes), jnp.mean(jnp.square(centred), axes)
+  count = x.size // x.shape[-1]
+  total, squares = _channel_sums(centred, jnp.square(centred))
+  return total / count, squares / count
+
+
+def _channel_sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Sums two float32 arrays ``[...,C]`` over all axes but the last."""
+  sums: tuple[jax.Array, jax.Array] = jax.lax.platform_dependent(
+    first, second, cuda=sums_by_rows, rocm=sums_by_rows, default=_sums_at_once
+  )
+  return sums
+
+
+def _sums_at_once(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+  axes = tuple(range(first.ndim - 1))
+  return jnp.sum(first, axes), jnp.sum(second, axes)
+
+
+def sums_by_rows(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The sums of `_channel_sums` in two operations, for GPUs: rows of pixels, then the rows of both arrays together.
+
+  XLA divides a long sum in two itself, but then adds the parts of each array in an operation of its own.
+  """
+  channels = first.shape[-1]
+  rows = jnp.concatenate([jnp.sum(first, -2), jnp.sum(second, -2)], axis=-1)
+  sums = jnp.sum(rows.reshape(-1, 2 * channels), 0)
+  return sums[:channels], sums[channels:]
 
 
 def _normalize_backward(
@@ -152,9 +177,8 @@ def _rectified(dy: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _sums(x: jax.Array, dy: jax.Array, mean: jax.Array, inverse: jax.Array) -> tuple[jax.Array, jax.Array]:
-  axes = tuple(range(x.ndim - 1))
   dy = dy.astype(jnp.float32)
-  return jnp.sum(dy * ((x.astype(jnp.float32) - mean) * inverse), axes), jnp.sum(dy, axes)
+  return _channel_sums(dy * ((x.astype(jnp.float32) - mean) * inverse), dy)
 
 
 def _input_gradient(

@@ -132,3 +132,11 @@ def test_gradients_by_sign_equal_those_by_the_kept_result(dtype):
   np.testing.assert_allclose(np.asarray(found[0], np.float32), np.asarray(dx, np.float32), **tolerance)
   np.testing.assert_allclose(found[2], d_scale, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(found[3], d_bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 6), (3, 6), (4, 1, 1, 6)])
+def test_sums_by_rows_equal_sums_at_once(shape):
+  first, second = (np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed in (0, 1))
+  axes = tuple(range(len(shape) - 1))
+  for found, array in zip(batch_norm.sums_by_rows(first, second), (first, second), strict=True):
+    np.testing.assert_allclose(found, array.astype(np.float64).sum(axes), rtol=1e-5, atol=1e-6)
