@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec
 from rc_jax.contrast.memory_bank import MemoryBank
 from rc_jax.contrast.tiles import (
   FULL_TILES,
+  GPU_OWN_KEY_TILE,
   PARTIAL_TILES,
   BankShard,
   Tile,
@@ -389,7 +390,7 @@ def _sum_over_positives(
   gradient = jnp.zeros((num_classes, batch, dim if with_gradient else 0), jnp.float32)
   start = _PositiveSums(zeros, zeros, zeros, gradient)
   with jax.named_scope("positives"):
-    sums: _PositiveSums = sum_over_tiles(shard, counted.any(axis=0), add_tile, start)
+    sums: _PositiveSums = sum_over_tiles(shard, counted.any(axis=0), add_tile, start, GPU_OWN_KEY_TILE)
   return jax.tree.map(lambda x: x.swapaxes(0, 1), sums)
 
 

@@ -13,12 +13,17 @@ from jax import Array
 # Keys of a tile. Each iteration of a loop costs some microseconds whatever it computes, and each key of a tile makes
 # QUERY_BLOCK logits.
 KEY_TILE = 32_768
+# The same on a GPU, whose loops take about ten small operations an iteration. The logits of 160 queries and the keys of
+# a tile fill the cache of an H100. The logits of a class's own queries are a tenth of that.
+GPU_KEY_TILE = 65_536
+GPU_OWN_KEY_TILE = 262_144
 # Up to this number of keys on a device, they are one tile.
 ONE_TILE = 65_536
 
 # Names of the loops in a compiled program, which cost estimates look for.
 FULL_TILES = "full_tiles"
 PARTIAL_TILES = "partial_tiles"
+EVERY_TILE = "every_tile"
 
 
 class BankShard(NamedTuple):
@@ -51,10 +56,16 @@ class Tile(NamedTuple):
   start: Array
 
 
-def tile_shape(num_classes: int, slots: int) -> tuple[int, int]:
-  """Returns ``(g,t)``, the classes of a tile and the slots of each, for banks of ``[N,m]`` slots on a device."""
-  t = min(slots, KEY_TILE)
-  return min(num_classes, max(1, KEY_TILE // t)), t
+def tile_shape(num_classes: int, slots: int, keys: int = KEY_TILE) -> tuple[int, int]:
+  """Returns ``(g,t)``, the classes of a tile and the slots of each.
+
+  Args:
+    num_classes: ``N``.
+    slots: of each class on a device.
+    keys: of a tile, at most.
+  """
+  t = min(slots, keys)
+  return min(num_classes, max(1, keys // t)), t
 
 
 def is_one_tile(keys: Array) -> bool:
@@ -72,21 +83,65 @@ def cleared(keys: Array, written: Array) -> Array:
   return zeroed
 
 
-def sum_over_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any], Any], zeros: Any) -> Any:
+def sum_over_tiles(
+  shard: BankShard, wanted: Array, add: Callable[[Tile, Any], Any], zeros: Any, gpu_keys: int = GPU_KEY_TILE
+) -> Any:
   """Returns ``add(tile, sums)`` over the tiles of a shard, from ``sums = zeros``.
 
-  Tiles without a key, and tiles without a wanted class, are left out.
+  Tiles without a key, and tiles without a wanted class, are left out. GPUs read all tiles, and the masks leave out the
+  same keys.
 
   Args:
     shard: its keys are cleared where they are one tile.
     wanted: ``[N]`` bool, the classes whose keys are needed.
     add: ``(tile, sums) -> sums``.
     zeros: the sums before the first tile.
+    gpu_keys: of a tile on GPUs, at most.
   """
-  num_classes, slots, dim = shard.keys.shape
+  num_classes, slots, _ = shard.keys.shape
   if is_one_tile(shard.keys):
     valid = jnp.arange(slots) < shard.written[:, None]
     return add(Tile(jnp.arange(num_classes, dtype=jnp.int32), shard.keys, valid, jnp.int32(0)), zeros)
+
+  def needed() -> Any:
+    return _over_needed_tiles(shard, wanted, add, zeros)
+
+  def every() -> Any:
+    return over_every_tile(shard, add, zeros, gpu_keys)
+
+  return jax.lax.platform_dependent(cuda=every, rocm=every, default=needed)
+
+
+def over_every_tile(shard: BankShard, add: Callable[[Tile, Any], Any], zeros: Any, keys: int) -> Any:
+  """Returns ``add(tile, sums)`` over all tiles of a shard, in a loop whose end is known to the compiler.
+
+  The host of a GPU waits in each iteration of a loop whose end the data decide.
+  """
+  num_classes, slots, _ = shard.keys.shape
+  g, t = tile_shape(num_classes, slots, keys)
+  rows, columns = -(-num_classes // g), -(-slots // t)
+
+  def add_tile(i: Array, sums: Any) -> Any:
+    tile = _tile(shard, shard.keys, (i // columns * g, i % columns * t), (g, t))
+    # Clearing costs nothing here: the operation that copies the slice also selects.
+    return add(tile._replace(keys=cleared(tile.keys, tile.valid)), sums)
+
+  with jax.named_scope(EVERY_TILE):
+    return jax.lax.fori_loop(0, rows * columns, add_tile, zeros)
+
+
+def _tile(shard: BankShard, keys: Array, corner: tuple[Array, Array], size: tuple[int, int]) -> Tile:
+  """Returns the tile at ``corner``; at the end of a row or column it starts early, and masks what it repeats."""
+  (num_classes, slots, dim), (g, t) = keys.shape, size
+  row, column = jnp.minimum(corner[0], num_classes - g), jnp.minimum(corner[1], slots - t)
+  classes, at = row + jnp.arange(g, dtype=jnp.int32), column + jnp.arange(t)
+  written = at < jax.lax.dynamic_slice_in_dim(shard.written, row, g)[:, None]
+  unread = (classes >= corner[0])[:, None] & (at >= corner[1])
+  return Tile(classes, jax.lax.dynamic_slice(keys, (row, column, 0), (g, t, dim)), written & unread, row)
+
+
+def _over_needed_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any], Any], zeros: Any) -> Any:
+  num_classes, slots, _ = shard.keys.shape
   g, t = tile_shape(num_classes, slots)
   rows, columns = -(-num_classes // g), -(-slots // t)
   # All tiles have one size: the last of a row or column starts early, and leaves out what the one before has read.
@@ -103,15 +158,10 @@ def sum_over_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any], A
     def add_tile(i: Array, sums: Any) -> Any:
       # Tied to the loop's index: a CPU would otherwise convert all of a bfloat16 bank to float32 before the loop.
       bank, _ = jax.lax.optimization_barrier((shard.keys, i))
-      corner = row_of[order[i] // columns], column_of[order[i] % columns]
-      row, column = jnp.minimum(corner[0], num_classes - g), jnp.minimum(corner[1], slots - t)
-      classes, at = row + jnp.arange(g, dtype=jnp.int32), column + jnp.arange(t)
-      keys = jax.lax.dynamic_slice(bank, (row, column, 0), (g, t, dim))
-      written = at < jax.lax.dynamic_slice_in_dim(shard.written, row, g)[:, None]
+      tile = _tile(shard, bank, (row_of[order[i] // columns], column_of[order[i] % columns]), (g, t))
       if clear:
-        keys = cleared(keys, written)
-      unread = (classes >= corner[0])[:, None] & (at >= corner[1])
-      return add(Tile(classes, keys, written & unread, row), sums)
+        tile = tile._replace(keys=cleared(tile.keys, tile.valid))
+      return add(tile, sums)
 
     return add_tile
 

@@ -105,6 +105,8 @@ FORMS = {
   "one tile": {"one_tile": 1 << 24},
   "three classes": {"one_tile": 0, "query_block": 5, "key_tile": 3 * M + 1},
   "three slots": {"one_tile": 0, "query_block": 5, "key_tile": 3},
+  "three classes, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3 * M + 1, "every_tile": True},
+  "three slots, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3, "every_tile": True},
 }
 
 
