@@ -44,13 +44,15 @@ def make_predictor(network: Network, config_eval: Config) -> Predictor:
   pads = bool(config_eval.pad_to_grid) and views.window is None
 
   def predict(params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
-    def probabilities(pixels: jax.Array) -> jax.Array:
-      height, width = pixels.shape[1:3]
-      size = grid_size(network, (height, width)) if pads else (height, width)
-      logits = network.predict(params, batch_stats, padded_to(pixels, size)).logits
-      return jax.nn.softmax(upsample(logits, size)[:, :height, :width], axis=-1)
-
     def of_view(pixels: jax.Array) -> jax.Array:
+      height, width = views.window or pixels.shape[1:3]
+      size = grid_size(network, (height, width)) if pads else (height, width)
+      outputs = network.with_weights(params, batch_stats, size)  # once for all windows
+
+      def probabilities(pixels: jax.Array) -> jax.Array:
+        logits = outputs(padded_to(pixels, size)).logits
+        return jax.nn.softmax(upsample(logits, size)[:, :height, :width], axis=-1)
+
       if views.window is None:
         return probabilities(pixels)
       return slide(probabilities, pixels, views.window, views.stride)

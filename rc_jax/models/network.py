@@ -1,6 +1,7 @@
 """The types between backbones, heads and their users: feature maps, outputs, networks; and ``Head``, ``Backbone``."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -99,6 +100,8 @@ class Network:
       resampled.
     grid_stride: pixels ``s``: where the sides of an image are multiples of ``s``, plus 1, each cell of the grids lies
       on the pixel that aligned corners assign to it; None: unknown.
+    bind: ``(params, batch_stats, (H,W)) -> (images -> Outputs)``, as ``predict`` in two parts: what depends on the
+      weights alone is computed at the first call. None: nothing does.
   """
 
   init: Callable[..., Variables]
@@ -108,6 +111,21 @@ class Network:
   channels: int
   align_corners: bool
   grid_stride: int | None = None
+  bind: Callable[[Tree, Tree, tuple[int, int]], Callable[[jax.Array], Outputs]] | None = None
+
+  def with_weights(
+    self, params: Tree, batch_stats: Tree, image_size: tuple[int, int]
+  ) -> Callable[[jax.Array], Outputs]:
+    """Returns ``images -> predict(params, batch_stats, images)``, for loops over images of one size.
+
+    Args:
+      params: as for ``predict``.
+      batch_stats: as for ``predict``.
+      image_size: ``(H,W)``.
+    """
+    if self.bind is None:
+      return functools.partial(self.predict, params, batch_stats)
+    return self.bind(params, batch_stats, image_size)
 
 
 @dataclasses.dataclass(frozen=True)

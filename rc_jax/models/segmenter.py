@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from rc_jax.fields import Config, Field, above, at_least, below_one, one_of, require
 from rc_jax.losses.cross_entropy import cross_entropy
+from rc_jax.models import folding
 from rc_jax.models.backbones import hrnet, resnet
 from rc_jax.models.heads import ccnet, danet, deeplabv3, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.fcn import FCNHead
@@ -209,14 +210,35 @@ def build(config_model: Config, num_classes: int) -> Network:
     )
     return outputs, updates["batch_stats"]
 
-  def predict(params: Tree, batch_stats: Tree, images: jax.Array) -> Outputs:
+  def run(params: Tree, batch_stats: Tree, images: jax.Array) -> Outputs:
     variables = {"params": params, "batch_stats": batch_stats}
     outputs: Outputs = module.apply(variables, images, train=False)  # type: ignore[assignment]
     return outputs
 
-  channels = model.embedding_channels or model.channels
+  def bind(params: Tree, batch_stats: Tree, image_size: tuple[int, int]) -> Callable[[jax.Array], Outputs]:
+    def trace() -> Outputs:
+      return run(params, batch_stats, jnp.zeros((1, *image_size, 3), jnp.uint8))
+
+    folded = folding.folded_convs(trace, (params, batch_stats))
+
+    def predict(images: jax.Array) -> Outputs:
+      with folding.replaced(folded):
+        return run(params, batch_stats, images)
+
+    return predict
+
+  def predict(params: Tree, batch_stats: Tree, images: jax.Array) -> Outputs:
+    return bind(params, batch_stats, (images.shape[1], images.shape[2]))(images)
+
   return Network(
-    init, train, predict, num_classes, channels, bool(model.align_corners), backbone.grid_stride(model)
+    init=init,
+    train=train,
+    predict=predict,
+    num_classes=num_classes,
+    channels=model.embedding_channels or model.channels,
+    align_corners=bool(model.align_corners),
+    grid_stride=backbone.grid_stride(model),
+    bind=bind,
   )
 
 

@@ -108,8 +108,9 @@ def test_kept_bytes_equal_counts_by_hand(monkeypatch: pytest.MonkeyPatch) -> Non
     stages = by_name(measure(toy, (17, 19)))
     # The image for the first kernel's gradient; the mask of the ReLU; the input of the second convolution.
     assert stages["backbone/a"].kept_bytes == pixels * (3 * size + 6 + 6 * size)
-    # Input, mean and deviation of the normalisation; the mask of the ReLU; the classifier's input, which is float32.
-    b = pixels * (8 * size + 8) + 2 * 8 * 4
+    # Input, mean, deviation and offset of the normalisation; the mask of the ReLU; the classifier's input, which is
+    # float32.
+    b = pixels * (8 * size + 8) + 3 * 8 * 4
     if dtype == jnp.float32:
       assert stages["backbone/b+b_norm"].kept_bytes == b + pixels * 8 * 4
       assert stages["head/classifier"].kept_bytes == 0
