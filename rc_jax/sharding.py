@@ -9,6 +9,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
 
+# By default XLA leaves out roundings to bfloat16 between operations, and then keeps such arrays in float32: 3.9 of the
+# 117 GB that a step of DeepLabV3 on ResNet-50 moves.
+GPU_OPTIONS: dict[str, str | bool] = {"xla_allow_excess_precision": False}
+
 
 def global_mesh() -> Mesh:
   """Returns the mesh of all devices of all processes, with the axis ``DATA_AXIS``."""
@@ -24,6 +28,16 @@ def local_mesh() -> Mesh:
 def mesh_of(devices: Sequence[Any]) -> Mesh:
   """Returns the mesh of some devices, attached or not, with the axis ``DATA_AXIS``."""
   return Mesh(np.asarray(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def on_gpus(mesh: Mesh) -> bool:
+  """Returns whether the devices of a mesh are GPUs, attached or not."""
+  return str(mesh.devices.flat[0].platform) == "gpu"
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str | bool] | None:
+  """Returns the options with which programs that run a network are compiled, for ``jax.jit``; None: the usual ones."""
+  return GPU_OPTIONS if on_gpus(mesh) else None
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

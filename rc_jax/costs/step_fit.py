@@ -98,7 +98,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   state, batch, update_rule = _abstract_arguments(config, network, mesh)
   # Without norms on GPUs, as nearly all steps of a run there.
   step = initial_state.jitted_step(
-    config, network, update_rule, state, mesh, norms=not initial_state.on_gpus(mesh)
+    config, network, update_rule, state, mesh, norms=not sharding.on_gpus(mesh)
   )
 
   effort = (

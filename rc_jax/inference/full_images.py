@@ -95,7 +95,8 @@ class FullImages:
           in_specs=(replicated, replicated, spread),
           out_specs=spread,
           check_vma=False,
-        )
+        ),
+        compiler_options=sharding.compiler_options(self._mesh),
       )
       .lower(params, batch_stats, images)
       .compile()

@@ -61,7 +61,10 @@ class SlidingWindows:
     here: dict[str, Any] = {"mesh": mesh, "out_specs": spread, "check_vma": False}
     add = functools.partial(_add, shape=self._window, align_corners=views.align_corners)
     self._cut = jax.jit(jax.shard_map(_cut, in_specs=spread, **here))
-    self._logits = jax.jit(jax.shard_map(logits, in_specs=(replicated, replicated, spread), **here))
+    self._logits = jax.jit(
+      jax.shard_map(logits, in_specs=(replicated, replicated, spread), **here),
+      compiler_options=sharding.compiler_options(mesh),
+    )
     self._add = jax.jit(jax.shard_map(add, in_specs=spread, **here), donate_argnums=0)
     self._zeros = jax.jit(
       lambda rows, canvas: jnp.zeros((rows, *canvas, network.num_classes), jnp.float32),

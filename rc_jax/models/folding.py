@@ -21,12 +21,14 @@ class FoldedConv(NamedTuple):
   """A convolution with the BatchNorm after it.
 
   Attributes:
-    kernel: ``W f``, float32 of the shape of ``W``.
+    kernel: ``W f``, of the shape of ``W``, in the dtype of the convolution.
     offset: ``b [out]`` float32.
+    rounded_offset: ``b`` in the dtype of the convolution.
   """
 
   kernel: jax.Array
   offset: jax.Array
+  rounded_offset: jax.Array
 
 
 class _Call(NamedTuple):
@@ -54,7 +56,9 @@ def folded_convs(run: Callable[[], Any], variables: Any) -> tuple[FoldedConv | N
   def note(norm: BatchNorm, call: _Call, residual: jax.Array | None, relu: bool) -> None:
     names = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
     arrays = (call.kernel, *(norm.get_variable(*name) for name in names))
-    found.append((arrays, norm.epsilon) if all(id(array) in known for array in arrays) else ())
+    found.append(
+      (arrays, norm.epsilon, call.result.dtype) if all(id(array) in known for array in arrays) else ()
+    )
 
   def trace() -> None:
     with _pairs(note):
@@ -64,10 +68,11 @@ def folded_convs(run: Callable[[], Any], variables: Any) -> tuple[FoldedConv | N
   return tuple(_folded(*arguments) if arguments else None for arguments in found)
 
 
-def _folded(arrays: tuple[jax.Array, ...], epsilon: float) -> FoldedConv:
+def _folded(arrays: tuple[jax.Array, ...], epsilon: float, dtype: jnp.dtype) -> FoldedConv:
   kernel, scale, bias, mean, var = arrays
   factor = scale * jax.lax.rsqrt(var + epsilon)
-  return FoldedConv(kernel * factor, bias - mean * factor)
+  offset = bias - mean * factor
+  return FoldedConv((kernel * factor).astype(dtype), offset, offset.astype(dtype))
 
 
 @contextlib.contextmanager
@@ -79,8 +84,7 @@ def replaced(folded: tuple[FoldedConv | None, ...]) -> Iterator[None]:
     conv = next(remaining)
     if conv is None:
       return None
-    kernel, offset = conv
-    arrays = (call.convolve(kernel), offset, residual)
+    arrays = (call.convolve(conv.kernel), conv.offset, conv.rounded_offset, residual)
 
     def shifted(y: jax.Array, offset: jax.Array, residual: jax.Array | None) -> jax.Array:
       y = y + offset
@@ -88,15 +92,17 @@ def replaced(folded: tuple[FoldedConv | None, ...]) -> Iterator[None]:
         y = y + residual
       return jnp.maximum(y, 0) if relu else y
 
-    def in_float32(y: jax.Array, offset: jax.Array, residual: jax.Array | None) -> jax.Array:
+    def in_float32(y: jax.Array, offset: jax.Array, _: jax.Array, residual: jax.Array | None) -> jax.Array:
       wide = shifted(
         y.astype(jnp.float32), offset, None if residual is None else residual.astype(jnp.float32)
       )
       return wide.astype(y.dtype)
 
-    def in_one_operation(y: jax.Array, offset: jax.Array, residual: jax.Array | None) -> jax.Array:
+    def in_one_operation(
+      y: jax.Array, _: jax.Array, rounded_offset: jax.Array, residual: jax.Array | None
+    ) -> jax.Array:
       # cuDNN adds a bias of the array's dtype, in float32 and before it rounds.
-      return shifted(y, offset.astype(y.dtype), residual)
+      return shifted(y, rounded_offset, residual)
 
     y: jax.Array = jax.lax.platform_dependent(
       *arrays, cuda=in_one_operation, rocm=in_one_operation, default=in_float32

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from rc_jax.fields import Config, Field, above, at_least, below_one, one_of, require
 from rc_jax.losses.cross_entropy import cross_entropy
-from rc_jax.models import folding
 from rc_jax.models.backbones import hrnet, resnet
+from rc_jax.models.folding import folded_convs, replaced
 from rc_jax.models.heads import ccnet, danet, deeplabv3, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.initial_values import initial_variables
@@ -219,10 +219,10 @@ def build(config_model: Config, num_classes: int) -> Network:
     def trace() -> Outputs:
       return run(params, batch_stats, jnp.zeros((1, *image_size, 3), jnp.uint8))
 
-    folded = folding.folded_convs(trace, (params, batch_stats))
+    folded = folded_convs(trace, (params, batch_stats))
 
     def predict(images: jax.Array) -> Outputs:
-      with folding.replaced(folded):
+      with replaced(folded):
         return run(params, batch_stats, images)
 
     return predict

@@ -295,7 +295,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
 
   def norms_due(step: int) -> bool:
     # Also where the state is saved, for the check that it is finite. Other platforms would compile for longer.
-    return not initial_state.on_gpus(mesh) or is_logged(config, step) or is_saved(config, step)
+    return not sharding.on_gpus(mesh) or is_logged(config, step) or is_saved(config, step)
 
   first = int(state.step)
   earlier = [step for step in scores if step <= first]

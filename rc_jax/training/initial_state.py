@@ -21,10 +21,6 @@ from rc_jax.weights import pretrained
 # A kernel [k,k,in,out] lies in memory as [out,k,k,in].
 KERNEL_LAYOUT = Layout(major_to_minor=(3, 0, 1, 2))
 
-# By default XLA leaves out roundings to bfloat16 between operations, and then keeps such arrays in float32: 3.9 of the
-# 117 GB that a step of DeepLabV3 on ResNet-50 moves.
-GPU_OPTIONS: dict[str, str | bool] = {"xla_allow_excess_precision": False}
-
 
 def initial_state(
   config: Config, network: models.Network, training_images: int, mesh: Mesh, fresh: bool
@@ -143,7 +139,7 @@ def state_formats(state: TrainState, mesh: Mesh) -> TrainState:
     A tree of ``NamedSharding``, and of ``Format`` where the layout is not the usual one.
   """
   shardings = state_shardings(state, mesh)
-  if not on_gpus(mesh):
+  if not sharding.on_gpus(mesh):
     return shardings
 
   def format_of(leaf: Any, where: Any) -> Any:
@@ -156,14 +152,9 @@ def state_formats(state: TrainState, mesh: Mesh) -> TrainState:
   )
 
 
-def on_gpus(mesh: Mesh) -> bool:
-  """Returns whether the devices of a mesh are GPUs, attached or not."""
-  return str(mesh.devices.flat[0].platform) == "gpu"
-
-
 def in_training_formats(state: TrainState, mesh: Mesh) -> TrainState:
   """Returns a state with the layouts of `state_formats`; its buffers are donated."""
-  if not on_gpus(mesh):
+  if not sharding.on_gpus(mesh):
     return state
   formats = state_formats(state, mesh)
   placed: TrainState = jax.jit(lambda state: state, donate_argnums=0, out_shardings=formats)(state)
@@ -195,5 +186,5 @@ def jitted_step(
     donate_argnums=0,
     # Stated, not left to the compiler: the result of the compiled step is its next argument.
     out_shardings=(state_formats(state, mesh), sharding.replicated_sharding(mesh)),
-    compiler_options=GPU_OPTIONS if on_gpus(mesh) else None,
+    compiler_options=sharding.compiler_options(mesh),
   )
