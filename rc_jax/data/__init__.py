@@ -3,8 +3,9 @@
 import difflib
 import functools
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import pathlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rc_jax.data.datasets import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
 from rc_jax.data.pipeline.batches import TrainBatches, evaluation_examples, train_batches
@@ -14,7 +15,7 @@ from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
 from rc_jax.data.reading.examine import Examined, examine_all
 from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
-from rc_jax.data.reading.locate import suggest_root
+from rc_jax.data.reading.locate import SPLIT_FIELDS, labelled_splits, suggest, suggest_moves
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
 from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset, notes_of
 
@@ -29,9 +30,6 @@ DATASETS: dict[str, Dataset] = {
   "camvid": camvid.DATASET,
   "synthetic": synthetic.DATASET,
 }
-
-
-SPLIT_FIELDS = "--config.dataset.train_split= or --config.eval.split="
 
 
 def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
@@ -53,7 +51,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
     FileNotFoundError: in one line: a missing folder, with the expected layout.
   """
   dataset = _dataset(name)
-  with _with_suggestions(name, root, needs_labels=labels):
+  with _with_suggestions(name, root, parts_of(name, split), labels):
     opened = functools.partial(reader.load, name, dataset) if _is_prepared(dataset, root) else dataset.load
     parts = tuple(opened(root, part) for part in parts_of(name, split))
   for part in parts:
@@ -61,7 +59,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
       expected = f"expected {dataset.layout}" if dataset.layout else "expected a split with labels"
       raise ValueError(
         f"split {split!r} of {name}: the images in {_folder_of(part, root)} have no labels to train on or to score, "
-        f"{expected}: add them, or choose another split ({SPLIT_FIELDS}; --mode=predict needs no labels)"
+        f"{expected}: add them (--mode=predict needs no labels){_labels_elsewhere(dataset, root, split, part)}"
       )
   return parts[0] if len(parts) == 1 else Joined(parts)
 
@@ -107,27 +105,26 @@ def _is_prepared(dataset: Dataset, root: str) -> bool:
 
 
 @contextmanager
-def _with_suggestions(name: str, root: str, needs_labels: bool | None = None) -> Iterator[None]:
-  """Appends to an error about a missing folder where the data set may be.
-
-  Where it is that of a split, ``needs_labels`` is not None, and the error names the splits that can be read.
-  """
+def _with_suggestions(
+  name: str, root: str, parts: Sequence[str] = (), needs_labels: bool = False
+) -> Iterator[None]:
+  """Appends to an error about a missing folder what has been found to work in place of it."""
   try:
     yield
   except FileNotFoundError as error:
-    suggestion = suggest_root(name, root, DATASETS)
-    if not suggestion and needs_labels is not None:
-      suggestion = _suggest_split(name, root, needs_labels)
+    suggestion = suggest(name, root, parts, needs_labels, DATASETS, error)
     raise FileNotFoundError(f"{error}{suggestion}") from None
 
 
-def _suggest_split(name: str, root: str, needs_labels: bool) -> str:
-  present = []
-  for split in splits(name, root):
-    with suppress(ValueError, OSError):
-      if DATASETS[name].load(root, split).labelled or not needs_labels:
-        present.append(split)
-  return f"; or choose one of the splits there, {', '.join(present)}, with {SPLIT_FIELDS}" if present else ""
+def _labels_elsewhere(dataset: Dataset, root: str, split: str, part: Source) -> str:
+  """Returns what else to do about a split without labels, as far as it has been found to work."""
+  if not isinstance(part, FilePairs):
+    return ""
+  parts = parts_of(dataset.info_at(root).name, split)
+  path = pathlib.Path(os.path.expanduser(root))
+  moves = suggest_moves(dataset, path, parts, True, part.labels_in) if part.labels_in else ""
+  others = ", ".join(labelled_splits(dataset, root))
+  return moves or (f", or choose a split that has labels, {others}, with {SPLIT_FIELDS}" if others else "")
 
 
 def _folder_of(part: Source, root: str) -> str:

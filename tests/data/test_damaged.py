@@ -312,7 +312,7 @@ DAMAGED: dict[str, tuple] = {
   "unpacked into its own name": (
     "cityscapes",
     nested,
-    ("leftImg8bit/train", "does not exist", "leftImg8bit/leftImg8bit", "one level up"),
+    ("leftImg8bit/train", "does not exist", "these commands move them: mv", "leftImg8bit/leftImg8bit/*"),
   ),
   "ids reduced already": (
     ADE,

@@ -1,6 +1,7 @@
 """Any folder of images and label images, paired by name, with a table of the classes."""
 
 import csv
+import dataclasses
 import os
 import pathlib
 import re
@@ -64,7 +65,7 @@ def load(root: str, split: str) -> FilePairs:
   defects: list[str] = []
   images = files_in(images_in, recursive=True)
   labels = files_in(labels_in, recursive=True) if labels_in.is_dir() else None
-  return pair_files(
+  pairs = pair_files(
     info,
     train_ids,
     _files_by_path(images_in, images, IMAGE_SUFFIXES, defects),
@@ -74,6 +75,7 @@ def load(root: str, split: str) -> FilePairs:
     defects=defects,
     notes=left_out(images_in, images, IMAGE_SUFFIXES),
   )
+  return pairs if pairs.labelled else dataclasses.replace(pairs, labels_in=f"labels/{split}")
 
 
 def info(root: str) -> DatasetInfo:

@@ -178,7 +178,7 @@ def label_ids(
       )
     advice = "convert it to ids"
     if image.mode in ("RGB", "RGBA"):
-      advice = explain_colors(np.asarray(image), info.ids_by_color())
+      advice = explain_colors(np.asarray(image), info.ids_by_color(), train_ids)
     raise ValueError(
       f"{where}: the label is a colour image (mode {image.mode}), expected one channel that holds class ids "
       f"({id_ranges(train_ids)}): {advice}"
@@ -220,9 +220,7 @@ def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: s
     return
   remedy = "export the label again from the image as it is displayed"
   if image.shape[:2] == label.shape[::-1]:
-    remedy = (
-      "one of them is turned by 90 degrees: turn the label as the EXIF data of the image turn the image"
-    )
+    remedy = "one of them is turned by 90 degrees: turn the label as the image is displayed"
   raise ValueError(
     f"{label_at}: the label is {_size(label)} pixels, but its image {image_at} is {_size(image)} (after its EXIF "
     f"rotation, if any); expected equal sizes: {remedy}"

@@ -77,9 +77,9 @@ def explain_ids(present: Collection[int], known: Collection[int], mistakes: IdMi
   ids, expected = set(present), set(known)
   unknown = ids - expected
   if unknown and max(ids) > 255:
-    if all(own_id % 257 == 0 for own_id in ids):
+    if all(own_id % 257 == 0 and own_id // 257 in expected for own_id in ids):
       return "ids that were stretched to 16 bits (multiples of 257): divide them by 257"
-    if all(own_id % 256 == 0 for own_id in ids):
+    if all(own_id % 256 == 0 and own_id // 256 in expected for own_id in ids):
       return "ids shifted to the high byte (multiples of 256): divide them by 256"
   explained = mistakes.in_label(ids, unknown)
   if explained or not unknown:
@@ -89,24 +89,31 @@ def explain_ids(present: Collection[int], known: Collection[int], mistakes: IdMi
   if unknown == {255}:
     return "labels with 255 for pixels that are not labelled"
   largest = max((own_id for own_id in expected if own_id != 255), default=0)
-  if unknown == {largest + 1} and 0 not in ids:
+  if unknown == {largest + 1} and {own_id - 1 for own_id in ids} <= expected:
     return f"ids that count from 1: subtract one, because {largest + 1} is one above the largest id"
   return ""
 
 
-def explain_colors(pixels: np.ndarray, ids_by_color: Mapping[tuple[int, ...], Sequence[int]]) -> str:
+def explain_colors(
+  pixels: np.ndarray, ids_by_color: Mapping[tuple[int, ...], Sequence[int]], known: Collection[int]
+) -> str:
   """Explains a colour image that should be a label.
 
   Args:
     pixels: uint8 ``[H,W,3]`` or ``[H,W,4]``.
     ids_by_color: the colours of the classes, and their ids.
+    known: the ids of the data set.
 
   Returns:
     The cause and the remedy.
   """
   flat = pixels.reshape(-1, pixels.shape[-1])[:, :3]
   if (flat == flat[:, :1]).all():
-    return "its three channels are equal: keep one of them"
+    unknown = sorted(set(np.unique(flat).tolist()) - set(known))
+    if not unknown:
+      return "its three channels are equal: keep one of them"
+    shown = ", ".join(map(str, unknown[:8])) + (", ..." if len(unknown) > 8 else "")
+    return f"its three channels are equal, and {shown} are no ids: convert it to ids"
   distinct = np.unique(flat, axis=0)
   shared = [color for color in map(tuple, distinct.tolist()) if color in ids_by_color]
   if len(shared) > len(distinct) / 2:

@@ -6,7 +6,9 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.label_names import find_renames
 from rc_jax.data.reading.listing import files_in, left_out
+from rc_jax.data.reading.rearrange import MissingFolder
 from rc_jax.data.reading.source import FilePairs, IncompleteSplit
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".webp", ".tif", ".tiff")
@@ -95,14 +97,20 @@ def pair_files(
     tuple(notes),
   )
   lines = list(defects)
+  renames: Mapping[str, str] = {}
   if labels is not None:
-    lines += _without_counterpart("image", images, "label", labels, labels_at)
-    # A label in a wrong folder is named in the line on its image: a second line would repeat it.
+    renames, renamed = find_renames(info, train_ids, images, labels, labels_at)
+    lines += _without_counterpart("image", images, "label", labels, labels_at, renames)
+    # A label with a wrong name is named in the line on its image: a second line would repeat it.
     named = {_last_part(key) for key in images.keys() - labels.keys()}
-    others = {key: path for key, path in labels.items() if key in images or _last_part(key) not in named}
-    lines += _without_counterpart("label", others, "image", images, images_at)
+    others = {
+      key: path
+      for key, path in labels.items()
+      if key in images or (_last_part(key) not in named and key not in renamed)
+    }
+    lines += _without_counterpart("label", others, "image", images, images_at, {})
   if lines:
-    raise IncompleteSplit(lines, pairs)
+    raise IncompleteSplit(lines, pairs, renames=len(renames))
   return pairs
 
 
@@ -138,15 +146,20 @@ def pair_folders(
 
 
 def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pathlib.Path:
-  """Returns ``root`` as a path if it holds ``folders``; raises FileNotFoundError with the expected layout if not."""
+  """Returns ``root`` as a path if it holds ``folders``.
+
+  Raises:
+    FileNotFoundError: the root, or as MissingFolder a folder in it, does not exist; with the expected layout.
+  """
   remedy = f"expected {layout}: give the folder with --config.dataset.root="
   if not root:
     raise FileNotFoundError(f"dataset.root is empty, but the data set {name} is read from files; {remedy}")
   path = pathlib.Path(os.path.expanduser(root))
-  for folder in (path, *(path / folder for folder in folders)):
-    if not folder.is_dir():
-      state = "is a file" if folder.exists() else "does not exist"
-      raise FileNotFoundError(f"{folder}: this folder of the data set {name} {state}; {remedy}")
+  for folder in ("", *folders):
+    if not (path / folder).is_dir():
+      state = "is a file" if (path / folder).exists() else "does not exist"
+      message = f"{path / folder}: this folder of the data set {name} {state}; {remedy}"
+      raise MissingFolder(message, folder) if folder else FileNotFoundError(message)
   return path
 
 
@@ -159,22 +172,35 @@ def check_split(split: str, name: str, splits: Sequence[str]) -> None:
 
 
 def _without_counterpart(
-  kind: str, files: Mapping[str, pathlib.Path], missing: str, others: Mapping[str, pathlib.Path], where: str
+  kind: str,
+  files: Mapping[str, pathlib.Path],
+  missing: str,
+  others: Mapping[str, pathlib.Path],
+  where: str,
+  renames: Mapping[str, str],
 ) -> list[str]:
-  """Returns a line for each file whose key ``others`` lacks, with a file that may be meant as its counterpart."""
+  """Returns a line for each file whose key ``others`` lacks, with a file that may be meant as its counterpart.
+
+  Args:
+    kind: of the files, ``image`` or ``label``.
+    files: key -> path.
+    missing: the kind of the other files.
+    others: key -> path.
+    where: the expected path of the other file, with ``*`` for the key.
+    renames: key -> advice to rename a file, which has been tried.
+  """
   alone = sorted(files.keys() - others.keys())
   # A label in the folder of another city, or a name that differs in capitals.
   elsewhere = {_last_part(key): others[key] for key in others.keys() - files.keys()} if alone else {}
-  listed: dict[pathlib.Path, list[str]] = {}
+  names = _NamesInFolders()
   lines = []
   for key in alone:
     expected = pathlib.Path(where.replace("*", key))
-    if expected.parent not in listed:
-      listed[expected.parent] = sorted(os.listdir(expected.parent)) if expected.parent.is_dir() else []
-    stem = key.rpartition("/")[2]
-    similar = [name for name in _longer_names(stem, listed[expected.parent]) if name[len(stem)] in "._-"]
+    similar = names.longer(expected.parent, key.rpartition("/")[2])
     if _last_part(key) in elsewhere:
       remedy = f"found {elsewhere[_last_part(key)]}: move or rename it"
+    elif key in renames:
+      remedy = renames[key]
     elif any(name.lower().endswith(_JPEG_SUFFIXES) for name in similar) and missing == "label":
       remedy = f"found {similar[0]}: JPEG changes ids, export the label as PNG"
     elif similar:
@@ -189,10 +215,20 @@ def _last_part(key: str) -> str:
   return key.rpartition("/")[2].lower()
 
 
-def _longer_names(start: str, names: Sequence[str]) -> Sequence[str]:
-  """Returns those of sorted ``names`` that begin with ``start`` and are longer."""
-  first = bisect.bisect_right(names, start)
-  return names[first : bisect.bisect_left(names, start + "\U0010ffff", lo=first)]
+class _NamesInFolders:
+  """The names in folders, each listed once."""
+
+  def __init__(self) -> None:
+    self._sorted: dict[pathlib.Path, list[str]] = {}
+
+  def longer(self, folder: pathlib.Path, start: str) -> list[str]:
+    """Returns the names in a folder that begin with ``start`` and go on after a dot, an underscore or a hyphen."""
+    if folder not in self._sorted:
+      self._sorted[folder] = sorted(os.listdir(folder)) if folder.is_dir() else []
+    names = self._sorted[folder]
+    first = bisect.bisect_right(names, start)
+    last = bisect.bisect_left(names, start + "\U0010ffff", lo=first)
+    return [name for name in names[first:last] if name[len(start)] in "._-"]
 
 
 def _content_of(folder: pathlib.Path) -> str:

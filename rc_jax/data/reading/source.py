@@ -50,6 +50,7 @@ class FilePairs:
     train_ids: the data set's id -> train id or ``ignore_label``. Other ids are errors: a network must not train
       silently on labels of another data set, or on colours in place of ids.
     notes: sentences on files that were left out; training and inspection print them.
+    labels_in: the folder below the root that would hold the labels of a split without labels; empty: none would.
   """
 
   info: DatasetInfo
@@ -57,6 +58,7 @@ class FilePairs:
   labels: tuple[pathlib.Path, ...] | None
   train_ids: Mapping[int, int]
   notes: tuple[str, ...] = ()
+  labels_in: str = ""
 
   @property
   def labelled(self) -> bool:
@@ -141,13 +143,15 @@ class IncompleteSplit(ValueError):
   Attributes:
     defects: one line each.
     complete: the complete pairs.
+    renames: number of images whose label was found under another name.
   """
 
-  def __init__(self, defects: Sequence[str], complete: FilePairs):
+  def __init__(self, defects: Sequence[str], complete: FilePairs, *, renames: int = 0):
     more = len(defects) - 1
     super().__init__(defects[0] + (f" (and {more} more: --mode=inspect lists them)" if more else ""))
     self.defects = tuple(defects)
     self.complete = complete
+    self.renames = renames
 
 
 def notes_of(source: Source) -> tuple[str, ...]:
