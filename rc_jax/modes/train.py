@@ -372,7 +372,10 @@ def closing(
   split = config.eval.split
   scores = run_log.read_scores(workdir, split, protocol)
   last, best = max(scores), max(scores, key=lambda step: scores[step])
-  best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, --checkpoint={best})"
+  kept = (
+    f"--checkpoint={best}" if (workdir / "checkpoints" / str(best)).is_dir() else f"step {best}, not kept"
+  )
+  best_text = "" if best == last else f" (the best was {100 * scores[best]:.2f}, {kept})"
   time_text = "" if seconds is None else f", in {duration(seconds)}"
   # The score of this step: --mode=eval may have scored another one since, over other classes.
   lines = run_log.read_metrics(workdir)

@@ -79,6 +79,19 @@ def test_the_end_names_classes_that_never_occurred(tmp_path: pathlib.Path) -> No
   assert "background alone occurs" in text and "masks of 0 and 255" in text and "in place of 255" in text
 
 
+def test_the_end_names_the_best_checkpoint_where_it_is_kept(tmp_path: pathlib.Path) -> None:
+  config = defaults()
+  config.dataset.name = "folder"
+  scores = ({"step": step, "split": "val", "miou": miou} for step, miou in ((4, 0.5), (8, 0.25)))
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
+  page = tmp_path / "index.html"
+  text = train.closing(config, tmp_path, page, None, "full images")
+  assert "(the best was 50.00, step 4, not kept)" in text and "--checkpoint" not in text
+  (tmp_path / "checkpoints/4").mkdir(parents=True)
+  text = train.closing(config, tmp_path, page, None, "full images")
+  assert "(the best was 50.00, --checkpoint=4)" in text
+
+
 def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
   for step in (2, 7):
     process = run_tiny.start(tmp_path, cache=cache)
