@@ -46,7 +46,7 @@ def check_class_table(folder: pathlib.Path, table: ClassTable) -> None:
     )
     return
   try:
-    recorded = json.loads(path.read_text())
+    recorded = json.loads(path.read_bytes())
     found = class_differences(table, recorded)
     colors = color_differences(table, recorded)
   except (ValueError, KeyError, TypeError, OSError) as error:

@@ -1,11 +1,24 @@
-"""Atomic writes: after a kill or on a full disk, a file holds its old content or its new content. And JSON files."""
+"""Atomic writes: after a kill or on a full disk, a file holds its old content or its new content. And files of text.
 
+Files are UTF-8 on each system, whatever its locale is.
+"""
+
+import codecs
 import contextlib
 import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
+
+# Longer marks first: that of UTF-32 begins as that of UTF-16 does.
+_MARKS = (
+  (codecs.BOM_UTF8, "utf-8-sig"),
+  (codecs.BOM_UTF32_LE, "utf-32"),
+  (codecs.BOM_UTF32_BE, "utf-32"),
+  (codecs.BOM_UTF16_LE, "utf-16"),
+  (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @contextlib.contextmanager
@@ -35,9 +48,49 @@ def atomic_write(target: pathlib.Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_text(target: pathlib.Path, text: str) -> None:
-  """Writes a text in UTF-8 by ``atomic_write``."""
+  """Writes a text by ``atomic_write``, encoded by ``utf8``."""
   with atomic_write(target) as file:
-    file.write(text.encode())
+    file.write(utf8(text))
+
+
+def utf8(text: str) -> bytes:
+  """Encodes a text in UTF-8. Names of files in it keep their bytes, which may be no UTF-8.
+
+  >>> utf8("Straße"), utf8("caf\\udce9.png")
+  (b'Stra\\xc3\\x9fe', b'caf\\xe9.png')
+  """
+  try:
+    return text.encode("utf-8", "surrogateescape")
+  except UnicodeEncodeError:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def read_text(path: pathlib.Path) -> str:
+  """Reads a text that a user wrote: UTF-8, or another encoding of Unicode that the file's first bytes state.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    ValueError: the encoding is another one; one line with the file and the first line that shows it.
+    OSError: the file cannot be read.
+  """
+  content = path.read_bytes()
+  encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8")
+  remedy = "expected UTF-8: save the file as UTF-8"
+  try:
+    text = content.decode(encoding)
+  except UnicodeDecodeError as error:
+    line = content.count(b"\n", 0, error.start) + 1
+    found = content[error.start : error.start + 1].hex()
+    claimed = encoding.upper().removesuffix("-SIG")
+    raise ValueError(f"{path}, line {line}: the byte 0x{found} is no text in {claimed}; {remedy}") from None
+  if "\0" in text:
+    line = text.count("\n", 0, text.index("\0")) + 1
+    raise ValueError(
+      f"{path}, line {line}: holds zero bytes, as UTF-16 without its first mark does; {remedy}"
+    )
+  return text
 
 
 def read_json_object(path: pathlib.Path, remedy: Callable[[], str]) -> dict[str, Any]:

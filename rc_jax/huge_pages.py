@@ -29,7 +29,7 @@ def restart_with_huge_pages() -> None:
   debugged = sys.gettrace() is not None or "debugpy" in sys.modules
   if debugged or not (sys.executable and sys.orig_argv):
     return
-  kernel = _KERNEL.read_text() if _KERNEL.is_file() else ""
+  kernel = _KERNEL.read_text(encoding="utf-8") if _KERNEL.is_file() else ""
   accelerators = any(glob.glob(pattern) for pattern in _ACCELERATORS)
   if helps(os.environ, _glibc(), kernel, accelerators):
     streams.flush()

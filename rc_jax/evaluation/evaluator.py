@@ -183,12 +183,14 @@ def _in_order(gathered: np.ndarray) -> np.ndarray:
 
 def _gathered_names(names: list[str]) -> list[str]:
   # Collectives carry numbers of one shape.
-  encoded = [name.encode() for name in names]
+  # Names of files may hold bytes that are no UTF-8, which Python shows as surrogates.
+  encoded = [name.encode("utf-8", "surrogatepass") for name in names]
   longest = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
   rows = np.zeros((len(names), longest), np.uint8)
   for row, name in zip(rows, encoded, strict=True):
     row[: len(name)] = np.frombuffer(name, np.uint8)
-  return [row.tobytes().rstrip(b"\0").decode() for row in _in_order(multihost_utils.process_allgather(rows))]
+  gathered = _in_order(multihost_utils.process_allgather(rows))
+  return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass") for row in gathered]
 
 
 def _sum_over_processes(confusion: np.ndarray) -> np.ndarray:

@@ -49,7 +49,7 @@ def read_result(path: pathlib.Path) -> Result:
   if not counts_path.is_file():
     raise FileNotFoundError(f"{counts_path}: missing; score again with --mode=eval, which writes it")
   try:
-    scores = json.loads(path.read_text())
+    scores = json.loads(path.read_bytes())
     rule, classes = scores["absent_class"], list(scores["iou"])
     with np.load(counts_path, allow_pickle=False) as arrays:
       count_names = COUNT_NAMES if COUNT_NAMES[0] in arrays else EARLIER_COUNT_NAMES

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rc_jax import data
+from rc_jax import data, files
 from rc_jax.config import Config, height_width
 from rc_jax.console import Progress, say
 from rc_jax.data import Examined, Source, Subset
@@ -86,10 +86,10 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   for split in splits:
     table_path = folder / f"{split.name}.json"
     table_path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
-    table_path.write_text(json.dumps(tables[split.name], indent=1) + "\n", encoding="utf-8")
+    files.atomic_write_text(table_path, json.dumps(tables[split.name], indent=1) + "\n")
   across = [*info.notes, *_across(config, splits, tables)]
   report = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
-  (folder / "report.txt").write_text("\n".join(report) + "\n")
+  files.atomic_write_text(folder / "report.txt", "\n".join(report) + "\n")
   for split in splits:
     say("\n".join(describe(tables[split.name], ON_SCREEN)))
   say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")

@@ -384,7 +384,7 @@ def closing(
   over = f" {over_classes(ious)}" if ious else ""  # logs of earlier versions lack the classes
   score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
-  absent = absent_classes(json.loads(written.read_text())) if written.is_file() else ""
+  absent = absent_classes(json.loads(written.read_bytes())) if written.is_file() else ""
   return "\n".join(
     (
       f"\nFinished: {score}{best_text} on {config.dataset.name}/{split}{time_text}",

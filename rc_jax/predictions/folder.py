@@ -121,7 +121,7 @@ class PredictionFolder:
     self._log_path = path / f"done_{process}.jsonl"
     if self._log_path.is_file() and not self._log_path.read_bytes().endswith(b"\n"):
       # A kill cut the last line; the next line must not continue it.
-      with self._log_path.open("a") as file:
+      with self._log_path.open("a", encoding="utf-8") as file:
         file.write("\n")
 
   def is_done(self, name: str, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> bool:
@@ -146,7 +146,7 @@ class PredictionFolder:
   def mark_done(self, name: str, fingerprint: Fingerprint) -> None:
     """Logs that all outputs of an image exist."""
     line = json.dumps({"name": name, **dataclasses.asdict(fingerprint.with_digest())}) + "\n"
-    with self._lock, self._log_path.open("a") as log:
+    with self._lock, self._log_path.open("a", encoding="utf-8") as log:
       log.write(line)
 
 
@@ -202,19 +202,19 @@ def label_image(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
 def _read_logs(logs: list[pathlib.Path]) -> dict[str, Fingerprint]:
   done = {}
   for log in logs:
-    for text in log.read_text().splitlines():
+    for text in log.read_bytes().splitlines():
       try:
         line = json.loads(text)
         recorded = {field: line[field] for field in ("changed", "digest") if field in line}
         done[line["name"]] = Fingerprint(line["source"], line["bytes"], line["modified"], **recorded)
-      except (json.JSONDecodeError, KeyError, TypeError):
+      except (ValueError, KeyError, TypeError):
         continue  # a line cut by a kill: that image is labelled again
   return done
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   try:
-    return dict(json.loads(path.read_text()))
+    return dict(json.loads(path.read_bytes()))
   except (OSError, ValueError):
     return {}
 

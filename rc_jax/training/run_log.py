@@ -33,7 +33,7 @@ class RunLog:
       return
     kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_at]
     files.atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-    self._file = self._path.open("a")
+    self._file = self._path.open("a", encoding="utf-8")
     import tensorboardX  # imports PyTorch where that is installed, which takes two seconds
 
     self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)

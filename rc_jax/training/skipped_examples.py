@@ -49,7 +49,7 @@ class SkippedExamples:
     for index, reason in new.items():
       say(f"skipped training example {index}: {reason}")
     if new and jax.process_index() == 0:
-      with self._path.open("a") as file:
+      with self._path.open("a", encoding="utf-8") as file:
         file.writelines(map(_line, new.items()))
     if len(self._reasons) > self._max_skipped:
       raise ValueError(

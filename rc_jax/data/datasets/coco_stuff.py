@@ -21,6 +21,7 @@ from rc_jax.data.reading import (
   files_by_stem,
   pair_files,
 )
+from rc_jax.files import read_text
 
 SPLITS_10K = ("train", "test")
 LAYOUT_10K = (
@@ -138,7 +139,7 @@ def load_10k(root: str, split: str) -> FilePairs:
     raise FileNotFoundError(
       f"{list_file}: this list of images does not exist; expected {LAYOUT_10K}: download it again"
     )
-  listed = set(list_file.read_text().split())
+  listed = set(read_text(list_file).split())
   defects: list[str] = []
   # Files of the other split are no defects of this one.
   files = {folder: sorted((path / folder).iterdir()) for folder in ("images", "annotations")}

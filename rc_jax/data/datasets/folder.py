@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import os
 import pathlib
 import re
@@ -24,8 +25,10 @@ from rc_jax.data.reading import (
   left_out,
   pair_files,
 )
+from rc_jax.files import read_text
 
 CLASSES_FILE = "classes.csv"
+_SEPARATORS = (",", ";", "\t")
 IGNORED = "ignore"
 # Names that other tools give to pixels that count nowhere, in small letters.
 _NAMES_OF_VOID = frozenset(
@@ -104,10 +107,11 @@ def _folders_in(folder: pathlib.Path) -> list[str]:
 def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
   """Reads the table of classes.
 
-  The first line names the columns, ``id,name`` or ``id,name,color``. Every other line holds an id of the labels
-  (0..65535), the name of its class, and the colour of the class in pictures, as ``#rrggbb``. Classes keep the order of
-  the lines. The name ``ignore``, in any letters, marks ids that count nowhere; several lines may have it. Names that
-  often have that meaning, such as ``void``, are classes with a note.
+  The first line names the columns, ``id,name`` or ``id,name,color``, with commas, semicolons or tabs between. Every
+  other line holds an id of the labels (0..65535), the name of its class, and the colour of the class in pictures, as
+  ``#rrggbb``. Classes keep the order of the lines. The name
+  ``ignore``, in any letters, marks ids that count nowhere; several lines may have it. Names that often have that
+  meaning, such as ``void``, are classes with a note.
 
   Args:
     path: the file.
@@ -121,45 +125,37 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
   """
   if not path.is_file():
     raise FileNotFoundError(f"{path}: this table of classes does not exist; expected {LAYOUT}")
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    rows = csv.DictReader(file, skipinitialspace=True)
-    columns = [column.strip().lower() for column in rows.fieldnames or []]
-    if columns not in (["id", "name"], ["id", "name", "color"]):
-      found = ",".join(columns) or "nothing"
-      raise ValueError(f"{path}: the first line is {found}, expected id,name or id,name,color: add it")
-    rows.fieldnames = columns
-    names: list[str] = []
-    own_ids: list[int] = []
-    colors: list[tuple[int, ...] | None] = []
-    train_ids: dict[int, int] = {}
-    notes: list[str] = []
-    for row in rows:
-      where = f"{path}, line {rows.line_num}"
-      own_id, name = (row["id"] or "").strip(), (row["name"] or "").strip()
-      if None in row:
-        raise ValueError(
-          f"{where}: has more than {len(columns)} columns, expected {len(columns)}: quote a name with a comma"
+  columns, rows = _table(path)
+  names: list[str] = []
+  own_ids: list[int] = []
+  colors: list[tuple[int, ...] | None] = []
+  train_ids: dict[int, int] = {}
+  notes: list[str] = []
+  for line, row in rows:
+    where = f"{path}, line {line}"
+    if len(row) > len(columns):
+      raise ValueError(
+        f"{where}: has more than {len(columns)} columns, expected {len(columns)}: quote a name with a comma"
+      )
+    own_id, name, color = (*row, "", "", "")[:3]
+    if not (own_id.isdecimal() and int(own_id) < 2**16):
+      raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
+    if int(own_id) in train_ids:
+      raise ValueError(f"{where}: the id {own_id} is listed twice, expected each id once: remove one")
+    if not name:
+      raise ValueError(f"{where}: the id {own_id} has no name: add one, or {IGNORED}")
+    if name in names:
+      raise ValueError(f"{where}: the name {name!r} is listed twice, expected each name once: choose another")
+    ignored = name.casefold() == IGNORED
+    train_ids[int(own_id)] = IGNORE_LABEL if ignored else len(names)
+    if not ignored:
+      if _means_void(int(own_id), name):
+        notes.append(
+          f"{where}: {name!r} is a class of its own; if its pixels count nowhere, name it {IGNORED}"
         )
-      if not (own_id.isdecimal() and int(own_id) < 2**16):
-        raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
-      if int(own_id) in train_ids:
-        raise ValueError(f"{where}: the id {own_id} is listed twice, expected each id once: remove one")
-      if not name:
-        raise ValueError(f"{where}: the id {own_id} has no name: add one, or {IGNORED}")
-      if name in names:
-        raise ValueError(
-          f"{where}: the name {name!r} is listed twice, expected each name once: choose another"
-        )
-      ignored = name.casefold() == IGNORED
-      train_ids[int(own_id)] = IGNORE_LABEL if ignored else len(names)
-      if not ignored:
-        if _means_void(int(own_id), name):
-          notes.append(
-            f"{where}: {name!r} is a class of its own; if its pixels count nowhere, name it {IGNORED}"
-          )
-        names.append(name)
-        own_ids.append(int(own_id))
-        colors.append(_color(row.get("color") or "", where))
+      names.append(name)
+      own_ids.append(int(own_id))
+      colors.append(_color(color, where))
   if not 2 <= len(names) <= IGNORE_LABEL:
     raise ValueError(f"{path}: lists {len(names)} classes, expected 2 to {IGNORE_LABEL}: change it")
   palette = colormap(len(names) + 1)[1:]
@@ -179,6 +175,41 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
     ),
   )
   return info, train_ids
+
+
+def _table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+  """Reads the columns of the table and its other lines, with their numbers, in any of the forms of spreadsheets.
+
+  These separate columns by commas, semicolons or tabs, write empty columns and lines at the end, and a first line
+  ``sep=;``.
+  """
+  lines = io.StringIO(read_text(path), newline="")
+  first = lines.readline()
+  skipped = 1 if re.fullmatch(r"sep=.\s*", first) else 0
+  head = lines.readline() if skipped else first
+  for separator in _SEPARATORS:
+    columns = [column.lower() for column in _cells(next(csv.reader([head], delimiter=separator), []))]
+    if columns in (["id", "name"], ["id", "name", "color"]):
+      break
+  else:
+    found = head.strip() or "nothing"
+    raise ValueError(f"{path}: the first line is {found}, expected id,name or id,name,color: add it")
+  rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+  try:
+    cells = [(rows.line_num + 1 + skipped, _cells(row)) for row in rows]
+  except csv.Error as error:
+    raise ValueError(
+      f"{path}, line {rows.line_num + 1 + skipped}: is no line of a table ({error}): change it"
+    ) from None
+  return columns, [(line, row) for line, row in cells if row]
+
+
+def _cells(row: list[str]) -> list[str]:
+  """Returns the cells of a line without the empty ones at its end."""
+  cells = [cell.strip() for cell in row]
+  while cells and not cells[-1]:
+    cells.pop()
+  return cells
 
 
 def _means_void(own_id: int, name: str) -> bool:

@@ -90,5 +90,5 @@ def too_many_unreadable(unreadable: int, examples: int, limit: int, reason: str)
 
 def _encode(reason: str) -> np.ndarray:
   # Of a fixed length, because strings cannot be stacked to an array.
-  encoded = reason.encode()[:_REASON_BYTES]
+  encoded = reason.encode(errors="backslashreplace")[:_REASON_BYTES]
   return np.frombuffer(encoded.ljust(_REASON_BYTES, b"\0"), np.uint8)

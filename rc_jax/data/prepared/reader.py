@@ -5,6 +5,7 @@ is read too, if its file states ``Dataset.tfds``. Neither needs TensorFlow.
 """
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class PreparedSplit:
     where = f"{self.root}, example {index} of {self.split}"
     record = self._record(index, where)
     image = self._pixels(record[self.fields.image], where, None)
-    example: Example = {"image": image, "name": record[self.fields.name].decode()}
+    example: Example = {"image": image, "name": os.fsdecode(record[self.fields.name])}
     if self.labelled:
       label = self._pixels(record[self.fields.label], where, self.fields.train_ids)
       check_sizes(image, label, where, where)
@@ -176,7 +177,7 @@ def read_index(path: epath.Path) -> dict[str, Any]:
   file = path / INDEX_FILE
   remedy = "run --mode=prepare again, into another folder"
   try:
-    index: dict[str, Any] = json.loads(file.read_text())
+    index: dict[str, Any] = json.loads(file.read_bytes())
   except (ValueError, OSError) as error:
     raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())}): {remedy}") from None
   if index.get("format") != FORMAT:

@@ -163,7 +163,7 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
   file = output / PLAN_FILE
   if PLAN_FILE in present:
     try:
-      found = json.loads(file.read_text())
+      found = json.loads(file.read_bytes())
     except ValueError:
       raise ValueError(f"{file}: cannot be read: remove {output} and run the same command again") from None
     different = [
@@ -338,7 +338,7 @@ def encode_example(source: FilePairs, index: int, encoding: str) -> dict[str, by
   kept = _FILES_KEPT[:1] if encoding == "tiles" else _FILES_KEPT
   if not content.startswith(kept):
     content = tiles.encode(image) if encoding == "tiles" else _encode_png(image)
-  return {"image": content, "label": label, "name": path.stem.encode()}
+  return {"image": content, "label": label, "name": os.fsencode(path.stem)}
 
 
 def write_shard(
