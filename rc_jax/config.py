@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -281,6 +282,11 @@ def load_recipe(recipe: str) -> Config:
     # Whatever a user's file raises: its last line there is what they can mend.
     line = _line_in(error, path)
     where = f"{file}:{line}" if line else file
+    # Some versions of Python raise a ValueError without the file for UTF-16.
+    if re.search("null bytes|'utf-8' codec", str(error)) and isinstance(error, SyntaxError | ValueError):
+      raise ValueError(
+        f"{where}: is Python in another encoding than UTF-8: save the file as UTF-8"
+      ) from error
     if isinstance(error, ValueError):
       raise  # a recipe's own refusal says all
     raise ValueError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error

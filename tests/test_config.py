@@ -243,6 +243,20 @@ def test_an_error_in_a_recipe_names_its_file_and_line(tmp_path: pathlib.Path, li
   assert "mine.py" in str(refusal.value) and wanted in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+  ("encoding", "is_read"), [("utf-8", True), ("utf-8-sig", True), ("utf-16", False), ("cp1252", False)]
+)
+def test_a_recipe_in_another_encoding_is_named(tmp_path: pathlib.Path, encoding: str, is_read: bool) -> None:
+  path = tmp_path / "mine.py"
+  path.write_text(RECIPE.format(line="config.train.steps = len('Maße')"), encoding=encoding)
+  if is_read:
+    assert load_recipe(str(path)).train.steps == 4
+    return
+  with pytest.raises(ValueError) as refusal:
+    load_recipe(str(path))
+  assert "mine.py" in str(refusal.value) and "save the file as UTF-8" in str(refusal.value)
+
+
 def test_a_missing_field_is_refused() -> None:
   config = recipe("demo")
   del config.train.steps

@@ -63,8 +63,8 @@ def expected_files(
     ``{key: (name, (H,W))}`` in the order of the images.
 
   Raises:
-    ValueError: in one line: the benchmark would not find an image's name, two images have one key, an image has a wrong
-      size or cannot be read.
+    ValueError: in one line: the benchmark would not find an image's name, a zip cannot hold it, two images have one
+      key, an image has a wrong size or cannot be read.
   """
   expected: dict[str, tuple[str, tuple[int, int]]] = {}
   for name, size in images:
@@ -74,6 +74,13 @@ def expected_files(
         f"--format={submission.name}: the image {name} has another name than {submission.names}: predict the images "
         "of the data set, with their original names"
       )
+    try:
+      key.encode()
+    except UnicodeEncodeError:
+      raise ValueError(
+        f"--format={submission.name}: the name of the image {name} holds bytes that are no UTF-8, and names in a zip "
+        "are: rename the image"
+      ) from None
     if key in expected:
       raise ValueError(
         f"--format={submission.name}: the images {expected[key][0]} and {name} would share one prediction: predict "

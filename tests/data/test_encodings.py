@@ -16,6 +16,7 @@ from rc_jax.data.pipeline import skip_unreadable
 from rc_jax.data.prepared import writer
 from rc_jax.evaluation import evaluator
 from rc_jax.modes import inspect
+from rc_jax.predictions import submission
 from rc_jax.predictions.images import from_path
 from tests.support import processes, small_datasets
 
@@ -125,6 +126,12 @@ def test_names_of_other_bytes_pass_through_every_record(
   batch = {name: np.asarray(report[name])[None] for name in ("skipped", "reason")}  # type: ignore[literal-required]
   _, skipped = skip_unreadable.split_report(batch)
   assert "caf\\udce9.png: is an empty file" in skipped[1]
+
+
+def test_a_submission_refuses_names_that_a_zip_cannot_hold() -> None:
+  with pytest.raises(ValueError, match=r"no UTF-8.*rename the image"):
+    submission.expected_files(submission.find("ade20k", "ade20k"), [(RAW_NAME, (4, 5))])
+  assert submission.expected_files(submission.find("ade20k", "ade20k"), [("Straße", (4, 5))])
 
 
 @pytest.mark.run
