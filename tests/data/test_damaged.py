@@ -117,6 +117,11 @@ def pages(root: pathlib.Path) -> None:
   animated("labels/train/1.tif", "TIFF")(root)
 
 
+def image_pages(root: pathlib.Path) -> None:
+  (root / IMAGE).unlink()
+  animated("images/train/1.tif", "TIFF")(root)
+
+
 def floats(root: pathlib.Path) -> None:
   (root / IMAGE).unlink()
   Image.fromarray(photo("x")[..., 0] / np.float32(255)).save(root / "images/train/1.tif")
@@ -250,6 +255,11 @@ DAMAGED: dict[str, tuple] = {
   ),
   "an animated PNG": ("camvid", animated(IMAGE, "PNG"), (IMAGE, "animation of 3", "expected one", "save")),
   "an animated GIF as label": ("camvid", animated(LABEL, "GIF"), (LABEL, "animation of 3", "expected one")),
+  "an image of several pages": (
+    "camvid",
+    image_pages,
+    ("images/train/1.tif", "holds 3 pages", "expected one picture", "export the right page alone"),
+  ),
   "a label of several pages": ("camvid", pages, ("labels/train/1.tif", "3 pages", "expected one", "export")),
   "an image of floats": (
     "camvid",

@@ -82,3 +82,17 @@ def test_every_cut_of_a_file_is_damage_or_no_error() -> None:
         decode_image(content[:length], "a")
       except ValueError as error:
         assert "does not read" not in str(error), (form, length, str(error))
+
+
+@pytest.mark.parametrize(("kind", "pages"), [(1, 1), (4, 1), (0, 2), (2, 2)])
+def test_smaller_copies_and_masks_in_a_tiff_are_no_pages(kind: int, pages: int) -> None:
+  first, second = (Image.fromarray(np.full((8, 9, 3), value, np.uint8)) for value in (70, 9))
+  second.encoderinfo = {"tiffinfo": {254: kind}}  # NewSubfileType
+  file = io.BytesIO()
+  first.save(file, "TIFF", save_all=True, append_images=[second])
+  assert Image.open(file).n_frames == 2
+  if pages == 1:
+    assert (decode_image(file.getvalue(), "a.tif") == 70).all()
+    return
+  with pytest.raises(ValueError, match="holds 2 pages"):
+    decode_image(file.getvalue(), "a.tif")

@@ -11,7 +11,13 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 from rc_jax.data.reading.palette import is_standard
-from rc_jax.data.reading.samples import check_brightness, check_label_format, grey_step, wide_to_eight_bits
+from rc_jax.data.reading.samples import (
+  check_brightness,
+  check_label_format,
+  full_pages,
+  grey_step,
+  wide_to_eight_bits,
+)
 from rc_jax.data.reading.unsupported import identify_unsupported
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
@@ -244,6 +250,10 @@ def _decode(content: bytes, where: str) -> Image.Image:
       f"{where}: cannot be decoded ({reason}), found {len(content):,} bytes, expected a complete image file: "
       "copy or download it again"
     ) from None
+  if image.format == "TIFF":
+    pages = full_pages(content)
+    if pages > 1:
+      raise ValueError(f"{where}: holds {pages} pages, expected one picture: export the right page alone")
   pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
   if pictures > 1:
     raise ValueError(

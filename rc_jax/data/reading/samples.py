@@ -1,5 +1,8 @@
 """Samples of image files as they are stored: decoders scale, invert or cut some of them."""
 
+import io
+import struct
+
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
@@ -7,7 +10,9 @@ from PIL import Image, TiffImagePlugin
 _LABEL_FORMATS = ("PNG", "BMP", "DIB", "TIFF")
 _PNG_BIT_DEPTH_AT = 24  # in the header, which each PNG begins with
 
-# Tags of TIFF, and values of its tag Compression.
+# Tags of TIFF, and values of its tags NewSubfileType, SubfileType and Compression.
+_NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
+_REDUCED, _MASK, _EARLIER_REDUCED = 1, 4, 2
 _BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS = 258, 259, 262, 277
 _WHITE_IS_ZERO = 0
 _LOSSY_COMPRESSION = {
@@ -33,6 +38,26 @@ def stored_bits(image: Image.Image, content: bytes) -> int:
   if isinstance(image, TiffImagePlugin.TiffImageFile):
     return int(max(image.tag_v2.get(_BITS, (1,))))
   return 16 if image.mode.startswith("I") else 8
+
+
+def full_pages(content: bytes) -> int:
+  """Returns the number of pages of a TIFF file, without smaller copies of the first one and masks of transparency."""
+  pages = full = 1
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      pages = getattr(image, "n_frames", 1)
+      for page in range(1, pages):
+        image.seek(page)
+        full += not _is_copy_or_mask(image)
+  except (OSError, SyntaxError, EOFError, ValueError, TypeError, struct.error):
+    return pages  # a damaged page behind the first one is a page
+  return full
+
+
+def _is_copy_or_mask(page: Image.Image) -> bool:
+  tags = page.tag_v2 if isinstance(page, TiffImagePlugin.TiffImageFile) else {}
+  kind = int(tags.get(_NEW_SUBFILE_TYPE, 0))
+  return bool(kind & (_REDUCED | _MASK)) or tags.get(_SUBFILE_TYPE) == _EARLIER_REDUCED
 
 
 def wide_to_eight_bits(image: Image.Image, content: bytes, where: str) -> np.ndarray:
