@@ -10,6 +10,7 @@ from PIL import Image
 from rc_jax import data
 from rc_jax.config import Config, height_width
 from rc_jax.data import Examined, Source
+from rc_jax.drawing.fonts import drawable_names
 from rc_jax.drawing.panels import captioned, flow, grid, legend, named_overlay, shrunk, widest_point
 
 EXAMPLES = 12  # on the sheet of a split
@@ -59,9 +60,11 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
         shrunk(array, _LONGEST_SIDE, _LONGEST_SIDE) for array in (example["image"], example["label"])
       )
       tiles.update({label: _tile(image, labels == label) for label in drawn if (labels == label).any()})
-  shown = []
+  shown, names = [], drawable_names(info)
   for label in sorted(tiles):
-    caption = captioned(tiles[label], f"{info.label_ids[label]} {info.class_names[label]}")
+    # A name that cannot be drawn is shown by its id already.
+    shows_id = names[label] != info.class_names[label]
+    caption = captioned(tiles[label], names[label] if shows_id else f"{info.label_ids[label]} {names[label]}")
     bar = Image.new("RGB", (TILE, 4), tuple(info.palette[label].tolist()))
     shown.append(grid([[caption], [bar]]))
   return flow(shown, WIDTH)

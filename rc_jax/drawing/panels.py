@@ -7,6 +7,7 @@ import scipy.ndimage
 from PIL import Image, ImageDraw, ImageFont
 
 from rc_jax.data import IGNORE_LABEL, DatasetInfo
+from rc_jax.drawing.fonts import drawable, drawable_names, font_of
 
 MANY_CLASSES = 40  # above, legends and plots show the classes that occur, or the largest values
 
@@ -59,13 +60,14 @@ def named_overlay(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> I
   """
   picture = Image.fromarray(overlay(image, labels, info.palette, opacity=0.5))
   draw = ImageDraw.Draw(picture)
-  font = ImageFont.load_default(size=_FONT_SIZE)
+  names = drawable_names(info)
+  font = font_of(names, _FONT_SIZE)
   regions = sorted(
     ((*widest_point(labels == label), label) for label in np.unique(labels).tolist()), reverse=True
   )
   written: list[tuple[float, float, float]] = []  # x, y and half of the width of each name
   for clearance, center, label in regions:
-    name = info.class_names[label] if label < info.num_classes else "ignored"
+    name = names[label] if label < info.num_classes else "ignored"
     half = font.getlength(name) / 2 + 2
     x = min(max(center[1], half), max(half, picture.width - half))
     y = min(max(center[0], 8), picture.height - 8)
@@ -124,7 +126,8 @@ def flow(panels: Sequence[Image.Image], width: int) -> Image.Image:
 
 def captioned(panel: Image.Image, text: str) -> Image.Image:
   """Writes a line above a panel, and cuts it at the panel's width."""
-  font = ImageFont.load_default(size=_FONT_SIZE)
+  text = drawable(text)
+  font = font_of([text], _FONT_SIZE)
   canvas = Image.new("RGB", (panel.width, panel.height + _LINE), "white")
   ImageDraw.Draw(canvas).text((0, 1), _cut(text, font, panel.width), "black", font)
   canvas.paste(panel, (0, _LINE))
@@ -133,7 +136,8 @@ def captioned(panel: Image.Image, text: str) -> Image.Image:
 
 def legend(info: DatasetInfo, classes: Iterable[int], width: int) -> Image.Image:
   """Draws a swatch and a name for each of ``classes``, in as many lines as the width requires."""
-  return swatches([(info.class_names[label], "", info.palette[label]) for label in classes], width)
+  names = drawable_names(info)
+  return swatches([(names[label], "", info.palette[label]) for label in classes], width)
 
 
 def swatches(
@@ -150,7 +154,8 @@ def swatches(
   Returns:
     An RGB picture on white.
   """
-  font = ImageFont.load_default(size=letter)
+  entries = list(entries)
+  font = font_of([name + suffix for name, suffix, _ in entries], letter)
   gap, line = letter // 2, round(letter * 1.6)
   left, top, placed = gap, gap, []
   for name, suffix, color in entries:

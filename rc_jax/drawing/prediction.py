@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from rc_jax.data import DatasetInfo
+from rc_jax.drawing.fonts import drawable_names
 from rc_jax.drawing.panels import overlay, swatches
 
 OPACITY = 0.5
@@ -72,8 +73,9 @@ def legend(fractions: list[tuple[int, float]], info: DatasetInfo, width: int) ->
     width: of the picture, in pixels; letters are proportional to it.
   """
   listed = [(index, fraction) for index, fraction in fractions if fraction >= SMALLEST_FRACTION] or fractions
+  names = drawable_names(info)
   entries: list[tuple[str, str, np.ndarray | None]] = [
-    (info.class_names[index], f" {_percent(fraction)}", info.palette[index]) for index, fraction in listed
+    (names[index], f" {_percent(fraction)}", info.palette[index]) for index, fraction in listed
   ]
   rare = len(fractions) - len(listed)
   if rare:

@@ -137,7 +137,7 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
       raise ValueError(
         f"{where}: has more than {len(columns)} columns, expected {len(columns)}: quote a name with a comma"
       )
-    own_id, name, color = (*row, "", "", "")[:3]
+    own_id, name, color_text = (*row, "", "", "")[:3]
     if not (own_id.isdecimal() and int(own_id) < 2**16):
       raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
     if int(own_id) in train_ids:
@@ -155,7 +155,7 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
         )
       names.append(name)
       own_ids.append(int(own_id))
-      colors.append(_color(color, where))
+      colors.append(_color(color_text, where))
   if not 2 <= len(names) <= IGNORE_LABEL:
     raise ValueError(f"{path}: lists {len(names)} classes, expected 2 to {IGNORE_LABEL}: change it")
   palette = colormap(len(names) + 1)[1:]
