@@ -44,6 +44,11 @@ def free_port() -> int:
   return port
 
 
+def inherited() -> dict[str, str]:
+  """Returns the environment of the tests without what connects processes."""
+  return {name: value for name, value in os.environ.items() if not name.startswith("RC_JAX_")}
+
+
 def start(arguments: Sequence[str], *, processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
   """Starts Python with ``arguments`` in each of the ``processes`` of one run, each with ``devices`` devices."""
   environments = [os.environ | with_devices(devices) for _ in range(processes)]
