@@ -76,7 +76,7 @@ class Connection:
     *lines, self._buffer = (self._buffer + received).split(b"\n")
     try:
       messages = [json.loads(line) for line in lines]
-    except ValueError:
+    except (ValueError, RecursionError):
       messages = [None]
     stranger = self._buffer and not self._buffer.startswith(b"{")
     if stranger or len(self._buffer) > _MOST_BYTES or not all(isinstance(m, dict) for m in messages):

@@ -194,8 +194,8 @@ class _Coordinator:
       index, processes = int(greeting["index"]), int(greeting["processes"])
       place = f"{greeting['host']}, pid {int(greeting['pid'])}"
       facts = greeting["facts"]
-      if not isinstance(facts, dict):
-        raise TypeError
+      if not isinstance(facts, dict) or not 0 <= index < processes:
+        raise ValueError
     except (KeyError, TypeError, ValueError):
       raise Disconnected("it is no process of this version of rc_jax") from None
     if processes != self._count:

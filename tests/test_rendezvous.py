@@ -142,8 +142,21 @@ def test_a_process_that_was_started_again_takes_its_place(address: str, pool: Th
   leave(*groups)
 
 
+NO_INDEX = b'{"rc_jax": 1, "index": -1, "processes": 2, "host": "a", "pid": 1, "facts": {}}\n'
+
+
 @pytest.mark.parametrize(
-  "sent", [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"{}\n", b'{"index": []}\n', b"[1]\n", b"", b'{"index": 1']
+  "sent",
+  [
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"{}\n",
+    b'{"index": []}\n',
+    b"[1]\n",
+    b"",
+    b'{"index": 1',
+    b"[" * 50000 + b"\n",
+    NO_INDEX,
+  ],
 )
 def test_other_programs_are_ignored(sent: bytes, address: str, pool: ThreadPoolExecutor) -> None:
   first = meet(pool, address, 2, 0)
