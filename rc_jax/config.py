@@ -191,8 +191,11 @@ FIELDS: tuple[Field, ...] = (
     "Processes that decode and augment on each host; 0: threads of the training process.",
     at_least(0),
     resumable=True,
+    per_process=True,
   ),
-  Field("data.threads", 4, "Decoding threads in each process.", at_least(1), resumable=True),
+  Field(
+    "data.threads", 4, "Decoding threads in each process.", at_least(1), resumable=True, per_process=True
+  ),
   Field(
     "data.cache_gb",
     0.0,
@@ -200,6 +203,7 @@ FIELDS: tuple[Field, ...] = (
     "Cityscapes' 2975 images need 23.3.",
     at_least(0, "off"),
     resumable=True,
+    per_process=True,
   ),
   Field("eval.split", "val", "The split to score.", SPLITS, resumable=True),
   Field(
@@ -420,6 +424,12 @@ def different_network(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]
 def is_training_only(path: str) -> bool:
   """Whether a field's value changes nothing about what trained weights compute."""
   return path in _BY_PATH and _BY_PATH[path].training_only
+
+
+def shared_fields(config: Config) -> dict[str, Any]:
+  """Returns the value of each field, by its path, that all processes of one run must have in common."""
+  values = _values(config)
+  return {field.path: values[field.path] for field in FIELDS if not (field.per_process or field.is_path)}
 
 
 def as_dict(config: Config) -> dict[str, Any]:

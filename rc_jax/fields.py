@@ -106,6 +106,7 @@ class Field:
     training_only: whether weights compute the same with another value; of ``model.*`` alone.
     read_when: ``(path, values)`` where the field is read only while another field has one of ``values``.
     is_path: whether the value is a path, in which ``~`` stands for the home folder.
+    per_process: whether the processes of one run may have different values; of paths, their content is compared.
   """
 
   path: str
@@ -116,6 +117,7 @@ class Field:
   training_only: bool = False
   read_when: tuple[str, tuple[Any, ...]] | None = None
   is_path: bool = False
+  per_process: bool = False
 
   @property
   def expects(self) -> str:

@@ -38,6 +38,7 @@ MODES = {
   "compile": "compiles the train step, also for absent TPUs, and says whether it fits",
 }
 
+FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT
 NO_PLATFORM = (
@@ -50,6 +51,7 @@ UNFIT_SETTINGS = {
   "JAX_ENABLE_X64": "rc_jax computes in 32 bits; its loss in code of your own also works in 64",
 }
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
+WRITTEN = ("workdir", "output")  # folders that all processes of a run write to
 HELP = ("help", "h", "helpfull", "helpshort")
 
 
@@ -59,19 +61,39 @@ def main(argv: Sequence[str]) -> int:
     return _run(argv)
   except KeyboardInterrupt:
     streams.write_error("interrupted\n")
+    _abort_process(INTERRUPTED, "interrupted")
     return INTERRUPTED
-  except (ValueError, OSError, RuntimeError, AssertionError) as error:
+  except Exception as error:
+    if not isinstance(error, ValueError):
+      _exit_if_lost()
     message = _one_line(error)
     if message is None:
+      # The others wait for this process: it must not wait for them at the interpreter's end.
+      trace = traceback.format_exc()
+      _abort_process(FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", trace)
       raise
     if os.environ.get("RC_JAX_TRACEBACK"):
       streams.write_error(traceback.format_exc())
   streams.write_error(f"error: {message}\n")
+  _abort_process(USAGE_ERROR, message)
+  return USAGE_ERROR
+
+
+def _abort_process(status: int, message: str, shown: str = "") -> None:
+  """Ends this process at once if it is one of several, after it has shown a text."""
+  if "jax" not in sys.modules:
+    return
+  from rc_jax import distributed
+
+  distributed.abort_process(status, message, shown)
+
+
+def _exit_if_lost() -> None:
+  """Ends this process with the reason if another one of the run is lost."""
   if "jax" in sys.modules:
     from rc_jax import distributed
 
-    distributed.abort_process(USAGE_ERROR)
-  return USAGE_ERROR
+    distributed.exit_if_lost()
 
 
 def missing_packages() -> tuple[str, ...]:
@@ -94,6 +116,8 @@ def missing_packages() -> tuple[str, ...]:
 def _one_line(error: Exception) -> str | None:
   """Returns a message that a user can act on; None where only the traceback explains the error."""
   text = " ".join(str(error).split())
+  if not isinstance(error, (ValueError, OSError, RuntimeError, AssertionError)):
+    return None
   if isinstance(error, AssertionError):
     return _no_platform()
   if isinstance(error, RuntimeError):
@@ -146,7 +170,8 @@ def _run(argv: Sequence[str]) -> int:
     if os.environ.get(variable, "").lower() in ("1", "true", "t", "yes", "y", "on"):
       raise ValueError(f"{variable}={os.environ[variable]} in the environment: {reason}; unset it")
   if all(flag in module.FLAGS for flag in distributed.FLAGS):
-    distributed.connect(**{flag.name: values.pop(flag.name) for flag in distributed.FLAGS})
+    place = {flag.name: values.pop(flag.name) for flag in distributed.FLAGS}
+    distributed.connect(**place, facts=_facts(mode, module, values))
   if "command" in inspect.signature(module.run).parameters:
     values["command"] = command.parse(argv, recipe, values["workdir"])
   try:
@@ -154,6 +179,24 @@ def _run(argv: Sequence[str]) -> int:
   finally:
     console.clear_line()  # the message of an error starts at the left margin
   return status if isinstance(status, int) else 0
+
+
+def _facts(mode: str, module: ModuleType, values: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the processes of one run must have in common: command, config and software."""
+  from rc_jax import agreement
+  from rc_jax.config import shared_fields
+
+  facts: dict[str, Any] = {"--mode": mode}
+  for flag in module.FLAGS:
+    # Files may lie elsewhere on another machine: the modes compare what they hold. All write to the same folder.
+    if flag.name in values and (flag.default is not None or flag.name in WRITTEN):
+      value = values[flag.name]
+      facts |= shared_fields(value) if flag.name == "config" else {f"--{flag.name}": _plain(value)}
+  return facts | agreement.software_facts()
+
+
+def _plain(value: Any) -> Any:
+  return str(value) if isinstance(value, pathlib.Path) else value
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # What any package but `contrast` and `ops` may import.
 GROUND = {
   *("fields", "config", "sharding", "distributed", "command", "console", "files", "recipes", "huge_pages"),
-  *("class_table", "folder_lock", "streams"),
+  *("agreement", "class_table", "folder_lock", "process_group", "rendezvous", "streams"),
 }
 
 # Package or module -> the packages of ours that it may import, besides itself and the ground.
@@ -48,9 +48,11 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   "config": {"fields", "models", "losses", "data", "recipes"},
   "class_table": {"console", "files"},
   "console": {"streams"},
-  "distributed": {"fields", "streams"},
+  "distributed": {"agreement", "fields", "process_group", "rendezvous", "streams"},
   "folder_lock": {"console"},
   "huge_pages": {"streams"},
+  "process_group": {"console", "streams"},
+  "rendezvous": {"agreement", "console", "process_group", "streams"},
 }
 
 # Networks are described by fields, not by a run's config, which is made of their fields.

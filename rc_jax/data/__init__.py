@@ -18,6 +18,7 @@ from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
 from rc_jax.data.reading.locate import SPLIT_FIELDS, labelled_splits, suggest, suggest_moves
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
 from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset, notes_of
+from rc_jax.data.reading.split_facts import class_facts, split_facts
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
 # suggest the first. CamVid is late in the list because other data sets have its two folders too.
@@ -150,6 +151,7 @@ __all__ = [
   "SubmissionFormat",
   "Subset",
   "TrainBatches",
+  "class_facts",
   "evaluation_examples",
   "examine_all",
   "files_in",
@@ -158,6 +160,7 @@ __all__ = [
   "notes_of",
   "parts_of",
   "read_image",
+  "split_facts",
   "splits",
   "train_batches",
 ]

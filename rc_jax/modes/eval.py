@@ -31,12 +31,16 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
 
   Raises:
     FileNotFoundError: no checkpoint, or no data.
-    ValueError: the checkpoint holds another network or other classes, or the split has no labels.
+    ValueError: the checkpoint holds another network or other classes, the split has no labels, or the processes do not
+      agree.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   for note in data.notes_of(source):
     say(f"note: {note}")
   path = restore.locate(workdir, checkpoint)
+  if jax.process_count() > 1:
+    facts, listings = data.split_facts(source, config.eval.split)
+    distributed.check_agreement(data.class_facts(source.info) | restore.facts(path) | facts, listings)
   network = models.build(config.model, source.info.num_classes)
   restored = restore.restore(network, config, path, source.info.table())
   scored = f"step {restored.step}" if restored.step else str(path)

@@ -94,6 +94,8 @@ def run(
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
+  if jax.process_count() > 1:
+    distributed.check_agreement(data.class_facts(info) | restore.facts(path))
   restored = restore.restore(network, config, path, info.table())
   variables = sharding.local_copy((restored.params, restored.batch_stats))
   exported, arrays = export_program(

@@ -106,6 +106,8 @@ def _predict(
   output = (output or workdir / "predictions").resolve()
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
+  if jax.process_count() > 1:
+    distributed.check_agreement(data.class_facts(info) | restore.facts(path))
   restored = restore.restore(network, config, path, info.table())
   if images is None:
     source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
@@ -114,6 +116,9 @@ def _predict(
     wanted = from_source(source, config.eval.split)
   else:
     wanted = from_path(images.resolve(), recursive, output)
+  if jax.process_count() > 1:
+    names = [f"{image.name} of {image.size} pixels" for image in wanted]
+    distributed.check_agreement({"number of images": len(names)}, {"image": names})
   # Checks names and sizes before hours of computing.
   expected = (
     submission.expected_files(submission_format, ((image.name, image.size) for image in wanted))

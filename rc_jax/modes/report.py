@@ -48,12 +48,15 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   """
   info = data.info(config.dataset.name, config.dataset.root)
   network = models.build(config.model, info.num_classes)
-  restored = restore.restore(network, config, restore.locate(workdir, checkpoint), info.table())
+  path = restore.locate(workdir, checkpoint)
+  if jax.process_count() > 1:
+    distributed.check_agreement(data.class_facts(info) | restore.facts(path))
+  restored = restore.restore(network, config, path, info.table())
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
-  path = write(config, workdir, network, restored.params, restored.batch_stats, step=restored.step)
-  say(f"pictures of step {restored.step} are in {path.parent}; open {path}")
-  return path
+  page = write(config, workdir, network, restored.params, restored.batch_stats, step=restored.step)
+  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
+  return page
 
 
 def write(

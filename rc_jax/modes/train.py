@@ -34,7 +34,8 @@ from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.step_programs import StepPrograms
 from rc_jax.training.throughput import Throughput
 from rc_jax.training.training_set import position_in_training_set, with_training_set
-from rc_jax.weights.checkpoint import Checkpoints, newest_undamaged
+from rc_jax.weights import restore
+from rc_jax.weights.checkpoint import Checkpoints, newest_step, newest_undamaged
 from rc_jax.weights.checksums import weights_digest
 
 FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
@@ -266,6 +267,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   info = source.info
   for note in data.notes_of(source):
     say(f"note: {note}")
+  if jax.process_count() > 1:
+    _check_agreement(config, workdir, source, eval_source)
 
   network = models.build(config.model, info.num_classes)
   protocol = protocol_text(scoring_protocol(config, network.align_corners, len(eval_source)))
@@ -394,6 +397,27 @@ def closing(
       f"checkpoints: {workdir / 'checkpoints'}",
     )
   )
+
+
+def _check_agreement(
+  config: Config, workdir: pathlib.Path, source: data.Source, eval_source: data.Source
+) -> None:
+  """Checks that all processes train on the same data, from the same step or weights.
+
+  Raises:
+    ValueError: they do not; one line, the same on all processes.
+  """
+  step = newest_step(workdir)
+  facts = {"newest checkpoint in --workdir": step, **data.class_facts(source.info)}
+  pretrained = pathlib.Path(config.model.pretrained) if config.model.pretrained and step is None else None
+  if pretrained is not None and pretrained.is_file():  # an error of a missing file is that of the import
+    facts["content of model.pretrained"] = restore.file_digest(pretrained)
+  listings: dict[str, list[str]] = {}
+  for each, split in ((source, config.dataset.train_split), (eval_source, config.eval.split)):
+    of_split = data.split_facts(each, split)
+    facts |= of_split[0]
+    listings |= of_split[1]
+  distributed.check_agreement(facts, listings)
 
 
 def _training_batches(

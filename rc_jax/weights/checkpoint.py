@@ -283,6 +283,11 @@ def newest_undamaged(folder: pathlib.Path, items: Sequence[str] = ITEMS) -> int 
   return next((int(step.name) for step in _step_folders(folder) if not checksums.damage(step, items)), None)
 
 
+def newest_step(workdir: pathlib.Path) -> int | None:
+  """Returns the newest step of a run in a folder, which may be absent, or None; opens no file."""
+  return next((int(step.name) for step in _step_folders(workdir / FOLDER)), None)
+
+
 def _step_folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """Lists the folders of all steps, the newest first."""
   steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []

@@ -1,6 +1,8 @@
 """Restores the weights to score, predict or export with: from a run, from one step of it, or from a file."""
 
+import hashlib
 import pathlib
+from typing import Any
 
 import jax
 
@@ -8,7 +10,7 @@ from rc_jax import files, models, sharding
 from rc_jax.class_table import ClassTable, check_class_table
 from rc_jax.config import Config, as_dict, different_network, height_width
 from rc_jax.console import say
-from rc_jax.weights import checkpoint, pretrained
+from rc_jax.weights import checkpoint, checksums, pretrained
 
 
 def restore(
@@ -45,6 +47,28 @@ def restore(
   template = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
   return checkpoint.restore_model(folder, template.params, template.batch_stats)
+
+
+def facts(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what identifies the weights that ``restore`` reads, as facts of ``rc_jax.agreement``.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+  """
+  if path.is_file():
+    return {"content of --checkpoint": file_digest(path)}
+  folder = checkpoint.find(path)
+  listed = folder / checksums.FILE
+  return {
+    "step of the checkpoint": int(folder.name),
+    "checksums of the checkpoint": file_digest(listed) if listed.is_file() else None,
+  }
+
+
+def file_digest(path: pathlib.Path) -> str:
+  """Returns 16 hexadecimal digits that stand for the content of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def origin(path: pathlib.Path) -> pathlib.Path:

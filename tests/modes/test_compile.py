@@ -110,20 +110,24 @@ def test_a_cluster_is_recognised(environment, several, monkeypatch) -> None:
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
   joined = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: joined.append(arguments))
   distributed.connect()
   assert joined == ([(None, None, None)] if several else [])
 
 
 def test_flags_connect_processes(monkeypatch) -> None:
-  joined = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments: joined.append(arguments))
-  distributed.connect("host:1234", "4", "3")
-  assert joined == [("host:1234", 4, 3)]
+  joined: list[tuple] = []
+  met: list[tuple] = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: joined.append(arguments))
+  monkeypatch.setattr(distributed, "meet", lambda *arguments: met.append(arguments))
+  distributed.connect("host:1234", "4", "3", 60, {"seed": 0})
+  assert joined == [("host:1234", 4, 3)] and met == [("host:1234", 4, 3, 60, {"seed": 0})]
   with pytest.raises(ValueError, match="--processes, --process_id: not set"):
     distributed.connect("host:1234")
   with pytest.raises(ValueError, match="--process_id=4 of --processes=4: expected 0"):
     distributed.connect("host:1234", "4", "4")
+  with pytest.raises(ValueError, match="--connect_timeout=0: expected 1 or more"):
+    distributed.connect("host:1234", "4", "3", 0)
 
 
 def test_bytes_per_device_divide_sharded_arrays() -> None:

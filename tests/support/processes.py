@@ -36,13 +36,24 @@ def with_devices(number: int) -> dict[str, str]:
   return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(number)}
 
 
+def free_port() -> int:
+  """Returns a port of this machine that no program uses at the moment."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port: int = free.getsockname()[1]
+  return port
+
+
+def inherited() -> dict[str, str]:
+  """Returns the environment of the tests without what connects processes."""
+  return {name: value for name, value in os.environ.items() if not name.startswith("RC_JAX_")}
+
+
 def start(arguments: Sequence[str], *, processes: int = 1, devices: int = 1) -> list[subprocess.Popen]:
   """Starts Python with ``arguments`` in each of the ``processes`` of one run, each with ``devices`` devices."""
   environments = [os.environ | with_devices(devices) for _ in range(processes)]
   if processes > 1:
-    with socket.socket() as free:
-      free.bind(("127.0.0.1", 0))
-      port = free.getsockname()[1]
+    port = free_port()
     for index, environment in enumerate(environments):
       environment["RC_JAX_COORDINATOR"] = f"127.0.0.1:{port}"
       environment["RC_JAX_PROCESSES"], environment["RC_JAX_PROCESS_ID"] = str(processes), str(index)

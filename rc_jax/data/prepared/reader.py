@@ -185,6 +185,14 @@ def read_index(path: epath.Path) -> dict[str, Any]:
   return index
 
 
+def contents(split: PreparedSplit) -> Any:
+  """Returns what the folder states of a split's files, as JSON knows it."""
+  path = folder(split.root)
+  if _exists(path / INDEX_FILE):
+    return read_index(path)["splits"][split.split]
+  return [(path / file).read_text() for file in _TFDS_FILES]
+
+
 def index_of(classes: DatasetInfo) -> dict[str, Any]:
   """Returns the part of ``prepared.json`` that describes the classes."""
   return {"format": FORMAT, **classes.table()}
