@@ -214,6 +214,12 @@ def exif_orientation(content: bytes) -> int:
   return orientation if orientation in range(1, 9) else 1
 
 
+def is_transparent(content: bytes) -> bool:
+  """Returns whether an image file, which ``decode_image`` reads, has pixels that are not opaque."""
+  with Image.open(io.BytesIO(content)) as image:
+    return image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
+
+
 def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: str) -> None:
   """Raises ValueError when image ``[H,W,3]`` and label ``[H,W]`` differ in size."""
   if image.shape[:2] == label.shape:

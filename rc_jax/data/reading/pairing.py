@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
-from rc_jax.data.reading.listing import files_in, left_out
+from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in, left_out
 from rc_jax.data.reading.source import FilePairs, IncompleteSplit
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".bmp", ".webp", ".tif", ".tiff")
@@ -125,15 +125,20 @@ def pair_folders(
     ValueError: there is no image.
   """
   defects: list[str] = []
+  images_by_stem = files_by_stem(images, IMAGE_SUFFIXES, defects)
+  labels_by_stem = files_by_stem(labels, LABEL_SUFFIXES, defects) if labels else None
+  # The line on a label without an image names its picture, if that is of a type that is not read.
+  alone = (labels_by_stem or {}).keys() - images_by_stem.keys()
+  others = [path for path in files_in(images, recursive=False) if path.stem not in alone]
   return pair_files(
     info,
     train_ids,
-    files_by_stem(images, IMAGE_SUFFIXES, defects),
-    files_by_stem(labels, LABEL_SUFFIXES, defects) if labels else None,
+    images_by_stem,
+    labels_by_stem,
     images_at=str(images / "*.jpg"),
     labels_at=str((labels or images) / "*.png"),
     defects=defects,
-    notes=left_out(images, files_in(images, recursive=False), IMAGE_SUFFIXES),
+    notes=left_out(images, others, IMAGE_SUFFIXES),
   )
 
 
@@ -173,8 +178,12 @@ def _without_counterpart(
       listed[expected.parent] = sorted(os.listdir(expected.parent)) if expected.parent.is_dir() else []
     stem = key.rpartition("/")[2]
     similar = [name for name in _longer_names(stem, listed[expected.parent]) if name[len(stem)] in "._-"]
+    unread = [name for name in similar if name[len(stem) :].lower() in UNREAD_SUFFIXES]
     if _last_part(key) in elsewhere:
       remedy = f"found {elsewhere[_last_part(key)]}: move or rename it"
+    elif unread:
+      convert = "convert it to JPEG or PNG" if missing == "image" else "export the label as PNG"
+      remedy = f"found {unread[0]}, a file that is not read: {convert}"
     elif any(name.lower().endswith(_JPEG_SUFFIXES) for name in similar) and missing == "label":
       remedy = f"found {similar[0]}: JPEG changes ids, export the label as PNG"
     elif similar:
