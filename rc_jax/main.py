@@ -261,15 +261,19 @@ def _without_recipe(argv: Sequence[str]) -> list[str]:
 
 def _last_overrides(argv: Sequence[str]) -> list[str]:
   """Keeps the last of several values of one field: ml_collections would join those of a tuple."""
-  last = {
-    argument.partition("=")[0]: index
-    for index, argument in enumerate(argv)
-    if argument.startswith("--config.") and "=" in argument
-  }
+  owners: list[tuple[str, int]] = []  # of each argument: the field that it sets, and the place of its flag
+  takes_value = False
+  for place, argument in enumerate(argv):
+    flag = re.match(r"--?(?:no)?(config\.[^=]*)(=?)", argument)
+    # A value may follow its flag as an argument of its own; only numbers begin with a dash.
+    is_value = takes_value and re.match(r"[^-]|-\.?\d|$", argument)
+    owners.append((flag[1], place) if flag else owners[-1] if is_value else ("", place))
+    takes_value = flag is not None and not flag[2]
+  last = dict(owners)
   return [
     argument
-    for index, argument in enumerate(argv)
-    if last.get(argument.partition("=")[0], index) == index or "=" not in argument
+    for argument, (field, place) in zip(argv, owners, strict=True)
+    if not field or last[field] == place
   ]
 
 

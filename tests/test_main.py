@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rc_jax import distributed, main
-from rc_jax.config import FIELDS
+from rc_jax.config import FIELDS, Config, defaults
 from tests.support.paths import ROOT
 
 CAMVID = "--config=configs/camvid.py:cpu"
@@ -165,6 +165,25 @@ def test_the_last_value_of_a_field_counts(
   sizes = ["--config.train.crop_size=65", "--config.train.crop_size=97"]
   status, printed, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", *sizes)
   assert status == 0 and not errors and "97 x 97" in printed
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--config.eval.scales=1", "-config.eval.scales=0.5"],
+    ["--config.eval.scales", "1", "--config.eval.scales=0.5"],
+    ["--config.eval.scales=1", "--config.eval.scales", "0.5"],
+    ["--config.eval.scales", "1", "--config.seed", "7", "--config.eval.scales", "0.5"],
+  ],
+)
+def test_the_last_value_counts_in_every_form_of_a_flag(
+  arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  taken: dict[str, Config] = {}
+  monkeypatch.setattr("rc_jax.modes.eval.run", lambda config, **others: taken.update(config=config))
+  status, _, errors = call(capsys, monkeypatch, DEMO, "--mode=eval", *arguments)
+  assert status == 0 and not errors and taken["config"].eval.scales == (0.5,)
+  assert taken["config"].seed == (7 if "7" in arguments else defaults().seed)
 
 
 def test_home_is_expanded_in_every_path(

@@ -16,7 +16,16 @@ from rc_jax.data.reading.examine import Examined, examine_all
 from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
 from rc_jax.data.reading.locate import suggest_root
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
-from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset, notes_of
+from rc_jax.data.reading.source import (
+  Example,
+  FilePairs,
+  IncompleteSplit,
+  Joined,
+  Source,
+  Subset,
+  names_of_files,
+  notes_of,
+)
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
 # suggest the first. CamVid is late in the list because other data sets have its two folders too.
@@ -158,6 +167,7 @@ __all__ = [
   "files_in",
   "info",
   "load",
+  "names_of_files",
   "notes_of",
   "parts_of",
   "read_image",
