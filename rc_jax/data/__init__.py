@@ -12,7 +12,7 @@ from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset import Dataset, SubmissionFormat
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
-from rc_jax.data.reading.examine import Examined, examine_all
+from rc_jax.data.reading.examine import DARK, Examined, examine_all
 from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
 from rc_jax.data.reading.locate import suggest_root
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
@@ -147,6 +147,7 @@ def _folder_of(part: Source, root: str) -> str:
 
 
 __all__ = [
+  "DARK",
   "DATASETS",
   "IGNORE_LABEL",
   "IMAGE_SUFFIXES",

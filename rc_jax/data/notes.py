@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from rc_jax import data
-from rc_jax.data import IGNORE_LABEL, DatasetInfo, Examined, FilePairs, Source
+from rc_jax.data import DARK, IGNORE_LABEL, DatasetInfo, Examined, FilePairs, Source
 
 ON_SCREEN = 5  # defects, files and names that a terminal shows; report.txt holds all
 
@@ -145,6 +145,11 @@ def _odd_images(examined: Sequence[Examined], name_of: Callable[[Examined], str]
       first[example.digest] = name_of(example)
   yield from _note_if(
     iter(blank), "images show one colour alone", "if a camera or a copy failed, remove these pairs"
+  )
+  yield from _note_if(
+    (name_of(example) for example in examined if example.dark and not example.blank),
+    f"images are nearly black, without a sample above {DARK - 1} of 255",
+    "if they hold samples of fewer bits or numbers from 0 to 1, scale them to the range 0-255",
   )
   yield from _note_if(
     iter(duplicates), "images equal another image of this split, pixel by pixel", "remove one of each"

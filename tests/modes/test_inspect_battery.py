@@ -215,6 +215,21 @@ CASES: dict[str, Case] = {
     write_image,
   ),
   "opaque": Case(image(lambda p: encoded(p.pixels, "PNG", "RGBA"))),
+  "fourteen_bits": Case(
+    image(lambda p: png(p.twelve_bits * 4, 16)),
+    "nearly black.*scale them",
+    image(lambda p: png(p.twelve_bits * 16, 16)),
+  ),
+  "from_0_to_1": Case(
+    image(lambda p: encoded(p.pixels // 128)),
+    "nearly black.*scale them to the range 0-255",
+    write_image,
+  ),
+  "signed": Case(
+    image(lambda p: tiff(p.pixels[..., 0], 8, sample_format=2)),
+    "signed integers of 8 bits.*save them without sign",
+    write_image,
+  ),
   "black": Case(image(lambda p: encoded(p.pixels * 0)), "show one colour alone.*remove these pairs", remove),
   "one_pixel": Case(
     both(image(lambda p: encoded(p.pixels[:1, :1])), label(lambda p: encoded(p.ids[:1, :1]))),

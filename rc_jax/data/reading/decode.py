@@ -3,6 +3,7 @@
 import io
 import pathlib
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,12 +12,20 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 from rc_jax.data.reading.palette import is_standard
-from rc_jax.data.reading.samples import check_brightness, check_label_format, grey_step, wide_to_eight_bits
+from rc_jax.data.reading.samples import (
+  check_brightness,
+  check_label_format,
+  check_unsigned,
+  grey_step,
+  wide_to_eight_bits,
+)
 from rc_jax.data.reading.unsupported import identify_unsupported
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+# Its two lines of advice for servers are none for data sets; the limit at twice that size stays.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow's decoders raise all of these for damaged files.
 _DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
@@ -66,6 +75,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     raise ValueError(
       f"{where}: the image holds floating point numbers, expected integers of 8 or 16 bits: convert it"
     )
+  check_unsigned(image, where)
   # In place, because the function otherwise copies images without a rotation too.
   ImageOps.exif_transpose(image, in_place=True)
   if image.mode.startswith("I"):
@@ -167,6 +177,7 @@ def label_ids(
     return ids, np.bincount(ids.ravel()), None
   image = _decode(content, where)
   check_label_format(image, where)
+  check_unsigned(image, where)
   pages = getattr(image, "n_frames", 1)
   if pages > 1:
     raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it again")
