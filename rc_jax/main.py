@@ -50,6 +50,8 @@ UNFIT_SETTINGS = {
   "JAX_ENABLE_X64": "rc_jax computes in 32 bits; its loss in code of your own also works in 64",
 }
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
+# A flag that sets a field, with its path and "=", if its value is not an argument of its own.
+_OVERRIDE = r"--?(?:no)?config\.([^=]*)(=?)"
 HELP = ("help", "h", "helpfull", "helpshort")
 
 
@@ -187,12 +189,19 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   """Parses the flags of a mode; returns the arguments of its ``run``."""
   from absl import flags
 
+  from rc_jax.config import check_override
+
   defined = flags.FlagValues()
   flags.DEFINE_string("mode", "", "", flag_values=defined)
   for flag in module.FLAGS:
     options: dict[str, Any] = {"flag_values": defined}
     if flag.name == "config":
-      _define_config(recipe, _last_overrides(argv), defined)
+      overrides = _last_overrides(argv)
+      for argument in overrides:
+        override = re.match(_OVERRIDE, argument)
+        if override:
+          check_override(override[1])
+      _define_config(recipe, overrides, defined)
     elif flag.choices:
       flags.DEFINE_enum(flag.name, str(flag.default), flag.choices, flag.meaning, **options)
     elif isinstance(flag.default, bool):
@@ -206,7 +215,7 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   try:
     rest = defined(_without_recipe(_last_overrides(argv)))
   except flags.Error as error:
-    raise ValueError(str(error)) from error
+    raise ValueError(_wrong_value(str(error))) from error
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
 
@@ -246,6 +255,16 @@ def _define_config(recipe: str, argv: Sequence[str], defined: "flags.FlagValues"
     raise ValueError(f"--config: {text}") from error
 
 
+def _wrong_value(text: str) -> str:
+  """Returns the message of an error of absl in the words of the config, where a field has a wrong value."""
+  from rc_jax.config import expected_value
+
+  wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+  if wrong:
+    return f"config.{wrong[1]}: is {wrong[2]!r}; expected {expected_value(wrong[1])}"
+  return re.sub(r": invalid literal for int\(\).*", ": expected a whole number", text)
+
+
 def _without_recipe(argv: Sequence[str]) -> list[str]:
   """Returns a command line without ``--config=RECIPE``, which has been loaded; overrides of its fields stay."""
   kept, skip = [], False
@@ -264,7 +283,7 @@ def _last_overrides(argv: Sequence[str]) -> list[str]:
   owners: list[tuple[str, int]] = []  # of each argument: the field that it sets, and the place of its flag
   takes_value = False
   for place, argument in enumerate(argv):
-    flag = re.match(r"--?(?:no)?(config\.[^=]*)(=?)", argument)
+    flag = re.match(_OVERRIDE, argument)
     # A value may follow its flag as an argument of its own; only numbers begin with a dash.
     is_value = takes_value and re.match(r"[^-]|-\.?\d|$", argument)
     owners.append((flag[1], place) if flag else owners[-1] if is_value else ("", place))

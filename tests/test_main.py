@@ -158,6 +158,27 @@ def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   assert "77" in errors and ".png" in errors and "0-11" in errors, errors
 
 
+@pytest.mark.parametrize(
+  ("override", "wanted"),
+  {
+    "train.stepz=1": "config.train.stepz: nothing reads this field; did you mean 'steps'?",
+    "foo.bar=1": "config.foo: nothing reads this field; known fields: ",
+    "seed.x=1": "config.seed.x: config.seed is a field, not a group; expected --config.seed=VALUE",
+    "train.crop_size[0]=33": "config.train.crop_size[0]: nothing reads this field; did you mean 'crop_size'?",
+    "train=3": "config.train: is a group; expected one of its fields: batch_size, ",
+    "train.steps=1e3": "config.train.steps: is '1e3'; expected a whole number, 1 or more",
+    "train.steps=": "config.train.steps: is ''; expected a whole number, 1 or more",
+    "eval.flip=ja": "config.eval.flip: is 'ja'; expected true or false",
+    "optimizer.learning_rate=fast": "config.optimizer.learning_rate: is 'fast'; expected a number, above 0",
+  }.items(),
+)
+def test_an_override_that_sets_no_field(
+  override: str, wanted: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  status, _, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", f"--config.{override}")
+  assert status == 2 and errors.startswith(f"error: {wanted}") and errors.count("\n") == 1, errors
+
+
 def test_the_last_value_of_a_field_counts(
   capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
