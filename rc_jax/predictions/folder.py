@@ -125,12 +125,12 @@ class PredictionFolder:
         file.write("\n")
 
   def is_done(self, name: str, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> bool:
-    """Whether an image was labelled and all its wanted files exist; ``wanted``: kind -> suffix."""
+    """Whether an image was labelled and all its wanted files hold data; ``wanted``: kind -> suffix."""
     done = self._done.get(name)
     return (
       done is not None
       and fingerprint.matches(done)
-      and all(self.file(kind, name, suffix).is_file() for kind, suffix in wanted.items())
+      and all(_holds_data(self.file(kind, name, suffix)) for kind, suffix in wanted.items())
     )
 
   def file(self, kind: str, name: str, suffix: str) -> pathlib.Path:
@@ -148,6 +148,11 @@ class PredictionFolder:
     line = json.dumps({"name": name, **dataclasses.asdict(fingerprint.with_digest())}) + "\n"
     with self._lock, self._log_path.open("a") as log:
       log.write(line)
+
+
+def _holds_data(path: pathlib.Path) -> bool:
+  # A machine that loses its power may leave files of 0 bytes.
+  return path.is_file() and path.stat().st_size > 0
 
 
 def settings_of(

@@ -44,6 +44,8 @@ def test_done_images_are_remembered(tmp_path: pathlib.Path) -> None:
   assert folder.is_done("day/a", FINGERPRINT, WANTED)
   assert not folder.is_done("day/b", FINGERPRINT, WANTED)
   assert not folder.is_done("day/a", FINGERPRINT, {**WANTED, "overlays": ".jpg"}), "an output is missing"
+  folder.file("labels", "day/a", ".png").write_bytes(b"")
+  assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file is empty"
   folder.file("labels", "day/a", ".png").unlink()
   assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file was deleted"
 
