@@ -159,6 +159,11 @@ def test_counts_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
   np.testing.assert_array_equal(found.counts, expected.counts)
 
 
+def test_a_space_after_the_comma_is_no_part_of_a_path(tmp_path: pathlib.Path) -> None:
+  results = [write(tmp_path / name, confusions(1, 5, 0.0)) for name in "ab"]
+  assert compare.run(f"{results[0]}, {results[1]},").miou == 0
+
+
 def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> None:
   a = write(tmp_path / "a", confusions(1, 5, 0.0))
   with pytest.raises(ValueError, match="lists 1 results; expected two"):

@@ -21,11 +21,11 @@ def files_by_stem(
   """Lists the files of a folder by their names without suffix.
 
   Args:
-    folder: its files are listed, without those in folders within and those whose names begin with a dot.
+    folder: its files are listed, without folders and hidden files.
     suffixes: in lower case; files with others are left out.
     defects: gets a line for each file that differs from another in its suffix alone.
   """
-  return files_by_key(((path.stem, path) for path in sorted(folder.iterdir())), suffixes, defects)
+  return files_by_key(((path.stem, path) for path in files_in(folder, recursive=False)), suffixes, defects)
 
 
 def files_by_key(
@@ -138,8 +138,23 @@ def pair_folders(
     images_at=str(images / "*.jpg"),
     labels_at=str((labels or images) / "*.png"),
     defects=defects,
-    notes=left_out(images, others, IMAGE_SUFFIXES),
+    notes=[*left_out(images, others, IMAGE_SUFFIXES), *_deeper(images)],
   )
+
+
+def _deeper(folder: pathlib.Path) -> list[str]:
+  """Returns a line on the images in the folders of a folder; none where there is no such image."""
+  images = [
+    path
+    for path in files_in(folder, recursive=True)
+    if path.parent != folder and path.suffix.lower() in IMAGE_SUFFIXES
+  ]
+  if not images:
+    return []
+  return [
+    f"{folder}: images left out: {len(images):,}, because they lie in folders below ({images[0].relative_to(folder)}, "
+    "...); move them up, or read the data as dataset.name=folder"
+  ]
 
 
 def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pathlib.Path:
