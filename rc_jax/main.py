@@ -191,6 +191,8 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
 
   from rc_jax.config import check_override
 
+  # Grain passes absl's flags of a process to the processes that read data; nothing is defined there.
+  flags.FLAGS.mark_as_parsed()
   defined = flags.FlagValues()
   flags.DEFINE_string("mode", "", "", flag_values=defined)
   for flag in module.FLAGS:

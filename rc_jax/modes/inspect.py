@@ -197,7 +197,9 @@ def draw_sheets(
     pixels = list(zip(intact, counts, strict=True))
     yield contact_sheet.save(contact_sheet.examples(source, pixels), folder / f"{split.name}.png")
     if source.labelled:
-      yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
+      sheet = contact_sheet.classes(source, pixels)
+      if sheet is not None:
+        yield contact_sheet.save(sheet, folder / f"{split.name}_classes.png")
       if split.name in training:
         training_sources.append(Subset(source, tuple(example.index for example in intact)))
   if training_sources:

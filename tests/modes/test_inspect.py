@@ -102,6 +102,16 @@ def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> 
   assert "note: 1 classes occur in no label of train, val: background; " in report and "never" not in report
 
 
+def test_labels_without_any_class_have_no_sheet_of_classes(tmp_path: pathlib.Path) -> None:
+  small_datasets.folder(tmp_path / "set")
+  for path in (tmp_path / "set/labels/train").iterdir():
+    small_datasets.save_label(path, np.full((30, 40), 255, np.uint8))
+  status, report = inspect("folder", tmp_path / "set", tmp_path / "run", sheets=True)
+  assert status == inspect_mode.CLEAN and "note: 2 labels hold ignored pixels alone" in report
+  sheets = {path.name for path in (tmp_path / "run/inspect").glob("*.png")}
+  assert sheets == {"train.png", "crops.png", "val.png", "val_classes.png"}
+
+
 def test_masks_of_0_and_255_are_noted_where_255_is_ignored(tmp_path: pathlib.Path) -> None:
   small_datasets.folder(tmp_path / "set")
   mask = small_datasets.random_ids("mask", (0, 255))

@@ -301,3 +301,12 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   suggested = finished.stdout.partition("\nNext:\n")[2]
   assert f"--mode=compare --results={workdir},{workdir}_baseline" in suggested
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
+
+
+def test_worker_processes_read_the_data_of_a_command(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+  """Grain starts them with absl's flags, which only a whole command line leaves as it finds them."""
+  flags = ("--config.data.workers=1", "--config.train.steps=2", "--config.train.eval_every=2")
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  assert [line["step"] for line in run_tiny.lines(tmp_path) if "loss" in line] == [1, 2]
