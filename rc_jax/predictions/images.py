@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from rc_jax import data
 from rc_jax.data import IMAGE_SUFFIXES, UNREAD_SUFFIXES, files_in, read_image
-from rc_jax.predictions.folder import Fingerprint
+from rc_jax.predictions.folder import KINDS, Fingerprint
 
 # EXIF orientations that rotate an image by 90 or 270 degrees.
 ROTATED = (5, 6, 7, 8)
@@ -43,7 +43,7 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
     path: a file or a folder.
     recursive: also list the images of the folders in it, whose names then hold those folders. Hidden folders are left
       out, and links are followed.
-    outputs: a folder that is left out, because predictions are no images to label.
+    outputs: the folder of the predictions, whose labels and pictures are left out.
 
   Raises:
     FileNotFoundError: the path does not exist, or holds no image.
@@ -54,9 +54,11 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
   if not path.is_dir():
     raise FileNotFoundError(f"--images={path}: no such file or folder")
 
+  written = {outputs / kind for kind in KINDS}
+
   def listed(recursive: bool, suffixes: Collection[str]) -> list[pathlib.Path]:
     files = files_in(path, recursive=recursive)
-    return [file for file in files if file.suffix.lower() in suffixes and outputs not in file.parents]
+    return [file for file in files if file.suffix.lower() in suffixes and written.isdisjoint(file.parents)]
 
   files = listed(recursive, IMAGE_SUFFIXES)
   unread = listed(recursive, UNREAD_SUFFIXES)
