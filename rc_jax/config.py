@@ -7,11 +7,8 @@ own files (``rc_jax/models``, ``rc_jax/losses``, ``rc_jax/data/augment``).
 """
 
 import difflib
-import importlib.util
 import json
 import os
-import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,7 +29,7 @@ from rc_jax.fields import (
   require,
   size,
 )
-from rc_jax.recipes import resolve_recipe
+from rc_jax.recipes import run_recipe
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
@@ -273,44 +270,13 @@ def load_recipe(recipe: str) -> Config:
   Raises:
     ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
   """
-  file, _, variant = recipe.partition(":")
-  path = pathlib.Path(resolve_recipe(os.path.expanduser(file)))
-  spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
-  if spec is None or spec.loader is None:
-    raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    config = module.get_config(variant) if variant else module.get_config()
-  except Exception as error:
-    # Whatever a user's file raises: its last line there is what they can mend.
-    line = _line_in(error, path)
-    where = f"{file}:{line}" if line else file
-    # Some versions of Python raise a ValueError without the file for UTF-16.
-    if re.search("null bytes|'utf-8' codec", str(error)) and isinstance(error, SyntaxError | ValueError):
-      raise ValueError(
-        f"{where}: is Python in another encoding than UTF-8: save the file as UTF-8"
-      ) from error
-    if isinstance(error, ValueError):
-      raise  # a recipe's own refusal says all
-    raise ValueError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+  config = run_recipe(recipe)
   if not isinstance(config, ml_collections.ConfigDict):
     raise ValueError(
-      f"{file}: get_config returned {type(config).__name__}; expected rc_jax.config.defaults(), changed"
+      f"{recipe.partition(':')[0]}: get_config returned {type(config).__name__}; expected rc_jax.config.defaults(), "
+      "changed"
     )
   return config
-
-
-def _line_in(error: BaseException, path: pathlib.Path) -> int | None:
-  """Returns the last line of a file that an error passed through; a syntax error names its own."""
-  if isinstance(error, SyntaxError):
-    return error.lineno
-  line, trace = None, error.__traceback__
-  while trace is not None:
-    if pathlib.Path(trace.tb_frame.f_code.co_filename) == path:
-      line = trace.tb_lineno
-    trace = trace.tb_next
-  return line
 
 
 def height_width(size: tuple[int, ...]) -> tuple[int, int]:
@@ -473,9 +439,7 @@ def _check_names(config: Config, reference: Config, path: str) -> None:
   """Refuses unknown fields, which are typos in a recipe, and missing ones, which would fail deep inside."""
   for key in config:
     if key not in reference:
-      close = difflib.get_close_matches(key, list(reference), n=1)
-      hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(sorted(reference))}"
-      raise ValueError(f"{path}.{key}: nothing reads this field; {hint}")
+      raise _unknown_field(path, key, reference)
   for key, value in reference.items():
     if key not in config:
       raise ValueError(f"{path}.{key}: missing; start the recipe from rc_jax.config.defaults()")
@@ -487,16 +451,48 @@ def _check_names(config: Config, reference: Config, path: str) -> None:
       _check_names(config[key], value, f"{path}.{key}")
 
 
+def _unknown_field(path: str, key: str, reference: Config) -> ValueError:
+  close = difflib.get_close_matches(key, list(reference), n=1)
+  hint = f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(sorted(reference))}"
+  return ValueError(f"{path}.{key}: nothing reads this field; {hint}")
+
+
+def check_override(path: str) -> None:
+  """Refuses a path in ``--config.<path>=<value>`` that is not that of a field.
+
+  Raises:
+    ValueError: one line with what would work.
+  """
+  reference, where = defaults(), "config"
+  for key in path.split("."):
+    if not isinstance(reference, ml_collections.ConfigDict):
+      raise ValueError(f"{where}.{key}: {where} is a field, not a group; expected --{where}=VALUE")
+    if key not in reference:
+      raise _unknown_field(where, key, reference)
+    reference, where = reference[key], f"{where}.{key}"
+  if isinstance(reference, ml_collections.ConfigDict):
+    raise ValueError(f"{where}: is a group; expected one of its fields: {', '.join(sorted(reference))}")
+
+
+def expected_value(path: str) -> str:
+  """Returns what the value of a field must be, for an error message: ``"a whole number, 1 or more"``."""
+  field = _BY_PATH[path]
+  kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+  return ", ".join(filter(None, (kinds.get(type(field.default), "numbers"), field.expects)))
+
+
 __all__ = [
   "CENTERS",
   "FIELDS",
   "SCOPES",
   "Config",
   "as_dict",
+  "check_override",
   "defaults",
   "different_network",
   "different_run",
   "expand_home",
+  "expected_value",
   "flatten",
   "height_width",
   "is_training_only",

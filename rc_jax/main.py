@@ -52,6 +52,8 @@ UNFIT_SETTINGS = {
 }
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
 WRITTEN = ("workdir", "output")  # folders that all processes of a run write to
+# A flag that sets a field, with its path and "=", if its value is not an argument of its own.
+_OVERRIDE = r"--?(?:no)?config\.([^=]*)(=?)"
 HELP = ("help", "h", "helpfull", "helpshort")
 
 
@@ -230,12 +232,21 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   """Parses the flags of a mode; returns the arguments of its ``run``."""
   from absl import flags
 
+  from rc_jax.config import check_override
+
+  # Grain passes absl's flags of a process to the processes that read data; nothing is defined there.
+  flags.FLAGS.mark_as_parsed()
   defined = flags.FlagValues()
   flags.DEFINE_string("mode", "", "", flag_values=defined)
   for flag in module.FLAGS:
     options: dict[str, Any] = {"flag_values": defined}
     if flag.name == "config":
-      _define_config(recipe, _last_overrides(argv), defined)
+      overrides = _last_overrides(argv)
+      for argument in overrides:
+        override = re.match(_OVERRIDE, argument)
+        if override:
+          check_override(override[1])
+      _define_config(recipe, overrides, defined)
     elif flag.choices:
       flags.DEFINE_enum(flag.name, str(flag.default), flag.choices, flag.meaning, **options)
     elif isinstance(flag.default, bool):
@@ -249,7 +260,7 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   try:
     rest = defined(_without_recipe(_last_overrides(argv)))
   except flags.Error as error:
-    raise ValueError(str(error)) from error
+    raise ValueError(_wrong_value(str(error))) from error
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
 
@@ -289,6 +300,16 @@ def _define_config(recipe: str, argv: Sequence[str], defined: "flags.FlagValues"
     raise ValueError(f"--config: {text}") from error
 
 
+def _wrong_value(text: str) -> str:
+  """Returns the message of an error of absl in the words of the config, where a field has a wrong value."""
+  from rc_jax.config import expected_value
+
+  wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", text)
+  if wrong:
+    return f"config.{wrong[1]}: is {wrong[2]!r}; expected {expected_value(wrong[1])}"
+  return re.sub(r": invalid literal for int\(\).*", ": expected a whole number", text)
+
+
 def _without_recipe(argv: Sequence[str]) -> list[str]:
   """Returns a command line without ``--config=RECIPE``, which has been loaded; overrides of its fields stay."""
   kept, skip = [], False
@@ -304,15 +325,19 @@ def _without_recipe(argv: Sequence[str]) -> list[str]:
 
 def _last_overrides(argv: Sequence[str]) -> list[str]:
   """Keeps the last of several values of one field: ml_collections would join those of a tuple."""
-  last = {
-    argument.partition("=")[0]: index
-    for index, argument in enumerate(argv)
-    if argument.startswith("--config.") and "=" in argument
-  }
+  owners: list[tuple[str, int]] = []  # of each argument: the field that it sets, and the place of its flag
+  takes_value = False
+  for place, argument in enumerate(argv):
+    flag = re.match(_OVERRIDE, argument)
+    # A value may follow its flag as an argument of its own; only numbers begin with a dash.
+    is_value = takes_value and re.match(r"[^-]|-\.?\d|$", argument)
+    owners.append((flag[1], place) if flag else owners[-1] if is_value else ("", place))
+    takes_value = flag is not None and not flag[2]
+  last = dict(owners)
   return [
     argument
-    for index, argument in enumerate(argv)
-    if last.get(argument.partition("=")[0], index) == index or "=" not in argument
+    for argument, (field, place) in zip(argv, owners, strict=True)
+    if not field or last[field] == place
   ]
 
 

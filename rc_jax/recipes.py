@@ -1,7 +1,16 @@
-"""The recipes that come with rc_jax: ``configs/`` of the repository, which a wheel carries as ``rc_jax/configs/``."""
+"""Recipes: how their files are run, and those that come with rc_jax.
 
+The latter are ``configs/`` of the repository, which a wheel carries as ``rc_jax/configs/``.
+"""
+
+import contextlib
 import difflib
+import importlib.util
+import inspect
+import os
 import pathlib
+import re
+from collections.abc import Iterator
 
 # The first is where a wheel puts the recipes, the second where a checkout (or an editable installation of it) has them.
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -45,3 +54,75 @@ def names() -> tuple[str, ...]:
 def _folder() -> pathlib.Path:
   # A checkout has no rc_jax/configs; a wheel has it, and a configs/ beside the package is then another project's.
   return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+
+
+def run_recipe(recipe: str) -> object:
+  """Runs ``get_config`` of a recipe's file and returns its result.
+
+  Args:
+    recipe: as for ``config.load_recipe``.
+
+  Raises:
+    ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
+  """
+  file, _, variant = recipe.partition(":")
+  path = pathlib.Path(resolve_recipe(os.path.expanduser(file)))
+  spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")
+  module = importlib.util.module_from_spec(spec)
+  with _errors_of(file, path):
+    spec.loader.exec_module(module)
+  get_config = getattr(module, "get_config", None)
+  if not callable(get_config):
+    raise ValueError(
+      f"{file}: defines no function get_config; expected one that returns rc_jax.config.defaults(), changed"
+    )
+  arguments = (variant,) if variant else ()
+  signature = inspect.signature(get_config)
+  try:
+    signature.bind(*arguments)
+  except TypeError:
+    if variant:
+      problem = f"has no variants (get_config{signature}), found :{variant}; leave it out"
+    else:
+      problem = (
+        f"needs arguments (get_config{signature}); expected get_config() or get_config(variant='NAME')"
+      )
+    raise ValueError(f"{file}: {problem}") from None
+  with _errors_of(file, path):
+    return get_config(*arguments)
+
+
+@contextlib.contextmanager
+def _errors_of(file: str, path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a user's file raises into one line: its last line there is what they can mend."""
+  try:
+    yield
+  except Exception as error:
+    text = " ".join(str(error).replace("\\n", " ").split())
+    line = _line_in(error, path)
+    where = f"{file}:{line}" if line else file
+    # Some versions of Python raise a ValueError without the file for UTF-16.
+    if re.search("null bytes|'utf-8' codec", text) and isinstance(error, SyntaxError | ValueError):
+      raise ValueError(
+        f"{where}: is Python in another encoding than UTF-8: save the file as UTF-8"
+      ) from error
+    if isinstance(error, ValueError) and path.name in text:
+      raise  # a recipe's own refusal says all
+    suggestion = re.search(r"""Did you mean "(\w+)" instead of "(\w+)\"""", text)
+    if suggestion and isinstance(error, AttributeError | KeyError):
+      raise ValueError(f"{where}: {suggestion[2]}: no such field; did you mean {suggestion[1]!r}?") from error
+    raise ValueError(f"{where}: {type(error).__name__}: {text}") from error
+
+
+def _line_in(error: BaseException, path: pathlib.Path) -> int | None:
+  """Returns the last line of a file that an error passed through; a syntax error names its own."""
+  if isinstance(error, SyntaxError):
+    return error.lineno
+  line, trace = None, error.__traceback__
+  while trace is not None:
+    if pathlib.Path(trace.tb_frame.f_code.co_filename) == path:
+      line = trace.tb_lineno
+    trace = trace.tb_next
+  return line

@@ -230,7 +230,9 @@ def get_config():
   ("line", "wanted"),
   [
     ("config.train.steps = 'many'", ":5: TypeError"),
-    ("config.trian.steps = 4", ":5: AttributeError"),
+    ("config.trian.steps = 4", ":5: trian: no such field; did you mean 'train'?"),
+    ("config.train.steps = int('many')", ":5: ValueError: invalid literal"),
+    ("raise UserWarning('two\\nlines')", ":5: UserWarning: two lines"),
     ("return {}['a']", ":5: KeyError"),
     ("config train", ":5: SyntaxError"),
     ("return 5", "get_config returned int"),
@@ -255,6 +257,23 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path: pathlib.Path, encoding:
   with pytest.raises(ValueError) as refusal:
     load_recipe(str(path))
   assert "mine.py" in str(refusal.value) and "save the file as UTF-8" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+  ("text", "variant", "wanted"),
+  [
+    ("", "", "defines no function get_config; expected one that returns"),
+    ("def get_config(first, second): pass", "", "needs arguments (get_config(first, second)); expected"),
+    ("def get_config(): pass", ":big", "has no variants (get_config()), found :big; leave it out"),
+  ],
+)
+def test_a_recipe_without_a_fitting_get_config(
+  tmp_path: pathlib.Path, text: str, variant: str, wanted: str
+) -> None:
+  (tmp_path / "mine.py").write_text(text)
+  with pytest.raises(ValueError) as refusal:
+    load_recipe(f"{tmp_path / 'mine.py'}{variant}")
+  assert "mine.py: " in str(refusal.value) and wanted in str(refusal.value)
 
 
 def test_a_missing_field_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rc_jax import distributed, main
-from rc_jax.config import FIELDS
+from rc_jax.config import FIELDS, Config, defaults
 from tests.support.paths import ROOT
 
 CAMVID = "--config=configs/camvid.py:cpu"
@@ -158,6 +158,27 @@ def test_a_label_outside_the_range(tmp_path: pathlib.Path) -> None:
   assert "77" in errors and ".png" in errors and "0-11" in errors, errors
 
 
+@pytest.mark.parametrize(
+  ("override", "wanted"),
+  {
+    "train.stepz=1": "config.train.stepz: nothing reads this field; did you mean 'steps'?",
+    "foo.bar=1": "config.foo: nothing reads this field; known fields: ",
+    "seed.x=1": "config.seed.x: config.seed is a field, not a group; expected --config.seed=VALUE",
+    "train.crop_size[0]=33": "config.train.crop_size[0]: nothing reads this field; did you mean 'crop_size'?",
+    "train=3": "config.train: is a group; expected one of its fields: batch_size, ",
+    "train.steps=1e3": "config.train.steps: is '1e3'; expected a whole number, 1 or more",
+    "train.steps=": "config.train.steps: is ''; expected a whole number, 1 or more",
+    "eval.flip=ja": "config.eval.flip: is 'ja'; expected true or false",
+    "optimizer.learning_rate=fast": "config.optimizer.learning_rate: is 'fast'; expected a number, above 0",
+  }.items(),
+)
+def test_an_override_that_sets_no_field(
+  override: str, wanted: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  status, _, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", f"--config.{override}")
+  assert status == 2 and errors.startswith(f"error: {wanted}") and errors.count("\n") == 1, errors
+
+
 def test_the_last_value_of_a_field_counts(
   capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +186,25 @@ def test_the_last_value_of_a_field_counts(
   sizes = ["--config.train.crop_size=65", "--config.train.crop_size=97"]
   status, printed, errors = call(capsys, monkeypatch, DEMO, "--mode=summary", *sizes)
   assert status == 0 and not errors and "97 x 97" in printed
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["--config.eval.scales=1", "-config.eval.scales=0.5"],
+    ["--config.eval.scales", "1", "--config.eval.scales=0.5"],
+    ["--config.eval.scales=1", "--config.eval.scales", "0.5"],
+    ["--config.eval.scales", "1", "--config.seed", "7", "--config.eval.scales", "0.5"],
+  ],
+)
+def test_the_last_value_counts_in_every_form_of_a_flag(
+  arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  taken: dict[str, Config] = {}
+  monkeypatch.setattr("rc_jax.modes.eval.run", lambda config, **others: taken.update(config=config))
+  status, _, errors = call(capsys, monkeypatch, DEMO, "--mode=eval", *arguments)
+  assert status == 0 and not errors and taken["config"].eval.scales == (0.5,)
+  assert taken["config"].seed == (7 if "7" in arguments else defaults().seed)
 
 
 def test_home_is_expanded_in_every_path(

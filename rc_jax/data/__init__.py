@@ -13,11 +13,20 @@ from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset import Dataset, SubmissionFormat
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
-from rc_jax.data.reading.examine import Examined, examine_all
+from rc_jax.data.reading.examine import DARK, Examined, examine_all
 from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
 from rc_jax.data.reading.locate import SPLIT_FIELDS, labelled_splits, suggest, suggest_moves
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
-from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Joined, Source, Subset, notes_of
+from rc_jax.data.reading.source import (
+  Example,
+  FilePairs,
+  IncompleteSplit,
+  Joined,
+  Source,
+  Subset,
+  names_of_files,
+  notes_of,
+)
 from rc_jax.data.reading.split_facts import class_facts, split_facts
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
@@ -136,6 +145,7 @@ def _folder_of(part: Source, root: str) -> str:
 
 
 __all__ = [
+  "DARK",
   "DATASETS",
   "IGNORE_LABEL",
   "IMAGE_SUFFIXES",
@@ -157,6 +167,7 @@ __all__ = [
   "files_in",
   "info",
   "load",
+  "names_of_files",
   "notes_of",
   "parts_of",
   "read_image",

@@ -39,7 +39,7 @@ def examples(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> I
   return _with_legend(flow(shown, WIDTH), source.info, present)
 
 
-def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Image.Image:
+def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Image.Image | None:
   """Draws a tile for each class that occurs, from the image with most of its pixels; other classes are darkened.
 
   Ids that are off by one are obvious here: the tile of ``sky`` shows trees.
@@ -47,6 +47,9 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
   Args:
     source: a split with labels.
     pixels: as for ``examples``.
+
+  Returns:
+    The sheet; None where no class occurs.
   """
   info = source.info
   best = np.array([counts for _, counts in pixels]).argmax(axis=0)
@@ -67,7 +70,7 @@ def classes(source: Source, pixels: Sequence[tuple[Examined, np.ndarray]]) -> Im
     caption = captioned(tiles[label], names[label] if shows_id else f"{info.label_ids[label]} {names[label]}")
     bar = Image.new("RGB", (TILE, 4), tuple(info.palette[label].tolist()))
     shown.append(grid([[caption], [bar]]))
-  return flow(shown, WIDTH)
+  return flow(shown, WIDTH) if shown else None
 
 
 def crops(source: Source, config: Config) -> Image.Image:

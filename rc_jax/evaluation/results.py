@@ -1,8 +1,12 @@
 """The files of an evaluation: ``eval/<split>.json``, its confusion matrix and the counts of every image."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -48,22 +52,33 @@ def read_result(path: pathlib.Path) -> Result:
   counts_path = path.with_name(f"{path.stem}_images.npz")
   if not counts_path.is_file():
     raise FileNotFoundError(f"{counts_path}: missing; score again with --mode=eval, which writes it")
-  try:
+  with _readable(path):
     scores = json.loads(path.read_bytes())
-    rule, classes = scores["absent_class"], list(scores["iou"])
-    with np.load(counts_path, allow_pickle=False) as arrays:
+    rule, classes, miou = scores["absent_class"], list(scores["iou"]), scores["miou"]
+  with _readable(counts_path):
+    with counts_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       count_names = COUNT_NAMES if COUNT_NAMES[0] in arrays else EARLIER_COUNT_NAMES
       counts = np.stack([arrays[name] for name in count_names]).astype(np.int64)
       names = [str(name) for name in arrays["names"]]
-  except (ValueError, KeyError, EOFError) as error:
-    raise ValueError(f"{path}: cannot be read ({error}); score again with --mode=eval") from error
-  tp, fp, fn = counts.sum(axis=1)
+    tp, fp, fn = counts.sum(axis=1)
   ious = metrics.class_ious(tp, fp, fn, rule)
-  if len(classes) != counts.shape[2] or not np.isclose(np.nanmean(ious), scores["miou"], rtol=0, atol=1e-9):
+  if len(classes) != counts.shape[2] or not np.isclose(
+    np.nanmean(ious), np.nan if miou is None else miou, rtol=0, atol=1e-9, equal_nan=True
+  ):
     raise ValueError(
       f"{counts_path}: belongs to another evaluation than {path.name}; score again with --mode=eval"
     )
   return Result(path, scores, names, counts)
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+  """Turns whatever a damaged file of a result raises into one line."""
+  try:
+    yield
+  except (ValueError, LookupError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    raise ValueError(f"{path}: cannot be read ({reason}); score again with --mode=eval") from error
 
 
 def _json_of(path: pathlib.Path) -> pathlib.Path:

@@ -27,7 +27,7 @@ def run(results: str) -> Difference:
     FileNotFoundError: a result is missing.
     ValueError: the paths are not two, or their results differ in images or classes.
   """
-  paths = [pathlib.Path(os.path.expanduser(path)) for path in results.split(",") if path]
+  paths = [pathlib.Path(os.path.expanduser(path.strip())) for path in results.split(",") if path.strip()]
   if len(paths) != 2:
     raise ValueError(
       f"--results={results}: lists {len(paths)} results; expected two, such as --results=runs/a,runs/b/eval/val.json"

@@ -13,13 +13,14 @@ from rc_jax import data, files
 from rc_jax.config import Config, height_width
 from rc_jax.console import Progress, say
 from rc_jax.data import Examined, Source, Subset
-from rc_jax.data.findings import (
+from rc_jax.data.findings import class_pixels, summarize
+from rc_jax.data.notes import (
   ON_SCREEN,
   ExaminedSplit,
-  class_pixels,
+  Note,
   example_names,
+  find_notes,
   first_names,
-  summarize,
   train_ids_of,
 )
 from rc_jax.drawing import contact_sheet
@@ -80,19 +81,26 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
 
   trained = data.parts_of(name, config.dataset.train_split)
   crop_size = height_width(config.train.crop_size)
+  notes = {split.name: find_notes(split, info) for split in splits}
   tables = {
-    split.name: summarize(split, info, crop_size if split.name in trained else None) for split in splits
+    split.name: summarize(split, info, notes[split.name], crop_size if split.name in trained else None)
+    for split in splits
   }
   for split in splits:
     table_path = folder / f"{split.name}.json"
     table_path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
     files.atomic_write_text(table_path, json.dumps(tables[split.name], indent=1) + "\n")
-  across = [*info.notes, *_across(config, splits, tables)]
-  report = [line for split in splits for line in describe(tables[split.name], 0)] + _listed("note", across, 0)
-  files.atomic_write_text(folder / "report.txt", "\n".join(report) + "\n")
-  for split in splits:
-    say("\n".join(describe(tables[split.name], ON_SCREEN)))
-  say("\n".join(_listed("note", across, ON_SCREEN)) or "no image is in two splits")
+  across = [*map(Note, info.notes), *_images_in_common(config, splits)]
+  absent = _absent_classes(config, tables)
+
+  def lines(limit: int) -> list[str]:
+    parts = (describe(tables[split.name], notes[split.name], absent, limit) for split in splits)
+    return [*(line for part in parts for line in part), *_note_lines([*across, *absent], limit)]
+
+  files.atomic_write_text(folder / "report.txt", "\n".join(lines(0)) + "\n")
+  say("\n".join(lines(ON_SCREEN)))
+  if not across:
+    say("no image is in two splits")
   for sheet in draw_sheets(config, splits, folder):
     say(f"wrote {sheet}")
   count = sum(len(split.defects) for split in splits)
@@ -103,8 +111,17 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   return DEFECTIVE if count else CLEAN
 
 
-def describe(table: dict[str, Any], limit: int) -> list[str]:
-  """Formats a summary from ``summarize`` as lines of text, with at most ``limit`` names in each list; 0: all."""
+def describe(
+  table: dict[str, Any], notes: Sequence[Note] = (), absent: Sequence[Note] = (), limit: int = 0
+) -> list[str]:
+  """Formats a summary of a split as lines of text.
+
+  Args:
+    table: from ``summarize``.
+    notes: from ``find_notes``.
+    absent: notes on classes that do not occur, which are not named again.
+    limit: the largest number of names in each list; 0: all.
+  """
   lines = ["", f"== {table['split']}: {table['images']:,} images{'' if table['labelled'] else ', no labels'}"]
   if table["checked"] < table["images"]:
     lines[-1] += f", {table['checked']:,} of them checked"
@@ -118,18 +135,27 @@ def describe(table: dict[str, Any], limit: int) -> list[str]:
   if small:
     crop = "x".join(map(str, table["crop"]))
     lines.append(
-      f"smaller than the crop of {crop} (padded): {len(small):,} images, {first_names(small, limit)}"
+      f"smaller than the crop of {crop} (padded): {len(small):,} images: {first_names(small, limit)}; if they are "
+      "thumbnails, use the originals, otherwise lower train.crop_size"
     )
   if table["labelled"] and table["pixels"]:
     lines.append(f"ignored: {_percent(table['ignored'])} of {table['pixels']:,} pixels")
     lines += class_table(table["classes"])
-    if table["never"]:
-      text = f"never occur: {len(table['never'])} classes: {first_names(table['never'], limit and 4 * limit)}"
+    named = {name for note in absent for name in note.names}
+    never = [name for name in table["never"] if name not in named]
+    if never:
+      text = f"never occur: {len(never)} classes: {first_names(never, limit and 4 * limit)}"
       lines += textwrap.wrap(text, _LINE_WIDTH, subsequent_indent="  ")
-  for own_id, entry in table["unexpected"].items():
-    named = first_names(entry["files"], limit)
-    lines.append(f"unexpected id {own_id}: {entry['pixels']:,} pixels in {entry['images']:,} labels: {named}")
-  return lines + _listed("note", table["notes"], limit) + _listed("DEFECT", table["defects"], limit)
+  # Their files are named as defects.
+  lines += [
+    f"unexpected id {own_id}: {entry['pixels']:,} pixels in {entry['images']:,} labels"
+    for own_id, entry in table["unexpected"].items()
+  ]
+  defects = table["defects"]
+  shown = defects[: limit or len(defects)]
+  lines += [*_note_lines(notes, limit), *(f"DEFECT: {line}" for line in shown)]
+  more = len(defects) - len(shown)
+  return lines + ([f"DEFECT: {more:,} more like these"] if more else [])
 
 
 def _open(config: Config, split: str, labels: bool = True) -> tuple[Source | None, tuple[str, ...]]:
@@ -171,7 +197,9 @@ def draw_sheets(
     pixels = list(zip(intact, counts, strict=True))
     yield contact_sheet.save(contact_sheet.examples(source, pixels), folder / f"{split.name}.png")
     if source.labelled:
-      yield contact_sheet.save(contact_sheet.classes(source, pixels), folder / f"{split.name}_classes.png")
+      sheet = contact_sheet.classes(source, pixels)
+      if sheet is not None:
+        yield contact_sheet.save(sheet, folder / f"{split.name}_classes.png")
       if split.name in training:
         training_sources.append(Subset(source, tuple(example.index for example in intact)))
   if training_sources:
@@ -179,12 +207,12 @@ def draw_sheets(
     yield contact_sheet.save(contact_sheet.crops(joined, config), folder / "crops.png")
 
 
-def _across(config: Config, splits: Sequence[ExaminedSplit], tables: dict[str, dict[str, Any]]) -> list[str]:
-  """Returns notes on images and classes that training and scoring share or do not share."""
+def _images_in_common(config: Config, splits: Sequence[ExaminedSplit]) -> list[Note]:
+  """Returns notes on images that are both trained on and scored."""
   training = data.parts_of(config.dataset.name, config.dataset.train_split)
   scoring = data.parts_of(config.dataset.name, config.eval.split)
   notes = [
-    f"eval.split {part} is also trained on: its score is no measure of generalisation"
+    Note(f"eval.split {part} is also trained on: its score is no measure of generalisation")
     for part in scoring
     if part in training
   ]
@@ -198,18 +226,54 @@ def _across(config: Config, splits: Sequence[ExaminedSplit], tables: dict[str, d
   for split in splits:
     if split.name not in training and split.name in scoring:
       name_of = example_names(split.source)
-      notes += [
-        f"{split.name}: {name_of(example)} is the same image as {seen[example.digest]}, which is trained on"
+      both = tuple(
+        f"{name_of(example)} (as {seen[example.digest]})"
         for example in split.examined
-        if example.digest in seen
-      ]
-      trained = {
-        name for part in training for name in set(tables[part]["classes"]) - set(tables[part]["never"])
-      }
-      unseen = [name for name in tables[split.name]["classes"] if name not in trained]
-      unseen = [name for name in unseen if name not in tables[split.name]["never"]]
-      if unseen and trained:
-        notes.append(f"classes of {split.name} that no training label shows: {', '.join(unseen)}")
+        if example.digest in seen and not example.blank
+      )
+      if both:
+        notes.append(
+          Note(
+            f"images of {split.name} are also trained on, so that its score is too high",
+            both,
+            "remove them from one of the splits",
+          )
+        )
+  return notes
+
+
+def _absent_classes(config: Config, tables: dict[str, dict[str, Any]]) -> list[Note]:
+  """Returns notes on classes that occur nowhere, or in scoring and not in training."""
+  labelled = {name: table for name, table in tables.items() if table["pixels"]}
+  occurring = {name: set(table["classes"]) - set(table["never"]) for name, table in labelled.items()}
+  trained_parts = data.parts_of(config.dataset.name, config.dataset.train_split)
+  trained = set[str]().union(*(occurring.get(name, set()) for name in trained_parts))
+  scored_parts = data.parts_of(config.dataset.name, config.eval.split)
+  anywhere = set[str]().union(*occurring.values())
+  notes = []
+  for table in list(labelled.values())[:1]:  # all have the same classes
+    nowhere = tuple(name for name in table["classes"] if name not in anywhere)
+    if nowhere:
+      notes.append(
+        Note(
+          f"classes occur in no label of {', '.join(labelled)}",
+          nowhere,
+          "check the ids of the labels, or remove the lines of these classes if you wrote the table",
+        )
+      )
+    unseen = tuple(
+      name
+      for name in table["classes"]
+      if trained and name not in trained and any(name in occurring.get(part, ()) for part in scored_parts)
+    )
+    if unseen:
+      notes.append(
+        Note(
+          f"classes of {config.eval.split} are shown by no training label",
+          unseen,
+          "label training images of them, or choose the splits anew",
+        )
+      )
   return notes
 
 
@@ -233,7 +297,5 @@ def _percent(share: float) -> str:
   return f"{100 * share:.3f} %"
 
 
-def _listed(kind: str, lines: Sequence[str], limit: int) -> list[str]:
-  shown = lines[: limit or len(lines)]
-  more = len(lines) - len(shown)
-  return [f"{kind}: {line}" for line in shown] + ([f"{kind}: {more:,} more like these"] if more else [])
+def _note_lines(notes: Sequence[Note], limit: int) -> list[str]:
+  return [f"note: {note.line(limit)}" for note in notes]

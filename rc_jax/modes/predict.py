@@ -80,8 +80,11 @@ def run(
   Raises:
     FileNotFoundError: no checkpoint, no data, or no images.
     ValueError: the checkpoint holds another network or other classes, the folder holds predictions of other settings,
-      another command labels into it, or a test server would refuse the submission.
+      another command labels into it, a test server would refuse the submission, or ``recursive`` is set without
+      ``images``.
   """
+  if recursive and images is None:
+    raise ValueError("--recursive: is read with --images=FOLDER alone; give the folder or leave the flag out")
   with contextlib.ExitStack() as lock:
     options = (recursive, overwrite, overlays, probabilities, format)
     return _predict(lock, config, workdir, checkpoint, images, output, *options)

@@ -186,11 +186,16 @@ def _evaluation(
   scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
   remedy = "score again with --mode=eval"
   scores = files.read_json_object(scores_path, lambda: remedy) if scores_path.is_file() else None
+  missing = [] if scores is None else [key for key in ("miou", "iou", "absent_class") if key not in scores]
+  if missing:
+    raise ValueError(f"{scores_path}: lacks {', '.join(missing)}, expected the scores of a split; {remedy}")
   if scores is None or not confusion_path.is_file():
     return scores, None, []
   try:
     confusion = np.load(confusion_path, allow_pickle=False)
-  except (ValueError, EOFError) as error:
+    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
+      raise ValueError(f"shape {list(confusion.shape)}, expected a square")
+  except (ValueError, EOFError, OSError) as error:
     raise ValueError(
       f"{confusion_path}: cannot be read ({' '.join(str(error).split())}); {remedy}"
     ) from error

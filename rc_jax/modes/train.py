@@ -190,6 +190,11 @@ class TrainingRun:
     self.finite.check()
     metrics, speed = jax.device_get(metrics), self.throughput.take()
     self.progress.show(step, metrics, speed)
+    if metrics["loss_pixel"] == 0:
+      say(
+        f"step {step}: the pixel loss is 0, as where all pixels of the batch are ignored; check the labels with "
+        "--mode=inspect"
+      )
     # Every run shows its first and last step; the log of a resumed run has the steps of an undisturbed one alone.
     if not is_logged(self.config, step):
       return

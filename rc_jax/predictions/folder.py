@@ -19,6 +19,7 @@ from rc_jax.console import say
 from rc_jax.data import DatasetInfo
 
 SETTINGS = "predictions.json"
+KINDS = ("labels", "overlays", "probabilities")  # folders of outputs
 # Recorded, but no reason to refuse: a run may be moved, and a step may be trained again.
 INFORMATIVE = ("checkpoint", "step")
 # The classes, with ids and colours: a group of the settings.
@@ -89,7 +90,8 @@ class PredictionFolder:
       remedy: for the error: how a user keeps both predictions.
 
     Raises:
-      ValueError: images in the folder were labelled under other settings; names those that differ.
+      ValueError: images in the folder were labelled under other settings; names those that differ. Or the folder holds
+        labels that no prediction wrote.
       OSError: the folder cannot be written.
     """
     self.path = path
@@ -98,6 +100,8 @@ class PredictionFolder:
       raise ValueError(f"{path}: is a file; expected a folder or a new name")
     path.mkdir(parents=True, exist_ok=True)
     logs = sorted(path.glob("done_*.jsonl"))
+    if not logs and not (path / SETTINGS).exists():
+      _refuse_other_files(path)
     self._done = {} if overwrite else _read_logs(logs)
     if self._done:
       theirs = _read_settings(path / SETTINGS)
@@ -125,12 +129,12 @@ class PredictionFolder:
         file.write("\n")
 
   def is_done(self, name: str, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> bool:
-    """Whether an image was labelled and all its wanted files exist; ``wanted``: kind -> suffix."""
+    """Whether an image was labelled and all its wanted files hold data; ``wanted``: kind -> suffix."""
     done = self._done.get(name)
     return (
       done is not None
       and fingerprint.matches(done)
-      and all(self.file(kind, name, suffix).is_file() for kind, suffix in wanted.items())
+      and all(_holds_data(self.file(kind, name, suffix)) for kind, suffix in wanted.items())
     )
 
   def file(self, kind: str, name: str, suffix: str) -> pathlib.Path:
@@ -148,6 +152,22 @@ class PredictionFolder:
     line = json.dumps({"name": name, **dataclasses.asdict(fingerprint.with_digest())}) + "\n"
     with self._lock, self._log_path.open("a", encoding="utf-8") as log:
       log.write(line)
+
+
+def _refuse_other_files(path: pathlib.Path) -> None:
+  # A data set has a folder "labels" too, whose ground truth predictions of the same names would replace.
+  for kind in KINDS:
+    found = next((file for file in (path / kind).rglob("*") if file.is_file()), None)
+    if found is not None:
+      raise ValueError(
+        f"{path}: holds {found.relative_to(path)}, which --mode=predict did not write; name another folder with "
+        "--output=DIR"
+      )
+
+
+def _holds_data(path: pathlib.Path) -> bool:
+  # A machine that loses its power may leave files of 0 bytes.
+  return path.is_file() and path.stat().st_size > 0
 
 
 def settings_of(

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from rc_jax import data
 from rc_jax.data import IMAGE_SUFFIXES, UNREAD_SUFFIXES, files_in, read_image
-from rc_jax.predictions.folder import Fingerprint
+from rc_jax.predictions.folder import KINDS, Fingerprint
 
 # EXIF orientations that rotate an image by 90 or 270 degrees.
 ROTATED = (5, 6, 7, 8)
@@ -43,7 +43,7 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
     path: a file or a folder.
     recursive: also list the images of the folders in it, whose names then hold those folders. Hidden folders are left
       out, and links are followed.
-    outputs: a folder that is left out, because predictions are no images to label.
+    outputs: the folder of the predictions, whose labels and pictures are left out.
 
   Raises:
     FileNotFoundError: the path does not exist, or holds no image.
@@ -54,9 +54,11 @@ def from_path(path: pathlib.Path, recursive: bool, outputs: pathlib.Path) -> lis
   if not path.is_dir():
     raise FileNotFoundError(f"--images={path}: no such file or folder")
 
+  written = {outputs / kind for kind in KINDS}
+
   def listed(recursive: bool, suffixes: Collection[str]) -> list[pathlib.Path]:
     files = files_in(path, recursive=recursive)
-    return [file for file in files if file.suffix.lower() in suffixes and outputs not in file.parents]
+    return [file for file in files if file.suffix.lower() in suffixes and written.isdisjoint(file.parents)]
 
   files = listed(recursive, IMAGE_SUFFIXES)
   unread = listed(recursive, UNREAD_SUFFIXES)
@@ -84,24 +86,41 @@ def from_source(source: data.Source, split: str) -> list[InputImage]:
   """Lists the images of a split, named by the stems of their files if these differ.
 
   Labels are not read if the split lies in files.
+
+  Raises:
+    ValueError: two images have one name, so their labels would share a file.
   """
   files = _files(source)
-  if files is None:
-    # Synthetic or prepared data: only the example itself knows its name.
-    images = []
-    for index in range(len(source)):
-      example = source[index]
-      read = functools.partial(_read_example, source, index)
-      # The same place of the same split may hold another image: in other prepared data, or after preparing anew.
-      digest = hashlib.sha256(np.asarray(example["image"]).tobytes()).hexdigest()[:16]
-      fingerprint = Fingerprint(source=f"{source.info.name}/{split}/{index}", digest=digest)
-      images.append(InputImage(example["name"], example["image"].shape[:2], fingerprint, read))
-    return images
-  names = [file.stem for file in files]
-  if len(set(names)) < len(names):
-    top = pathlib.Path(*_shared_folders(files))
-    names = [file.relative_to(top).with_suffix("").as_posix() for file in files]
-  return _described(list(zip(names, files, strict=True)))
+  if files is not None:
+    return _described(list(zip(data.names_of_files(files), files, strict=True)))
+  # Synthetic or prepared data: only the example itself knows its name.
+  images = []
+  for index in range(len(source)):
+    example = source[index]
+    read = functools.partial(_read_example, source, index)
+    # The same place of the same split may hold another image: in other prepared data, or after preparing anew.
+    digest = hashlib.sha256(np.asarray(example["image"]).tobytes()).hexdigest()[:16]
+    fingerprint = Fingerprint(source=f"{source.info.name}/{split}/{index}", digest=digest)
+    images.append(InputImage(example["name"], example["image"].shape[:2], fingerprint, read))
+  if isinstance(source, data.Joined) and _repeated(images):
+    parts = data.parts_of(source.info.name, split)
+    folders = [name for name, part in zip(parts, source.parts, strict=True) for _ in range(len(part))]
+    images = [
+      dataclasses.replace(image, name=f"{folder}/{image.name}")
+      for folder, image in zip(folders, images, strict=True)
+    ]
+  repeated = _repeated(images)
+  if repeated:
+    raise ValueError(
+      f"split {split} of {source.info.name}: {len(repeated):,} names belong to several images ({repeated[0]}), whose "
+      "labels would share a file; expected names that differ: prepare the data again with this version"
+    )
+  return images
+
+
+def _repeated(images: Sequence[InputImage]) -> list[str]:
+  counts = collections.Counter(image.name for image in images)
+  return [name for name, count in counts.items() if count > 1]
 
 
 def ordered_by_size(images: Sequence[InputImage]) -> list[InputImage]:
@@ -180,16 +199,6 @@ def _files(source: data.Source) -> tuple[pathlib.Path, ...] | None:
     files = [_files(part) for part in parts]
     return None if None in files else tuple(file for part in files for file in part or ())
   return getattr(source, "images", None)
-
-
-def _shared_folders(files: Sequence[pathlib.Path]) -> tuple[str, ...]:
-  """Returns the folders that all files share, from the top."""
-  shared = []
-  for parts in zip(*(file.parent.parts for file in files), strict=False):
-    if len(set(parts)) > 1:
-      break
-    shared.append(parts[0])
-  return tuple(shared)
 
 
 def _read_example(source: data.Source, index: int) -> np.ndarray:

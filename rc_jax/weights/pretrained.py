@@ -298,6 +298,11 @@ def _float32(path: str, key: str, name: str, array: np.ndarray) -> np.ndarray:
     raise ValueError(f"model.pretrained: {path} has NaN or infinity in {key}: give an undamaged file")
   if name.endswith(".running_var") and (values < 0).any():
     raise ValueError(f"model.pretrained: {path} has negative variances in {key}: give an undamaged file")
+  # Sparse files and interrupted copies read as zeros; biases and scales may be zeros in good files.
+  if (array.ndim == 4 or name.endswith(".running_var")) and not values.any():
+    raise ValueError(
+      f"model.pretrained: {path} has only zeros in {key}, as where a copy was interrupted: give an undamaged file"
+    )
   return values
 
 

@@ -37,7 +37,7 @@ def restore(
   folder = checkpoint.find(path)
   run_config = folder.parents[1] / "config.json"
   if run_config.is_file():
-    remedy = f"if --config trained {folder.name}, delete the file: the next training writes it anew"
+    remedy = f"if --config trained step {folder.name}, delete the file: the next training writes it anew"
     found = different_network(as_dict(config), files.read_json_object(run_config, lambda: remedy))
     if found:
       raise ValueError(

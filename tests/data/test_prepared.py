@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -18,6 +19,7 @@ from PIL import Image
 
 from rc_jax import data
 from rc_jax.data.prepared import reader, tiles, writer
+from rc_jax.predictions import images
 from tests.data.test_datasets import CASES
 from tests.support.paths import ROOT, SHARED
 
@@ -92,6 +94,19 @@ def test_examples_and_classes_are_those_of_the_raw_folder(both, split):
   np.testing.assert_array_equal(ours.palette, theirs.palette)
   np.testing.assert_array_equal(ours.label_ids, theirs.label_ids)
   assert len(list(both[1].glob("folder-train.array_record-*"))) > 1
+
+
+def test_images_of_one_stem_in_several_folders_keep_different_names(tmp_path, monkeypatch):
+  raw = write_raw(tmp_path / "raw", {"train": 2, "val": 2})
+  for kind in ("images", "labels"):
+    for split in ("train", "val"):
+      shutil.copytree(raw / kind / split, raw / kind / split / "again")
+  monkeypatch.setattr(writer, "SHARD_BYTES", (1000, 1000))
+  pack("folder", raw, ["train", "val"], tmp_path / "packed", "tiles")
+  for split, count in (("val", 4), ("train+val", 8)):
+    sources = [data.load("folder", str(root), split) for root in (raw, tmp_path / "packed")]
+    names = [[image.name for image in images.from_source(source, split)] for source in sources]
+    assert names[0] == names[1] and len(set(names[0])) == count, names
 
 
 @pytest.mark.run

@@ -141,7 +141,7 @@ def test_labels_in_lossless_containers(tmp_path: pathlib.Path) -> None:
   np.testing.assert_array_equal(read_ids((tmp_path / "a.bmp").read_bytes()), ids)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_labels_in_which_0_is_white_are_refused(bits: int) -> None:
   message = refused(decode_label, tiff(RNG.integers(0, 3, (4, 8)), bits, 0), "a.tif", {0: 0}, INFO)
   assert "a.tif: the label is a TIFF file in which 0 is white" in message and "as PNG" in message
@@ -150,3 +150,22 @@ def test_labels_in_which_0_is_white_are_refused(bits: int) -> None:
 def test_labels_of_two_bands_are_refused() -> None:
   content = tiff(RNG.integers(0, 2, (4, 8, 2)), 8, extra=(0,))
   assert "2 bands" in refused(decode_label, content, "a.tif", {0: 0}, INFO)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_pictures_in_which_0_is_white_are_no_negatives(bits: int) -> None:
+  samples = RNG.integers(0, 1 << bits, (8, 12))
+  largest = (1 << bits) - 1
+  expected = ((largest - samples) * 255 // largest) if bits <= 8 else (largest - samples) >> 8
+  np.testing.assert_array_equal(decode_image(tiff(samples, bits, 0), "a.tif")[..., 1], expected)
+
+
+def test_negative_numbers_of_8_bits_are_refused() -> None:
+  samples = np.array([[-1, 2], [0, 5]])
+  content = tiff(samples & 255, 8, sample_format=2)
+  for read in (
+    lambda: decode_image(content, "a.tif"),
+    lambda: decode_label(content, "a.tif", {own_id: own_id for own_id in range(256)}, INFO),
+  ):
+    assert "a.tif: holds signed integers of 8 bits from -1 to 5, expected" in refused(read)
+  np.testing.assert_array_equal(read_ids(tiff(np.abs(samples), 8, sample_format=2)), np.abs(samples))

@@ -1,15 +1,18 @@
 """Reading pairs of images and labels: accepted forms, refused forms, and the words of the errors."""
 
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
+from rc_jax import data
 from rc_jax.data.reading import DatasetInfo, FilePairs, pair_files
 from rc_jax.data.reading.decode import id_ranges, read_image, read_label
 from rc_jax.data.reading.source import IncompleteSplit
 from rc_jax.predictions.images import displayed_size
+from tests.support import small_datasets
 
 INFO = DatasetInfo(
   name="shapes",
@@ -244,3 +247,13 @@ def test_an_incomplete_split_keeps_all_defects_and_the_complete_pairs(tmp_path):
 
 def test_ranges_of_ids_read_well():
   assert id_ranges({0: 0, 1: 0, 2: 0, 7: 0, 9: 0, 10: 0}) == "0-2, 7, 9-10"
+
+
+def test_folders_are_no_images_and_images_below_are_named(tmp_path: pathlib.Path) -> None:
+  small_datasets.camvid(tmp_path)
+  (tmp_path / "images/train/not_an_image.png").mkdir()
+  source = data.load("camvid", str(tmp_path), "train")
+  assert len(source) == 2 and data.notes_of(source) == ()
+  small_datasets.save_image(tmp_path / "images/train/sequence_1/2.png", "2")
+  (note,) = data.notes_of(data.load("camvid", str(tmp_path), "train"))
+  assert "images/train: images left out: 1, because they lie in folders below (sequence_1/2.png, ...)" in note

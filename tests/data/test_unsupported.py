@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rc_jax.data.reading.decode import decode_image
-from tests.support.image_bytes import png, tiff
+from tests.support.image_bytes import broad_png, png, tiff
 
 RNG = np.random.default_rng(5)
 BYTES = RNG.integers(0, 200, (6, 8, 5))
@@ -21,14 +21,6 @@ def jpeg(marker: int, bits: int, channels: int) -> bytes:
   return (
     b"\xff\xd8\xff\xe0\x00\x04ab" + struct.pack(">BBH", 0xFF, marker, 2 + len(frame)) + frame + b"\xff\xd9"
   )
-
-
-def broad_png(width: int, height: int) -> bytes:
-  """Returns a PNG whose header states a size, with pixels for one row."""
-  content = bytearray(png(np.zeros((1, 1), int), 8))
-  content[16:24] = struct.pack(">II", width, height)
-  content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-  return bytes(content)
 
 
 def png_with_text() -> bytes:

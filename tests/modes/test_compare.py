@@ -159,6 +159,11 @@ def test_counts_of_earlier_versions_are_read(tmp_path: pathlib.Path) -> None:
   np.testing.assert_array_equal(found.counts, expected.counts)
 
 
+def test_a_space_after_the_comma_is_no_part_of_a_path(tmp_path: pathlib.Path) -> None:
+  results = [write(tmp_path / name, confusions(1, 5, 0.0)) for name in "ab"]
+  assert compare.run(f"{results[0]}, {results[1]},").miou == 0
+
+
 def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> None:
   a = write(tmp_path / "a", confusions(1, 5, 0.0))
   with pytest.raises(ValueError, match="lists 1 results; expected two"):
@@ -182,3 +187,29 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> 
   stale.with_name("val_images.npz").unlink()
   with pytest.raises(FileNotFoundError, match="score again"):
     compare.run(f"{a},{stale}")
+
+
+@pytest.mark.parametrize(
+  ("file", "content"),
+  [
+    ("val.json", b""),
+    ("val.json", b"[]"),
+    ("val.json", b'{"miou": 0.5}'),
+    ("val_images.npz", b""),
+    ("val_images.npz", b"PK\x03\x04 cut"),
+    ("val_images.npz", b"no archive at all"),
+  ],
+)
+def test_a_damaged_result_is_named(file: str, content: bytes, tmp_path: pathlib.Path) -> None:
+  result = write(tmp_path, confusions(1, 5, 0.0))
+  result.with_name(file).write_bytes(content)
+  with pytest.raises(
+    ValueError, match=rf"{file}: cannot be read .*; score again with --mode=eval"
+  ) as refusal:
+    read_result(result)
+  assert "\n" not in str(refusal.value)
+  write(tmp_path, confusions(1, 5, 0.0))
+  content = result.with_name("val_images.npz").read_bytes()
+  result.with_name("val_images.npz").write_bytes(content[: len(content) // 2])
+  with pytest.raises(ValueError, match=r"val_images.npz: cannot be read"):
+    read_result(result)

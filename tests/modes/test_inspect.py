@@ -83,8 +83,10 @@ def test_an_image_of_two_splits_is_noted(camvid: pathlib.Path, tmp_path: pathlib
   status, report = inspect("camvid", camvid, tmp_path / "run")
   # Notes do not stop training.
   assert status == inspect_mode.CLEAN
-  assert "note: val: 0.png is the same image as train: again.png, which is trained on" in report
-  assert "note: 1.png and again.png are the same file" in report
+  assert (
+    "note: 1 images of val are also trained on" in report and "0.png (as train: again.png); remove" in report
+  )
+  assert "note: 1 images equal another image of this split, pixel by pixel: again.png (as 1.png)" in report
 
 
 def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> None:
@@ -96,8 +98,18 @@ def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> 
   status, report = inspect("folder", tmp_path / "set", tmp_path / "run")
   assert status == inspect_mode.CLEAN
   assert "note: 1 labels hold ignored pixels alone: 0.png" in report
-  assert "note: classes of val that no training label shows: car" in report
-  assert "never occur: 2 classes: background, car" in report
+  assert "note: 1 classes of val are shown by no training label: car; " in report
+  assert "note: 1 classes occur in no label of train, val: background; " in report and "never" not in report
+
+
+def test_labels_without_any_class_have_no_sheet_of_classes(tmp_path: pathlib.Path) -> None:
+  small_datasets.folder(tmp_path / "set")
+  for path in (tmp_path / "set/labels/train").iterdir():
+    small_datasets.save_label(path, np.full((30, 40), 255, np.uint8))
+  status, report = inspect("folder", tmp_path / "set", tmp_path / "run", sheets=True)
+  assert status == inspect_mode.CLEAN and "note: 2 labels hold ignored pixels alone" in report
+  sheets = {path.name for path in (tmp_path / "run/inspect").glob("*.png")}
+  assert sheets == {"train.png", "crops.png", "val.png", "val_classes.png"}
 
 
 def test_masks_of_0_and_255_are_noted_where_255_is_ignored(tmp_path: pathlib.Path) -> None:
@@ -110,7 +122,7 @@ def test_masks_of_0_and_255_are_noted_where_255_is_ignored(tmp_path: pathlib.Pat
   assert (
     "note: 2 labels hold the ids 0 and 255 alone, and 255 is ignored: 0.png, 1.png; if 255 marks" in report
   )
-  assert "never occur: 2 classes: road, car" in report
+  assert "note: 2 classes occur in no label of train, val: road, car; " in report
   for number in range(2):  # one class and ignored borders, beside labels of several classes
     small_datasets.save_label(
       tmp_path / f"set/labels/train/{number + 2}.png", small_datasets.random_ids("x", (0, 1, 255))
@@ -133,7 +145,7 @@ def test_images_that_exif_data_turn_without_their_label_are_noted(
     label.save(camvid / f"labels/train/{number}.png", exif=exif if both else b"")
   status, report = inspect("camvid", camvid, tmp_path / "run")
   assert status == inspect_mode.CLEAN
-  assert "note: EXIF data turn the image or its label in 1 pairs, and not the other: 2.png;" in report
+  assert "note: 1 pairs have EXIF data that turn the image or its label, and not the other: 2.png; " in report
 
 
 def test_a_class_that_is_called_void_is_noted_once(tmp_path: pathlib.Path) -> None:
@@ -158,7 +170,7 @@ def test_a_sample_is_spread_over_the_split(camvid: pathlib.Path, tmp_path: pathl
       shutil.copy(camvid / kind / "train/0.png", camvid / kind / f"train/{number:02d}.png")
   _, report = inspect("camvid", camvid, tmp_path / "run", sample=3)
   assert "train: 21 images, 3 of them checked" in report
-  assert "02.png and 20.png are the same" not in report and "0.png and 20.png are the same" in report
+  assert "02.png" not in report and "20.png (as 0.png)" in report
   with pytest.raises(ValueError, match="--sample is -1"):
     inspect("camvid", camvid, tmp_path / "run", sample=-1)
 

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax.config import defaults
 from rc_jax.data.datasets import synthetic
 from rc_jax.inference import predictor
+from rc_jax.modes import predict
 from tests.support import processes, tiny_predictions
 from tests.support.run_tiny import ROOT
 
@@ -242,3 +244,8 @@ def test_two_processes_label_every_image_and_write_one_submission(tmp_path: path
   assert contents(together) == contents(alone)
   zips = [folder / "ade20k_images.zip" for folder in (alone, together)]
   assert zips[0].read_bytes() == zips[1].read_bytes()
+
+
+def test_recursive_without_a_folder_is_refused(tmp_path: pathlib.Path) -> None:
+  with pytest.raises(ValueError, match="--recursive: is read with --images=FOLDER alone"):
+    predict.run(defaults(), tmp_path, recursive=True)

@@ -166,6 +166,28 @@ def test_a_page_says_what_was_not_computed_together(tmp_path: pathlib.Path, caps
       assert "99.0" not in page and "1 of the logged scores were computed in another way" in page
 
 
+@pytest.mark.parametrize(
+  ("file", "content", "words"),
+  [
+    (
+      "val.json",
+      b"{}",
+      "val.json: lacks miou, iou, absent_class, expected the scores of a split; score again",
+    ),
+    ("val_confusion.npy", b"", "val_confusion.npy: cannot be read"),
+  ],
+)
+def test_a_damaged_score_is_named(tmp_path: pathlib.Path, file: str, content: bytes, words: str) -> None:
+  scored(tmp_path, 4)
+  (tmp_path / "eval" / file).write_bytes(content)
+  with pytest.raises(ValueError, match=words):
+    page_of_step_4(tmp_path)
+  scored(tmp_path, 4)
+  np.save(tmp_path / "eval" / "val_confusion.npy", np.arange(3))
+  with pytest.raises(ValueError, match=r"val_confusion.npy: cannot be read .*expected a square"):
+    page_of_step_4(tmp_path)
+
+
 def test_a_confusion_matrix_of_another_evaluation_is_left_out(tmp_path: pathlib.Path) -> None:
   scored(tmp_path, 4)
   path = tmp_path / "eval" / "val_confusion.npy"

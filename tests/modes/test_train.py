@@ -19,7 +19,7 @@ from PIL import Image
 from rc_jax.config import defaults
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.modes import train
-from tests.support import processes, run_tiny
+from tests.support import processes, run_tiny, small_datasets
 
 pytestmark = pytest.mark.run
 
@@ -314,3 +314,26 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   suggested = finished.stdout.partition("\nNext:\n")[2]
   assert f"--mode=compare --results={workdir},{workdir}_baseline" in suggested
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
+
+
+def test_worker_processes_read_the_data_of_a_command(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+  """Grain starts them with absl's flags, which only a whole command line leaves as it finds them."""
+  flags = ("--config.data.workers=1", "--config.train.steps=2", "--config.train.eval_every=2")
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  assert [line["step"] for line in run_tiny.lines(tmp_path) if "loss" in line] == [1, 2]
+
+
+def test_training_without_labelled_pixels_is_named(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
+  small_datasets.folder(tmp_path / "set")
+  for path in (tmp_path / "set/labels/train").iterdir():
+    small_datasets.save_label(path, np.full((30, 40), 255, np.uint8))
+  flags = ("--config.dataset.name=folder", f"--config.dataset.root={tmp_path / 'set'}")
+  steps = ("--config.train.steps=1", "--config.train.batch_size=2", "--config.train.crop_size=33")
+  process = run_tiny.start(tmp_path / "run", *flags, *steps, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  assert (
+    "step 1: the pixel loss is 0, as where all pixels of the batch are ignored; check the labels" in printed
+  )

@@ -44,6 +44,8 @@ def test_done_images_are_remembered(tmp_path: pathlib.Path) -> None:
   assert folder.is_done("day/a", FINGERPRINT, WANTED)
   assert not folder.is_done("day/b", FINGERPRINT, WANTED)
   assert not folder.is_done("day/a", FINGERPRINT, {**WANTED, "overlays": ".jpg"}), "an output is missing"
+  folder.file("labels", "day/a", ".png").write_bytes(b"")
+  assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file is empty"
   folder.file("labels", "day/a", ".png").unlink()
   assert not folder.is_done("day/a", FINGERPRINT, WANTED), "the file was deleted"
 
@@ -169,3 +171,15 @@ def test_ids_above_255_keep_their_value(tmp_path: pathlib.Path) -> None:
   label_image(labels, info).save(tmp_path / "a.png")
   with Image.open(tmp_path / "a.png") as image:
     np.testing.assert_array_equal(np.asarray(image), info.label_ids[labels])
+
+
+def test_labels_that_no_prediction_wrote_are_kept(tmp_path: pathlib.Path) -> None:
+  truth = tmp_path / "labels/val/0.png"
+  truth.parent.mkdir(parents=True)
+  truth.write_bytes(b"truth")
+  for overwrite in (False, True):
+    with pytest.raises(
+      ValueError, match=r"holds labels/val/0\.png, which --mode=predict did not write; .*--output="
+    ):
+      PredictionFolder(tmp_path, {}, overwrite=overwrite, process=0, remedy="")
+  assert truth.read_bytes() == b"truth" and not (tmp_path / "predictions.json").exists()

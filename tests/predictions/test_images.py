@@ -151,3 +151,11 @@ def test_images_of_one_size_follow_each_other(tmp_path: pathlib.Path) -> None:
     photo(tmp_path / f"{name}.png", size)
   found = images.ordered_by_size(images.from_path(tmp_path, False, tmp_path / "out"))
   assert [image.name for image in found] == ["a", "c", "b", "d"]
+
+
+def test_predictions_may_lie_beside_the_images(tmp_path: pathlib.Path) -> None:
+  photo(tmp_path / "a.png")
+  photo(tmp_path / "labels" / "a.png")
+  photo(tmp_path / "more" / "b.png")
+  for recursive, names in ((False, ["a"]), (True, ["a", "more/b"])):
+    assert [image.name for image in images.from_path(tmp_path, recursive, tmp_path)] == names

@@ -15,6 +15,14 @@ def png(samples: np.ndarray, bits: int, color_type: int = 0) -> bytes:
   return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
 
 
+def broad_png(width: int, height: int) -> bytes:
+  """Returns a PNG whose header states a size, with pixels for one row."""
+  content = bytearray(png(np.zeros((1, 1), int), 8))
+  content[16:24] = struct.pack(">II", width, height)
+  content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+  return bytes(content)
+
+
 def tiff(
   samples: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1, extra: tuple[int, ...] = ()
 ) -> bytes:

@@ -110,6 +110,14 @@ def test_arrays_without_a_number_are_refused(fresh, tmp_path) -> None:
     pretrained.load(save(tmp_path / "weights.npz", broken), fresh, PLAIN)
 
 
+@pytest.mark.parametrize("key", ["conv1.weight", "layer1.0.bn1.running_var"])
+def test_kernels_and_variances_of_zeros_alone_are_refused(fresh, tmp_path, key) -> None:
+  arrays = torch_arrays(fresh)
+  path = save(tmp_path / "weights.npz", arrays | {key: np.zeros_like(arrays[key])})
+  with pytest.raises(ValueError, match=rf"weights\.npz has only zeros in {key}, .*: give an undamaged file"):
+    pretrained.load(path, fresh, PLAIN)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", ml_dtypes.bfloat16])
 def test_floats_of_every_width_are_read(fresh, tmp_path, dtype) -> None:
   arrays = {name: array.astype(dtype) for name, array in torch_arrays(fresh).items()}

@@ -68,15 +68,20 @@ def load(root: str, split: str) -> FilePairs:
   defects: list[str] = []
   images = files_in(images_in, recursive=True)
   labels = files_in(labels_in, recursive=True) if labels_in.is_dir() else None
+  images_by_path = _files_by_path(images_in, images, IMAGE_SUFFIXES, defects)
+  labels_by_path = None if labels is None else _files_by_path(labels_in, labels, LABEL_SUFFIXES, defects)
+  # The line on a label without an image names its picture, if that is of a type that is not read.
+  alone = (labels_by_path or {}).keys() - images_by_path.keys()
+  others = [path for path in images if _key(images_in, path) not in alone]
   pairs = pair_files(
     info,
     train_ids,
-    _files_by_path(images_in, images, IMAGE_SUFFIXES, defects),
-    None if labels is None else _files_by_path(labels_in, labels, LABEL_SUFFIXES, defects),
+    images_by_path,
+    labels_by_path,
     images_at=str(images_in / "*.jpg"),
     labels_at=str(labels_in / "*.png"),
     defects=defects,
-    notes=left_out(images_in, images, IMAGE_SUFFIXES),
+    notes=left_out(images_in, others, IMAGE_SUFFIXES),
   )
   return pairs if pairs.labelled else dataclasses.replace(pairs, labels_in=f"labels/{split}")
 
@@ -229,9 +234,11 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
 def _files_by_path(
   folder: pathlib.Path, paths: list[pathlib.Path], suffixes: tuple[str, ...], defects: list[str]
 ) -> dict[str, pathlib.Path]:
-  return files_by_key(
-    ((str(path.relative_to(folder).with_suffix("")), path) for path in paths), suffixes, defects
-  )
+  return files_by_key(((_key(folder, path), path) for path in paths), suffixes, defects)
+
+
+def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
+  return str(path.relative_to(folder).with_suffix(""))
 
 
 DATASET = Dataset(info=info, splits=splits, load=load, layout=LAYOUT, signs=((CLASSES_FILE,),))

@@ -123,7 +123,7 @@ def plan(sources: Mapping[str, FilePairs], encoding: str) -> list[Shard]:
         Shard(
           split,
           f"{source.info.name}-{split}.array_record-{number:05d}-of-{count:05d}",
-          dataclasses.replace(source, images=source.images[part], labels=labels),
+          dataclasses.replace(source, images=source.images[part], labels=labels, names=source.names[part]),
           encoding,
           made_of,
         )
@@ -338,7 +338,7 @@ def encode_example(source: FilePairs, index: int, encoding: str) -> dict[str, by
   kept = _FILES_KEPT[:1] if encoding == "tiles" else _FILES_KEPT
   if not content.startswith(kept):
     content = tiles.encode(image) if encoding == "tiles" else _encode_png(image)
-  return {"image": content, "label": label, "name": os.fsencode(path.stem)}
+  return {"image": content, "label": label, "name": os.fsencode(source.names[index])}
 
 
 def write_shard(

@@ -3,6 +3,7 @@
 import io
 import pathlib
 import struct
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from rc_jax.data.reading.palette import is_standard
 from rc_jax.data.reading.samples import (
   check_brightness,
   check_label_format,
+  check_unsigned,
   full_pages,
   grey_step,
   wide_to_eight_bits,
@@ -23,6 +25,8 @@ from rc_jax.data.reading.unsupported import identify_unsupported
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
+# Its two lines of advice for servers are none for data sets; the limit at twice that size stays.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow's decoders raise all of these for damaged files.
 _DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
@@ -72,6 +76,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     raise ValueError(
       f"{where}: the image holds floating point numbers, expected integers of 8 or 16 bits: convert it"
     )
+  check_unsigned(image, where)
   # In place, because the function otherwise copies images without a rotation too.
   ImageOps.exif_transpose(image, in_place=True)
   if image.mode.startswith("I"):
@@ -173,6 +178,7 @@ def label_ids(
     return ids, np.bincount(ids.ravel()), None
   image = _decode(content, where)
   check_label_format(image, where)
+  check_unsigned(image, where)
   pages = getattr(image, "n_frames", 1)
   if pages > 1:
     raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it again")
@@ -218,6 +224,12 @@ def exif_orientation(content: bytes) -> int:
   except _DECODER_ERRORS:
     return 1
   return orientation if orientation in range(1, 9) else 1
+
+
+def is_transparent(content: bytes) -> bool:
+  """Returns whether an image file, which ``decode_image`` reads, has pixels that are not opaque."""
+  with Image.open(io.BytesIO(content)) as image:
+    return image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
 
 
 def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: str) -> None:

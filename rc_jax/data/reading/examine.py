@@ -9,22 +9,28 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.decode import (
   check_ids,
   check_sizes,
   decode_image,
   exif_orientation,
+  is_transparent,
   label_ids,
   read_file,
 )
+from rc_jax.data.reading.palette import is_standard
 from rc_jax.data.reading.source import FilePairs, Source
 
 _CHUNK = 8  # examples in a task of a process
 SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
+DARK = (
+  64  # a picture of 14 bits in 16, or of the numbers 0 to 1, has no sample as bright as this one of 8 bits
+)
 # Processes take several seconds to start: the remaining work must take longer.
 SECONDS_WORTH_PROCESSES = 10.0
 
@@ -37,10 +43,15 @@ class Examined:
     index: its place in the split.
     size: ``(H,W)`` of the image as it is displayed; None for an image that cannot be decoded.
     counts: id -> pixels of the label, in the ids of its file (train ids where there is no file).
-    digest: of the image's file, equal for equal files; empty for a file that cannot be read.
+    digest: of the image's pixels, equal for equal images; empty for a file that cannot be decoded.
     defects: the errors that would stop training, one line each.
     turned_alone: whether EXIF data turn or mirror the image and not the label, or the reverse, and sizes do not show
       whether that is right.
+    transparent: whether the image's file has pixels that are not opaque.
+    blank: whether the image has several pixels, all of one colour.
+    dark: whether no sample of the image exceeds a quarter of the range.
+    palette: index -> RGB of the indices in the label, from the palette of its file, without those that have the colour
+      of their class. Empty for a palette that tools give to ids of any data set, and for a file without palette.
   """
 
   index: int
@@ -49,6 +60,10 @@ class Examined:
   digest: bytes
   defects: tuple[str, ...]
   turned_alone: bool = False
+  transparent: bool = False
+  blank: bool = False
+  dark: bool = False
+  palette: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 def examine(source: Source, index: int) -> Examined:
@@ -57,12 +72,13 @@ def examine(source: Source, index: int) -> Examined:
     return _examine_array(source, index)
   defects: list[str] = []
   image = ids = None
-  counts, digest, turned_alone = np.zeros(0, int), b"", False
+  counts, turned_alone, transparent = np.zeros(0, int), False, False
+  palette = None
   image_at = str(source.images[index])
   try:
     content = read_file(source.images[index])
-    digest = hashlib.blake2b(content, digest_size=16).digest()
     image = decode_image(content, image_at)
+    transparent = is_transparent(content)
   except ValueError as error:
     defects.append(str(error))
   if source.labels is not None:
@@ -73,14 +89,26 @@ def examine(source: Source, index: int) -> Examined:
       check_ids(label_at, counts, palette, source.train_ids, source.info)
     except ValueError as error:
       defects.append(str(error))
+      palette = None  # a further line on its colours would repeat the error
     if image is not None and ids is not None:
       try:
         check_sizes(image, ids, image_at, label_at)
         turned_alone = _turned_alone(content, label_content, image.shape[0] == image.shape[1])
       except ValueError as error:
         defects.append(str(error))
-  size = None if image is None else (image.shape[0], image.shape[1])
-  return Examined(index, size, _nonzero(counts), digest, tuple(defects), turned_alone)
+  found = _nonzero(counts)
+  return Examined(
+    index,
+    size=None if image is None else (image.shape[0], image.shape[1]),
+    counts=found,
+    digest=_digest(image),
+    defects=tuple(defects),
+    turned_alone=turned_alone,
+    transparent=transparent,
+    blank=_is_blank(image),
+    dark=image is not None and int(image.max()) < DARK,
+    palette=_colors(palette, list(found), source.info),
+  )
 
 
 def examine_all(source: Source, indices: Sequence[int], processes: int | None = None) -> Iterator[Examined]:
@@ -139,8 +167,37 @@ def _examine_array(source: Source, index: int) -> Examined:
     return Examined(index, None, {}, b"", (str(error),))
   image, label = example["image"], example.get("label")
   counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
-  digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-  return Examined(index, (image.shape[0], image.shape[1]), _nonzero(counts), digest, ())
+  size = image.shape[0], image.shape[1]
+  return Examined(
+    index, size, _nonzero(counts), _digest(image), (), blank=_is_blank(image), dark=int(image.max()) < DARK
+  )
+
+
+def _digest(image: np.ndarray | None) -> bytes:
+  if image is None:
+    return b""
+  digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+  digest.update(np.ascontiguousarray(image).data)
+  return digest.digest()
+
+
+def _is_blank(image: np.ndarray | None) -> bool:
+  # The first rows decide for nearly all images.
+  return (
+    image is not None
+    and image.shape[:2] != (1, 1)
+    and all((rows == image[0, 0]).all() for rows in (image[:2], image))
+  )
+
+
+def _colors(
+  palette: np.ndarray | None, present: Sequence[int], info: DatasetInfo
+) -> dict[int, tuple[int, ...]]:
+  if palette is None or not present or is_standard(palette, present):
+    return {}
+  ids_by_color = info.ids_by_color()
+  colors = {index: tuple(palette[index].tolist()) for index in present if index < len(palette)}
+  return {index: color for index, color in colors.items() if index not in ids_by_color.get(color, ())}
 
 
 def _turned_alone(image: bytes, label: bytes, square: bool) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.label_names import find_renames
-from rc_jax.data.reading.listing import files_in, left_out
+from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in, left_out
 from rc_jax.data.reading.rearrange import MissingFolder
 from rc_jax.data.reading.source import FilePairs, IncompleteSplit
 
@@ -23,11 +23,11 @@ def files_by_stem(
   """Lists the files of a folder by their names without suffix.
 
   Args:
-    folder: its files are listed, without those in folders within and those whose names begin with a dot.
+    folder: its files are listed, without folders and hidden files.
     suffixes: in lower case; files with others are left out.
     defects: gets a line for each file that differs from another in its suffix alone.
   """
-  return files_by_key(((path.stem, path) for path in sorted(folder.iterdir())), suffixes, defects)
+  return files_by_key(((path.stem, path) for path in files_in(folder, recursive=False)), suffixes, defects)
 
 
 def files_by_key(
@@ -133,16 +133,36 @@ def pair_folders(
     ValueError: there is no image.
   """
   defects: list[str] = []
+  images_by_stem = files_by_stem(images, IMAGE_SUFFIXES, defects)
+  labels_by_stem = files_by_stem(labels, LABEL_SUFFIXES, defects) if labels else None
+  # The line on a label without an image names its picture, if that is of a type that is not read.
+  alone = (labels_by_stem or {}).keys() - images_by_stem.keys()
+  others = [path for path in files_in(images, recursive=False) if path.stem not in alone]
   return pair_files(
     info,
     train_ids,
-    files_by_stem(images, IMAGE_SUFFIXES, defects),
-    files_by_stem(labels, LABEL_SUFFIXES, defects) if labels else None,
+    images_by_stem,
+    labels_by_stem,
     images_at=str(images / "*.jpg"),
     labels_at=str((labels or images) / "*.png"),
     defects=defects,
-    notes=left_out(images, files_in(images, recursive=False), IMAGE_SUFFIXES),
+    notes=[*left_out(images, others, IMAGE_SUFFIXES), *_deeper(images)],
   )
+
+
+def _deeper(folder: pathlib.Path) -> list[str]:
+  """Returns a line on the images in the folders of a folder; none where there is no such image."""
+  images = [
+    path
+    for path in files_in(folder, recursive=True)
+    if path.parent != folder and path.suffix.lower() in IMAGE_SUFFIXES
+  ]
+  if not images:
+    return []
+  return [
+    f"{folder}: images left out: {len(images):,}, because they lie in folders below ({images[0].relative_to(folder)}, "
+    "...); move them up, or read the data as dataset.name=folder"
+  ]
 
 
 def check_root(root: str, name: str, layout: str, folders: Sequence[str]) -> pathlib.Path:
@@ -196,11 +216,16 @@ def _without_counterpart(
   lines = []
   for key in alone:
     expected = pathlib.Path(where.replace("*", key))
-    similar = names.longer(expected.parent, key.rpartition("/")[2])
+    stem = key.rpartition("/")[2]
+    similar = names.longer(expected.parent, stem)
+    unread = [name for name in similar if name[len(stem) :].lower() in UNREAD_SUFFIXES]
     if _last_part(key) in elsewhere:
       remedy = f"found {elsewhere[_last_part(key)]}: move or rename it"
     elif key in renames:
       remedy = renames[key]
+    elif unread:
+      convert = "convert it to JPEG or PNG" if missing == "image" else "export the label as PNG"
+      remedy = f"found {unread[0]}, a file that is not read: {convert}"
     elif any(name.lower().endswith(_JPEG_SUFFIXES) for name in similar) and missing == "label":
       remedy = f"found {similar[0]}: JPEG changes ids, export the label as PNG"
     elif similar:

@@ -13,8 +13,9 @@ _PNG_BIT_DEPTH_AT = 24  # in the header, which each PNG begins with
 # Tags of TIFF, and values of its tags NewSubfileType, SubfileType and Compression.
 _NEW_SUBFILE_TYPE, _SUBFILE_TYPE = 254, 255
 _REDUCED, _MASK, _EARLIER_REDUCED = 1, 4, 2
-_BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS = 258, 259, 262, 277
+_BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 258, 259, 262, 277, 339
 _WHITE_IS_ZERO = 0
+_SIGNED = 2
 _LOSSY_COMPRESSION = {
   **dict.fromkeys((6, 7, 33007), "JPEG"),
   **dict.fromkeys((33003, 33004, 33005, 34712), "JPEG 2000"),
@@ -76,6 +77,7 @@ def wide_to_eight_bits(image: Image.Image, content: bytes, where: str) -> np.nda
   """
   samples = np.asarray(image)
   bits = stored_bits(image, content)
+  white_is_zero = _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO
   low, high = int(samples.min()), int(samples.max())
   if bits > 16 or low < 0:
     raise ValueError(
@@ -84,7 +86,34 @@ def wide_to_eight_bits(image: Image.Image, content: bytes, where: str) -> np.nda
     )
   if bits == 16 and 0 < high < _TWELVE_BITS:
     raise _too_dark(where)
-  return np.right_shift(samples, bits - 8).astype(np.uint8)
+  grey = np.right_shift(samples, bits - 8).astype(np.uint8)
+  # Pillow inverts such samples of up to 8 bits alone.
+  return 255 - grey if white_is_zero else grey
+
+
+def check_unsigned(image: Image.Image, where: str) -> None:
+  """Refuses a TIFF file of signed 8-bit samples with negative numbers, which the decoder reads as numbers above 127.
+
+  Args:
+    image: decoded.
+    where: the file's name, for error messages.
+
+  Raises:
+    ValueError: the file holds negative numbers.
+  """
+  if image.mode != "L" or _tag(image, _SAMPLE_FORMAT) not in (_SIGNED, (_SIGNED,)):
+    return
+  signed = np.asarray(image).astype(np.int8)
+  if signed.min() < 0:
+    raise ValueError(
+      f"{where}: holds signed integers of 8 bits from {signed.min()} to {signed.max()}, expected numbers from 0 on: "
+      "convert them and save them without sign"
+    )
+
+
+def _tag(image: Image.Image, tag: int) -> object:
+  """Returns the value of a tag of a TIFF file; None for another file."""
+  return image.tag_v2.get(tag) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
 def check_brightness(image: Image.Image, content: bytes, pixels: np.ndarray, where: str) -> None:
@@ -139,7 +168,7 @@ def check_label_format(image: Image.Image, where: str) -> None:
       f"{where}: the label has {bands} bands, expected one band of ids: export that band alone"
     )
   # With one bit, all programs call the white pixels 1.
-  if image.mode == "L" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+  if image.mode != "1" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
     raise ValueError(
       f"{where}: the label is a TIFF file in which 0 is white, so that some programs invert its ids; expected 0 as "
       "black: export the label as PNG"

@@ -1,6 +1,7 @@
 """A split of a data set: a random access sequence of examples."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, Protocol, TypedDict
@@ -51,6 +52,8 @@ class FilePairs:
       silently on labels of another data set, or on colours in place of ids.
     notes: sentences on files that were left out; training and inspection print them.
     labels_in: the folder below the root that would hold the labels of a split without labels; empty: none would.
+    names: of the examples, for results and predictions; empty: by ``names_of_files``. A part of a split keeps the names
+      of the split.
   """
 
   info: DatasetInfo
@@ -59,10 +62,15 @@ class FilePairs:
   train_ids: Mapping[int, int]
   notes: tuple[str, ...] = ()
   labels_in: str = ""
+  names: tuple[str, ...] = ()
 
   @property
   def labelled(self) -> bool:
     return self.labels is not None
+
+  def __post_init__(self) -> None:
+    if not self.names:
+      object.__setattr__(self, "names", names_of_files(self.images))
 
   def __len__(self) -> int:
     return len(self.images)
@@ -71,7 +79,7 @@ class FilePairs:
     """Reads example ``index``; raises ValueError, in one line, for a damaged or wrong file."""
     path = self.images[index]
     image = decode_image(read_file(path), str(path))
-    example: Example = {"image": image, "name": path.stem}
+    example: Example = {"image": image, "name": self.names[index]}
     if self.labels is not None:
       label_path = self.labels[index]
       label = decode_label(read_file(label_path), str(label_path), self.train_ids, self.info)
@@ -135,6 +143,19 @@ class Subset:
 
   def __getitem__(self, index: int) -> Example:
     return self.source[self.indices[index]]
+
+
+def names_of_files(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
+  """Names images by the stems of their files, or, where two stems are equal, by their paths below a common folder.
+
+  >>> names_of_files([pathlib.Path("set/a/1.png"), pathlib.Path("set/b/1.png")])
+  ('a/1', 'b/1')
+  """
+  stems = tuple(path.stem for path in paths)
+  if len(set(stems)) == len(stems):
+    return stems
+  top = os.path.commonpath([path.parent for path in paths])
+  return tuple(path.relative_to(top).with_suffix("").as_posix() for path in paths)
 
 
 class IncompleteSplit(ValueError):
