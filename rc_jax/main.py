@@ -209,6 +209,8 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
     raise ValueError(str(error)) from error
   if len(rest) > 1:
     raise ValueError(f"unexpected argument {rest[1]!r}; every option starts with --")
+  # Grain starts worker processes (data.workers) only after absl's global flags were parsed. No mode reads those.
+  flags.FLAGS.mark_as_parsed()
 
   values: dict[str, Any] = {flag.name: defined[flag.name].value for flag in module.FLAGS}
   for flag in module.FLAGS:

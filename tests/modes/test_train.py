@@ -92,6 +92,17 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
+  flags = ("--config.data.workers=2",)
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  run_tiny.signal_at(process, tmp_path, 7, signal.SIGKILL)
+  run_tiny.finish(process)
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step" in printed, printed
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
 def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache)
   run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
