@@ -45,13 +45,13 @@ SETTINGS = (
   *("--config.train.crop_size=49,65", "--config.train.batch_size=8", "--config.contrast.bank_size=20"),
   *("--config.model.channels=16", "--config.model.aux_channels=16", "--config.eval.batch_size=20"),
 )
+COMMAND = (sys.executable, "-m", "rc_jax.main")
 STAGES = ("start-up", "compiling", "steps", "saving", "scoring", "report")
 ANY = "any"  # a moment counted from the start of the process
 SERIES = 5  # kills at most, before the run is left to finish
 COLD_EVERY = 4  # series
 POLL = 0.008  # seconds
-SESSION = 600.0  # seconds after which a session counts as stuck
-SURVIVOR = 600.0  # seconds after which a process counts as stuck that another one left
+LIMIT = 600.0  # seconds after which a process counts as stuck
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +114,7 @@ class Session:
       with path.open("wb") as output:
         self.processes.append(
           subprocess.Popen(
-            [
-              sys.executable,
-              "-m",
-              "rc_jax.main",
-              *SETTINGS,
-              *dataset,
-              *variant.flags,
-              f"--workdir={workdir}",
-            ],
+            [*COMMAND, *SETTINGS, *dataset, *variant.flags, f"--workdir={workdir}"],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -137,10 +129,6 @@ class Session:
     """Returns the time since the start."""
     return time.monotonic() - self._start
 
-  def has_ended(self) -> bool:
-    """Returns whether a process has ended."""
-    return any(process.poll() is not None for process in self.processes)
-
   def wait(self, seconds: float) -> bool:
     """Waits until all processes have ended; ends them and returns False where they take too long."""
     deadline = time.monotonic() + seconds
@@ -152,6 +140,16 @@ class Session:
         return False
     return True
 
+  def end(self, seconds: float) -> str:
+    """Waits as ``wait``; returns the problem of a session that should finish: it takes longer, or fails; else ""."""
+    if not self.wait(seconds):
+      return f"did not end in {seconds:.0f} s"
+    statuses = [process.returncode for process in self.processes]
+    if not any(statuses):
+      return ""
+    tails = [" / ".join(path.read_text(errors="replace").splitlines()[-3:]) for path in self._outputs]
+    return f"exit status {statuses}: {' // '.join(tails)}"
+
   def kill_all(self) -> None:
     for process in self.processes:
       process.kill()
@@ -162,14 +160,6 @@ class Session:
 
   def __exit__(self, *error: object) -> None:
     self.kill_all()
-
-  def failure(self) -> str:
-    """Returns the exit statuses and the last lines of a session that should have finished; empty where it has."""
-    statuses = [process.returncode for process in self.processes]
-    if not any(statuses):
-      return ""
-    tails = [" / ".join(path.read_text(errors="replace").splitlines()[-3:]) for path in self._outputs]
-    return f"exit status {statuses}: {' // '.join(tails)}"
 
 
 def stage_of(printed: str, workdir: pathlib.Path) -> str:
@@ -201,72 +191,78 @@ def _score_is_due(log: pathlib.Path) -> bool:
   return "loss" in line and (line["step"] % SCORED_EVERY == 0 or line["step"] == STEPS)
 
 
-def undisturbed(
-  workdir: pathlib.Path, start: Callable[[pathlib.Path], Session]
-) -> tuple[dict[str, float], float]:
-  """Runs to the end.
+@dataclasses.dataclass
+class Timing:
+  """How long a run takes on this machine now.
 
-  Returns:
-    The mean seconds of one occurrence of each stage, and the seconds of the run.
+  Attributes:
+    stages: seconds of one occurrence of each stage in an undisturbed run.
+    total: seconds of that run.
+    pace: seconds of start-up in the newest session, over those of the undisturbed run: other work on the machine may
+      have slowed it down.
+  """
+
+  stages: dict[str, float]
+  total: float
+  pace: float = 1.0
+
+
+def undisturbed(workdir: pathlib.Path, start: Callable[[pathlib.Path], Session]) -> Timing:
+  """Runs to the end; returns how long that took.
 
   Raises:
     RuntimeError: it failed.
   """
   seconds, occurrences, last = Counter[str](), Counter[str](), ""
   with start(workdir) as session:
-    while not session.has_ended():
+    while session.processes[0].poll() is None:
       stage, before = session.stage(), session.seconds()
       time.sleep(POLL)
       seconds[stage] += session.seconds() - before
       occurrences[stage] += stage != last
       last = stage
-    if not session.wait(SESSION) or session.failure():
-      raise RuntimeError(f"the undisturbed run failed: {session.failure()}")
-    return {stage: seconds[stage] / max(1, occurrences[stage]) for stage in STAGES}, session.seconds()
+    problem = session.end(LIMIT)
+    if problem:
+      raise RuntimeError(f"the undisturbed run: {problem}")
+    return Timing({stage: seconds[stage] / max(1, occurrences[stage]) for stage in STAGES}, session.seconds())
 
 
-def kill_once(
-  session: Session, rng: random.Random, durations: dict[str, float], total: float
-) -> dict[str, Any] | None:
+def kill_once(session: Session, rng: random.Random, timing: Timing) -> dict[str, Any] | None:
   """Kills one process of a session at a random moment, and waits until the others have ended.
 
   Args:
     session: just started.
     rng: chooses process and moment.
-    durations: seconds of one occurrence of each stage.
-    total: seconds of an undisturbed run.
+    timing: of such sessions; its pace is updated.
 
   Returns:
-    The kill: stage, seconds since the start, number of the process, and the seconds that the others took to end (-1
-    where they did not). None where the run ended first.
+    The kill: stage, seconds since the start, number of the process, and the seconds after which the others had ended
+    (-1 where they did not). None where the process ended first, or did not come to the moment in ``LIMIT`` seconds.
   """
   target, occurrence, share = rng.choice((*STAGES, ANY)), rng.randint(1, 2), rng.random()
+  if target not in ("steps", "saving", "scoring"):
+    occurrence = 1  # the others come once in a session
   victim = rng.randrange(len(session.processes))
-  seen, last = 0, ""
-  while target != ANY and not session.has_ended():
-    stage = session.stage()
-    seen += stage == target != last
-    last = stage
-    # Compiling and the report come once in a session, and start-up is left once.
-    if seen == (1 if target in ("start-up", "compiling", "report") else occurrence):
-      break
-    if session.seconds() > SESSION:
-      return {"target": target, "stage": "stuck", "after": SESSION, "process": victim, "others_ended": -1}
+  moment = share * timing.total * timing.pace if target == ANY else math.inf
+  seen, stage = 0, ""
+  while session.seconds() < moment:
+    if session.processes[victim].poll() is not None or session.seconds() > LIMIT:
+      return None
+    last, stage = stage, session.stage()
+    if last == "start-up" != stage:
+      timing.pace = session.seconds() / timing.stages["start-up"]
+    if stage == target != last:
+      seen += 1
+      if seen == occurrence:
+        moment = session.seconds() + share * timing.stages[target] * timing.pace
     time.sleep(POLL)
-  deadline = session.seconds() + share * (total if target == ANY else durations[target])
-  while session.seconds() < deadline and not session.has_ended():
-    time.sleep(min(POLL, max(0, deadline - session.seconds())))
-  if session.has_ended():
-    return None
   after = session.seconds()
   session.processes[victim].kill()
   session.processes[victim].wait()
   kill = {"target": target, "stage": session.stage(), "after": round(after, 3), "process": victim}
   if len(session.processes) > 1:
-    ended = session.wait(SURVIVOR)
+    ended = session.wait(LIMIT)
     kill["others_ended"] = round(session.seconds() - after, 1) if ended else -1
-    others = [process.returncode for index, process in enumerate(session.processes) if index != victim]
-    kill["others_status"] = others
   return kill
 
 
@@ -276,7 +272,7 @@ def run_series(
   kills: int,
   rng: random.Random,
   start: Callable[[pathlib.Path], Session],
-  timing: tuple[dict[str, float], float],
+  timing: Timing,
 ) -> dict[str, Any]:
   """Kills and resumes one run, lets it finish, and compares it.
 
@@ -286,30 +282,29 @@ def run_series(
     kills: how many at most; fewer where the run ends before one.
     rng: chooses the moments.
     start: starts a session in a folder.
-    timing: of ``undisturbed``.
+    timing: of such sessions.
 
   Returns:
     A row of the result: the kills, the deviations, the seconds that it took.
   """
   made: list[dict[str, Any]] = []
-  deviations: list[str] = []
+  problems: list[str] = []
   begin = time.monotonic()
-  while len(made) < kills:
+  while len(made) < kills and not problems:
     with start(workdir) as session:
-      kill = kill_once(session, rng, *timing)
+      kill = kill_once(session, rng, timing)
       if kill is None:
+        problems.append(session.end(LIMIT))
         break
     made.append(kill)
-    if kill["stage"] == "stuck" or kill.get("others_ended") == -1:
-      deviations.append(f"did not end: {kill}")
-  # A run that ended before its next kill is started again too: a finished run must change nothing.
+    if kill.get("others_ended") == -1:
+      problems.append(f"the other process did not end in {LIMIT:.0f} s")
+  # A run that ended before its next kill is started again too: that must change nothing.
   with start(workdir) as session:
-    if not session.wait(SESSION):
-      deviations.append("the resumed run did not end")
-    elif session.failure():
-      deviations.append(session.failure())
-    else:
-      deviations += differences(reference, workdir)
+    problems.append(session.end(LIMIT))
+  if not problems[-1]:
+    problems += differences(reference, workdir)
+  deviations = [problem for problem in problems if problem]
   return {"kills": made, "deviations": deviations, "seconds": round(time.monotonic() - begin, 1)}
 
 
@@ -367,7 +362,8 @@ def measure(
   control = differences(reference, folder / "control")
   if control:
     raise RuntimeError(f"{name}: two undisturbed runs differ: {control}")
-  say(f"{name}: an undisturbed run takes {timing[1]:.1f} s, {timing[0]}")
+  stages = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.stages.items())
+  say(f"{name}: an undisturbed run takes {timing.total:.1f} s; once {stages}")
   index = len(mine)
   while left > 0:
     cold = folder / f"cache{index}"
@@ -377,7 +373,7 @@ def measure(
     row = run_series(
       workdir, reference, min(SERIES, left), rng, lambda path, cache=cache: start(path, cache), timing
     )
-    row = {"variant": name, "series": index, "cold": cache == cold, **row}
+    row = {"variant": name, "seed": seed, "series": index, "cold": cache == cold, **row}
     rows.append(row)
     with path.open("a") as file:
       file.write(json.dumps(row) + "\n")
@@ -407,15 +403,7 @@ def prepared_data(root: pathlib.Path) -> tuple[str, ...]:
   lines = ["id,name", *(f"{index},{name}" for index, name in enumerate(names)), "255,ignore", ""]
   (raw / "classes.csv").write_text("\n".join(lines))
   flags = ("--config.dataset.name=folder", f"--config.dataset.root={raw}")
-  command = [
-    sys.executable,
-    "-m",
-    "rc_jax.main",
-    "--mode=prepare",
-    *SETTINGS[:1],
-    *flags,
-    f"--output={root / 'packed'}",
-  ]
+  command = (*COMMAND, "--mode=prepare", *SETTINGS[:1], *flags, f"--output={root / 'packed'}")
   subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
   return ("--config.dataset.name=folder", f"--config.dataset.root={root / 'packed'}")
 
