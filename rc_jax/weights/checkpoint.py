@@ -48,6 +48,7 @@ class Checkpoints:
       scores: mIoU of steps that were scored before the run was resumed.
     """
     self.folder = workdir.resolve() / FOLDER
+    self._keep = keep
     self._scores = dict(scores or {})
     policies = [preservation_policy.LatestN(keep), _KeepBest(self._scores)]
     self._manager = ocp.CheckpointManager(
@@ -169,8 +170,9 @@ class Checkpoints:
       raise self._cannot_save(_first_line(error)) from error
 
   def close(self) -> None:
-    """Waits for all started saves and releases the folder."""
+    """Waits for all started saves, deletes what the newest one replaced, and releases the folder."""
     self.wait()
+    self._delete_replaced()
     self._manager.close()
 
   def __enter__(self) -> "Checkpoints":
@@ -183,6 +185,20 @@ class Checkpoints:
       # Started saves are finished, and the first error is raised, not one of closing.
       with contextlib.suppress(OSError):
         self.close()
+
+  def _delete_replaced(self) -> None:
+    """Deletes the checkpoints that Orbax deletes after a save, where a kill came between the two.
+
+    The next save would delete them too, but the last checkpoint of a run has none after it.
+    """
+    steps = [int(folder.name) for folder in _step_folders(self.folder)]
+    if jax.process_index() != 0 or not steps:
+      return
+    # When the newest checkpoint was saved, its score was not known yet.
+    best = _best(steps, {step: score for step, score in self._scores.items() if step < steps[0]})
+    for step in steps[self._keep :]:
+      if step != best:
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
   def _write_checksums(self) -> None:
     """Adds the checksums to the checkpoint that is about to become visible: Orbax calls this before it renames it."""

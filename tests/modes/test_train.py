@@ -105,6 +105,17 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
+  flags = ("--config.data.workers=2",)
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  run_tiny.signal_at(process, tmp_path, 7, signal.SIGKILL)
+  run_tiny.finish(process)
+  process = run_tiny.start(tmp_path, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step" in printed, printed
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
 def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache)
   run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
@@ -314,15 +325,6 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   suggested = finished.stdout.partition("\nNext:\n")[2]
   assert f"--mode=compare --results={workdir},{workdir}_baseline" in suggested
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
-
-
-def test_worker_processes_read_the_data_of_a_command(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
-  """Grain starts them with absl's flags, which only a whole command line leaves as it finds them."""
-  flags = ("--config.data.workers=1", "--config.train.steps=2", "--config.train.eval_every=2")
-  process = run_tiny.start(tmp_path, *flags, cache=cache)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 0, printed
-  assert [line["step"] for line in run_tiny.lines(tmp_path) if "loss" in line] == [1, 2]
 
 
 def test_training_without_labelled_pixels_is_named(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:

@@ -113,6 +113,23 @@ def test_the_newest_and_the_best_are_kept(tmp_path: pathlib.Path) -> None:
   assert steps_on_disk(tmp_path) == {6, 8}
 
 
+def test_checkpoints_that_a_kill_left_undeleted_are_deleted_at_the_end(tmp_path: pathlib.Path) -> None:
+  """Orbax deletes the old ones after the new one is complete. A kill between the two at the last step left them."""
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step, miou in [(1, 0.2), (2, 0.6), (3, 0.4), (4, 0.7)]:
+      checkpoints.save(state(step), {"next_batch": step})
+      checkpoints.wait()
+      shutil.copytree(tmp_path / "checkpoints" / str(step), tmp_path / "copies" / str(step))
+      checkpoints.scored(step, miou)
+  assert steps_on_disk(tmp_path) == {2, 4}
+  for step in (1, 3):
+    shutil.copytree(tmp_path / "copies" / str(step), tmp_path / "checkpoints" / str(step))
+  shutil.rmtree(tmp_path / "checkpoints" / "3" / "trainer")  # in the middle of deleting it
+  with checkpoint.Checkpoints(tmp_path, keep=1, scores={1: 0.2, 2: 0.6, 3: 0.4, 4: 0.7}) as checkpoints:
+    assert checkpoints.latest_step() == 4
+  assert steps_on_disk(tmp_path) == {2, 4}
+
+
 def test_the_model_is_restored_without_the_trainer(tmp_path: pathlib.Path) -> None:
   saved = state(3, seed=4)
   checkpoints = checkpoint.Checkpoints(tmp_path)
