@@ -369,7 +369,7 @@ def write_shard(
     writer.close()
     with part.open("rb") as file:
       os.fsync(file.fileno())
-    os.replace(part, output / shard.file)
+    files.move(part, output / shard.file)
   except RuntimeError as error:  # ArrayRecord's
     raise OSError(
       f"{output / shard.file}: cannot be written ({' '.join(str(error).split())[:200]}): free some space on the disk "
