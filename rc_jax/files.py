@@ -29,6 +29,8 @@ _REMEDIES = {
   errno.EPERM: "choose a folder that this user may write to",
   errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
   errno.ENAMETOOLONG: "choose a shorter name",
+  errno.EEXIST: "move the file of that name away",
+  errno.ENOTDIR: "move the file away that takes the place of a folder",
 }
 # Some network and FUSE file systems answer so where the new name of a file exists.
 _NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
