@@ -101,6 +101,8 @@ def large_state(step: int) -> TrainState:
 
 
 @pytest.mark.run
+# Threads of Orbax go on for a moment after a save has failed, and find their event loop closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_while_a_checkpoint_is_written(tmp_path: pathlib.Path, disk, monkeypatch) -> None:
   """Orbax notices it in the background: before, the space looked sufficient."""
   mounted, printed = tmp_path / "disk", []
