@@ -1,10 +1,14 @@
 """Atomic writes: after a kill or on a full disk, a file holds its old content or its new content. And files of text.
 
+Every error of writing is one line with the file, the reason and the remedy.
+
 Files are UTF-8 on each system, whatever its locale is.
 """
 
 import codecs
 import contextlib
+import errno
+import io
 import json
 import os
 import pathlib
@@ -19,6 +23,72 @@ _MARKS = (
   (codecs.BOM_UTF16_LE, "utf-16"),
   (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_REMEDIES = {
+  errno.EROFS: "choose a folder on a file system that can be written",
+  errno.EACCES: "choose a folder that this user may write to",
+  errno.EPERM: "choose a folder that this user may write to",
+  errno.EFBIG: "raise the limit of the size of files (ulimit -f)",
+  errno.ENAMETOOLONG: "choose a shorter name",
+  errno.EEXIST: "move the file of that name away",
+  errno.ENOTDIR: "move the file away that takes the place of a folder",
+}
+# Some network and FUSE file systems answer so where the new name of a file exists.
+_NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+_MOVED = ".old"
+
+
+class WriteError(OSError):
+  """A file or folder cannot be written; one line.
+
+  Attributes:
+    problem: the line without the remedy, for a message with another.
+  """
+
+  def __init__(self, problem: str, remedy: str):
+    super().__init__(f"{problem}; {remedy}")
+    self.problem = problem
+
+
+def write_error(path: pathlib.Path, error: OSError, action: str = "written") -> WriteError:
+  """Returns an error in one line: the path, the reason and what to do.
+
+  Args:
+    path: the file or folder that cannot be written.
+    error: as the system or a library raised it.
+    action: what cannot be done with it.
+  """
+  reason = " ".join(str(error.strerror or error).split())[:200]
+  remedy = _REMEDIES.get(error.errno or 0, "free space there or write to another folder")
+  return WriteError(f"{path}: cannot be {action} ({reason})", remedy)
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Creates a folder with its parents, unless it exists.
+
+  Raises:
+    WriteError: it cannot be created; one line.
+  """
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise write_error(folder, error, "created") from error
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Creates a folder and writes a file into it, before hours of computing for which the folder is meant.
+
+  Raises:
+    WriteError: the folder cannot be written; one line.
+  """
+  make_folder(folder)
+  probe = folder / f".{os.getpid()}.part"
+  try:
+    probe.write_bytes(b"0")
+  except OSError as error:
+    raise write_error(folder, error) from error
+  finally:
+    with contextlib.suppress(OSError):
+      probe.unlink()
 
 
 @contextlib.contextmanager
@@ -31,20 +101,65 @@ def atomic_write(target: pathlib.Path) -> Iterator[BinaryIO]:
     target: the file to write; its folder exists.
 
   Raises:
-    OSError: the file cannot be written; one line with its name.
+    WriteError: the file cannot be written; one line with its name.
   """
   partial = target.with_name(f".{target.name}.part")
   try:
     with partial.open("wb") as file:
       yield file
-    os.replace(partial, target)
+    _replace(partial, target)
   except OSError as error:
-    raise OSError(
-      f"{target}: cannot be written ({error.strerror or error}); free space there or write to another folder"
-    ) from error
+    raise write_error(target, error) from error
   finally:
     with contextlib.suppress(OSError):
       partial.unlink(missing_ok=True)  # an incomplete file would use space on a full disk
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Renames a file or folder on one file system; a file replaces another of that name.
+
+  Raises:
+    WriteError: the file system refuses; one line.
+  """
+  try:
+    _replace(source, target)
+  except OSError as error:
+    raise write_error(target, error) from error
+
+
+def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
+  """Renames a file to a name that may exist, also where a file system refuses that."""
+  try:
+    os.replace(partial, target)
+    return
+  except OSError as error:
+    if error.errno not in _NO_REPLACE or not target.is_file():
+      raise
+  # Never without a complete file: a kill after the first of these renames leaves the old one for `put_back`.
+  moved = target.with_name(f".{target.name}{_MOVED}")
+  with contextlib.suppress(FileNotFoundError):
+    moved.unlink()
+  os.rename(target, moved)
+  try:
+    os.rename(partial, target)
+  except OSError:
+    os.rename(moved, target)
+    raise
+  moved.unlink()
+
+
+def put_back(folder: pathlib.Path) -> None:
+  """Restores the files of a folder that ``atomic_write`` had moved away when it was killed.
+
+  Call it while no other process writes to the folder.
+  """
+  for moved in folder.glob(f".*{_MOVED}"):
+    target = moved.with_name(moved.name[1 : -len(_MOVED)])
+    with contextlib.suppress(OSError):
+      if target.exists():
+        moved.unlink()
+      else:
+        os.rename(moved, target)
 
 
 def atomic_write_text(target: pathlib.Path, text: str) -> None:
@@ -91,6 +206,48 @@ def read_text(path: pathlib.Path) -> str:
       f"{path}, line {line}: holds zero bytes, as UTF-16 without its first mark does; {remedy}"
     )
   return text
+
+
+class AppendedFile:
+  """A file that grows by complete pieces: a piece that does not fit leaves nothing, and waits for the next call."""
+
+  def __init__(self, path: pathlib.Path):
+    """Starts to append to a file, which the first piece creates where it is absent."""
+    self.path = path
+    self._pending = b""
+
+  def append(self, piece: bytes) -> None:
+    """Appends a piece, after those that could not be written before.
+
+    Raises:
+      WriteError: nothing was appended; one line. The piece is kept.
+    """
+    self._pending += piece
+    self.flush()
+
+  def flush(self) -> None:
+    """Appends the pieces that could not be written before.
+
+    Raises:
+      WriteError: nothing was appended; one line. The pieces are kept.
+    """
+    if not self._pending:
+      return
+    end = None
+    try:
+      # Without a buffer, which would hold the rest of a piece. Closed, because some network file systems report errors
+      # there alone.
+      with io.FileIO(self.path, "ab") as file:
+        end = os.fstat(file.fileno()).st_size
+        rest = memoryview(self._pending)
+        while rest:
+          rest = rest[file.write(rest) :]
+    except OSError as error:
+      if end is not None:
+        with contextlib.suppress(OSError):
+          os.truncate(self.path, end)
+      raise write_error(self.path, error) from error
+    self._pending = b""
 
 
 def read_json_object(path: pathlib.Path, remedy: Callable[[], str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from rc_jax import files
 from rc_jax.console import say
 
 FILE = ".lock"
@@ -41,7 +42,7 @@ def folder_lock(folder: pathlib.Path, remedy: str) -> Iterator[None]:
   """
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"{folder}: is a file; expected a folder or a new name")
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   path = folder / FILE
   descriptor, excludes = _open(path, remedy)
   try:
@@ -53,7 +54,13 @@ def folder_lock(folder: pathlib.Path, remedy: str) -> Iterator[None]:
       **{"host": socket.gethostname(), "process": os.getpid(), "boot": _boot()},
       **{"since": time.strftime("%Y-%m-%d %H:%M:%S"), "renewals": 0},
     }
-    _write(descriptor, content)
+    try:
+      _write(descriptor, content)
+    except OSError as error:
+      if os.fstat(descriptor).st_size == 0:
+        path.unlink()  # the next command would watch it for a sign of life
+      raise files.write_error(folder, error) from error
+    files.put_back(folder)
     stop = threading.Event()
     thread = threading.Thread(target=_renew, args=(descriptor, content, stop), name="lock", daemon=True)
     thread.start()
@@ -74,9 +81,7 @@ def _open(path: pathlib.Path, remedy: str) -> tuple[int, bool]:
     try:
       descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-      raise OSError(
-        f"{path.parent}: cannot be written ({error.strerror}); choose a folder that this user may write to"
-      ) from error
+      raise files.write_error(path.parent, error) from error
     excludes = True
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

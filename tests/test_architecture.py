@@ -49,7 +49,7 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   "class_table": {"console", "files"},
   "console": {"streams"},
   "distributed": {"agreement", "fields", "process_group", "rendezvous", "streams"},
-  "folder_lock": {"console"},
+  "folder_lock": {"console", "files"},
   "huge_pages": {"streams"},
   "process_group": {"console", "streams"},
   "rendezvous": {"agreement", "console", "process_group", "streams"},

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from rc_jax import folder_lock
+from tests.support import disks
 from tests.support.paths import ROOT
 
 OTHER_MACHINE = {
@@ -123,3 +124,45 @@ def test_a_file_is_no_folder(tmp_path: pathlib.Path) -> None:
   (tmp_path / "run").touch()
   with pytest.raises(ValueError, match="is a file"), folder_lock.folder_lock(tmp_path / "run", "wait"):
     pass
+
+
+def test_a_lock_on_a_full_disk_is_an_error_in_one_line(tmp_path: pathlib.Path) -> None:
+  with (
+    disks.file_size_limit(0),
+    pytest.raises(OSError, match=f"^{tmp_path}: cannot be written .File too large.; ") as error,
+    folder_lock.folder_lock(tmp_path, "wait"),
+  ):
+    pass
+  assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    pass
+
+
+@pytest.mark.run
+def test_a_lock_in_a_folder_that_cannot_be_written(tmp_path: pathlib.Path) -> None:
+  with (
+    disks.small_disk(tmp_path / "disk", "ro"),
+    pytest.raises(OSError, match=r"disk: cannot be written \(Read-only file system\); choose a folder"),
+    folder_lock.folder_lock(tmp_path / "disk", "wait"),
+  ):
+    pass
+
+
+@pytest.mark.usefixtures("quick", "no_locks")
+def test_a_clock_that_is_set_back_changes_no_lock(tmp_path: pathlib.Path, monkeypatch) -> None:
+  times = iter(range(2_000_000_000, 0, -100_000))
+  monkeypatch.setattr(time, "time", lambda: next(times))
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    os.utime(tmp_path / folder_lock.FILE, (2**31, 2**31))
+    with pytest.raises(ValueError, match="writes to this folder"), folder_lock.folder_lock(tmp_path, "wait"):
+      pass
+  (tmp_path / folder_lock.FILE).write_text(json.dumps(OTHER_MACHINE))
+  os.utime(tmp_path / folder_lock.FILE, (2**31, 2**31))
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    pass
+
+
+def test_files_that_a_kill_left_under_another_name_return_with_the_lock(tmp_path: pathlib.Path) -> None:
+  (tmp_path / ".metrics.jsonl.old").write_text("lines")
+  with folder_lock.folder_lock(tmp_path, "wait"):
+    assert (tmp_path / "metrics.jsonl").read_text() == "lines"

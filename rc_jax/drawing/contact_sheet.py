@@ -7,7 +7,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image
 
-from rc_jax import data
+from rc_jax import data, files
 from rc_jax.config import Config, height_width
 from rc_jax.data import Examined, Source
 from rc_jax.drawing.fonts import drawable_names
@@ -122,8 +122,9 @@ def choose(pixels: np.ndarray, count: int) -> list[int]:
 
 def save(sheet: Image.Image, path: pathlib.Path) -> pathlib.Path:
   """Writes a sheet as PNG, creates its folder, and returns its path."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  sheet.save(path)
+  files.make_folder(path.parent)
+  with files.atomic_write(path) as file:
+    sheet.save(file, "PNG")
   return path
 
 

@@ -111,10 +111,13 @@ def write_results(
 
   Returns:
     The path of the JSON.
+
+  Raises:
+    OSError: a file cannot be written; one line. The JSON of an earlier evaluation stays.
   """
   split = results["split"]
   path = workdir / "eval" / f"{split}.json"
-  path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
+  files.make_folder(path.parent)  # a split may lie in a folder, as fold0/val
   with files.atomic_write(path.with_name(f"{path.stem}_confusion.npy")) as file:
     np.save(file, counts.confusion)
   with files.atomic_write(path.with_name(f"{path.stem}_images.npz")) as file:

@@ -5,7 +5,7 @@ import time
 
 import jax
 
-from rc_jax import data, distributed, models
+from rc_jax import data, distributed, files, models
 from rc_jax.config import Config
 from rc_jax.console import say
 from rc_jax.evaluation.evaluator import Results, make_evaluator
@@ -33,6 +33,7 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
     FileNotFoundError: no checkpoint, or no data.
     ValueError: the checkpoint holds another network or other classes, the split has no labels, or the processes do not
       agree.
+    OSError: the results cannot be written; one line.
   """
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   for note in data.notes_of(source):
@@ -41,6 +42,9 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   if jax.process_count() > 1:
     facts, listings = data.split_facts(source, config.eval.split)
     distributed.check_agreement(data.class_facts(source.info) | restore.facts(path) | facts, listings)
+  restore.origin(path)  # first: where there is no checkpoint, no folder is created
+  if jax.process_index() == 0:
+    files.check_writable(workdir)
   network = models.build(config.model, source.info.num_classes)
   restored = restore.restore(network, config, path, source.info.table())
   scored = f"step {restored.step}" if restored.step else str(path)
@@ -50,8 +54,8 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   seconds = time.monotonic() - start
   if jax.process_index() == 0:
     weights = weights_digest((restored.params, restored.batch_stats))
+    say(results_table(results))  # first: where the files cannot be written, the scores are not lost
     written = write_results(workdir, results, counts, restored.step, weights)
-    say(results_table(results))
     rate = f"{len(source) / seconds:.2f} images/s ({seconds / len(source):.2f} s each)"
     say(f"{rate}, compilation included; written to {written}")
   return {"step": restored.step, **results}

@@ -43,7 +43,7 @@ FLAGS = (
 )
 
 PROGRAM, METADATA, WEIGHTS, README = "program.jaxexport", "metadata.json", "weights.safetensors", "README.md"
-NOTICE = "NOTICE"
+NOTICE, FLATBUFFERS = "NOTICE", "flatbuffers"
 NOTICE_TEXT = """\
 Contains code of rc_jax, Apache-2.0.
 Contains flatbuffers, Copyright Google Inc., Apache-2.0.
@@ -87,6 +87,7 @@ def run(
     FileNotFoundError: no checkpoint.
     ValueError: the checkpoint holds another network or other classes, a flag has no such value, or the folder is not
       empty.
+    OSError: the folder cannot be written; one line.
   """
   height, width = parse_size(size)
   _check_flags(batch, platforms, weights)
@@ -230,19 +231,31 @@ def _write(
   metadata: dict[str, Any],
   example: str,
 ) -> None:
-  """Writes all files of a program; ``weights`` are those beside it, ``example`` the Python lines of the README."""
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / METADATA).unlink(missing_ok=True)  # written last: a folder without it is incomplete
-  (folder / WEIGHTS).unlink(missing_ok=True)
-  if weights is not None:
-    with files.atomic_write(folder / WEIGHTS) as file:
-      file.write(safetensors.numpy.save(weights))
-  with files.atomic_write(folder / PROGRAM) as file:
-    file.write(exported.serialize())
-  _copy_flatbuffers(folder)
-  files.atomic_write_text(folder / NOTICE, NOTICE_TEXT)
-  files.atomic_write_text(folder / README, _readme(metadata, example))
-  files.atomic_write_text(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
+  """Writes all files of a program; ``weights`` are those beside it, ``example`` the Python lines of the README.
+
+  The files take their names when all are written: on a full disk an earlier program stays.
+  """
+  files.check_writable(folder)
+  staged = folder / ".part"
+  shutil.rmtree(staged, ignore_errors=True)  # of a killed export
+  files.make_folder(staged)
+  try:
+    if weights is not None:
+      with files.atomic_write(staged / WEIGHTS) as file:
+        file.write(safetensors.numpy.save(weights))
+    with files.atomic_write(staged / PROGRAM) as file:
+      file.write(exported.serialize())
+    _copy_flatbuffers(staged)
+    files.atomic_write_text(staged / NOTICE, NOTICE_TEXT)
+    files.atomic_write_text(staged / README, _readme(metadata, example))
+    files.atomic_write_text(staged / METADATA, json.dumps(metadata, indent=2) + "\n")
+    shutil.rmtree(folder / FLATBUFFERS, ignore_errors=True)
+    for name in (METADATA, WEIGHTS):
+      (folder / name).unlink(missing_ok=True)
+    for path in sorted(staged.iterdir(), key=lambda path: path.name == METADATA):
+      files.move(path, folder / path.name)  # METADATA last: a folder without it is incomplete
+  finally:
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def _metadata(
@@ -311,10 +324,15 @@ def _copy_flatbuffers(folder: pathlib.Path) -> None:
   """Copies flatbuffers beside the program, because jax.export reads with it and jax does not install it."""
   spec = importlib.util.find_spec("flatbuffers")
   assert spec is not None and spec.origin is not None
-  target = folder / "flatbuffers"
-  shutil.rmtree(target, ignore_errors=True)
-  ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-  shutil.copytree(pathlib.Path(spec.origin).parent, target, ignore=ignored)
+  target = folder / FLATBUFFERS
+  source = pathlib.Path(spec.origin).parent
+  for file in sorted(
+    path for path in source.rglob("*") if path.is_file() and path.parent.name != "__pycache__"
+  ):
+    copied = target / file.relative_to(source)
+    files.make_folder(copied.parent)
+    with files.atomic_write(copied) as opened:
+      opened.write(file.read_bytes())
 
 
 def _example(beside: bool, probabilities: bool, rows: int, height: int, width: int) -> str:

@@ -72,7 +72,7 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
       if source is not None:
         opened[part] = source, defects
   folder = workdir / "inspect"
-  folder.mkdir(parents=True, exist_ok=True)
+  files.check_writable(folder)
   say(f"{name}{f' in {root}' if root else ''}: {info.num_classes} classes, splits {', '.join(opened)}")
   splits = [
     ExaminedSplit(part, source, _examine(part, source, sample), defects)
@@ -88,7 +88,7 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   }
   for split in splits:
     table_path = folder / f"{split.name}.json"
-    table_path.parent.mkdir(parents=True, exist_ok=True)  # a split may lie in a folder, as fold0/val
+    files.make_folder(table_path.parent)  # a split may lie in a folder, as fold0/val
     files.atomic_write_text(table_path, json.dumps(tables[split.name], indent=1) + "\n")
   across = [*map(Note, info.notes), *_images_in_common(config, splits)]
   absent = _absent_classes(config, tables)

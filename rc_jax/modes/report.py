@@ -81,10 +81,11 @@ def write(
     The path of the page, which needs no other file.
   """
   folder = workdir / "report"
-  folder.mkdir(parents=True, exist_ok=True)
+  files.check_writable(folder)
   shown = pictures(config, network, params, batch_stats)
   info = data.info(config.dataset.name, config.dataset.root)
-  panels(shown, info).save(folder / "panels.png")
+  with files.atomic_write(folder / "panels.png") as file:
+    panels(shown, info).save(file, "PNG")
   lines = read_metrics(workdir)
   scores, confusion, notes = _evaluation(workdir, config.eval.split)
   images = len(data.load(config.dataset.name, config.dataset.root, config.eval.split))

@@ -30,6 +30,7 @@ from rc_jax.training.plan import loss_terms, plan_text
 from rc_jax.training.preemption import PreemptionWatch, StopRequested
 from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.progress import TrainingProgress
+from rc_jax.training.saving import Saving
 from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.step_programs import StepPrograms
 from rc_jax.training.throughput import Throughput
@@ -56,7 +57,7 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
     ValueError: data, config or checkpoint do not fit each other, or another run trains in the folder; one line.
     FileNotFoundError: data or weights are missing; one line.
     NonFiniteLoss: the loss became NaN or infinite.
-    OSError: the disk is full.
+    OSError: a folder cannot be written, or the disk is full at two saves in a row or at the end; one line.
   """
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
@@ -68,7 +69,7 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
 
 def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> int:
   """Trains in a folder that no other run uses; see ``run``."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_folder(workdir)
   refuse_other_run(config, workdir)
   training, state = prepare(config, workdir)
   first = int(state.step)
@@ -83,9 +84,14 @@ def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> in
     from rc_jax.modes import report  # imports SciPy, which no earlier part of the run needs
 
     with waiting("drawing the report"):
-      page = report.write(
-        config, workdir, training.network, state.params, state.batch_stats, step=int(state.step)
-      )
+      page: str | pathlib.Path
+      try:
+        page = report.write(
+          config, workdir, training.network, state.params, state.batch_stats, step=int(state.step)
+        )
+      except files.WriteError as error:
+        # The run itself is finished and saved.
+        page = f"none ({error.problem}); free space, and the same command draws them"
     seconds = training.progress.elapsed() if first < config.train.steps else None
     say(closing(config, workdir, page, seconds, training.protocol))
     if command is not None:
@@ -108,6 +114,7 @@ class TrainingRun:
     protocol: how it does, ``protocol_text``: scores of another protocol are not compared with these.
     prefetcher: the training batches, at the position where the run starts.
     checkpoints: of the run.
+    saving: saves them.
     log: ``metrics.jsonl`` and TensorBoard.
     finite: checks each step's loss.
     throughput: measures the speed.
@@ -125,6 +132,7 @@ class TrainingRun:
   protocol: str
   prefetcher: Prefetcher
   checkpoints: Checkpoints
+  saving: Saving
   log: run_log.RunLog
   finite: FiniteCheck
   throughput: Throughput
@@ -155,7 +163,7 @@ class TrainingRun:
         else:
           self.progress.count_step(step)
         if is_saved(self.config, step):
-          self.save(state)
+          self.save(state, required=step == train.steps)
           if self.evaluation_due(step):
             self.evaluate(state, watch)
           self.throughput.restart()
@@ -163,7 +171,7 @@ class TrainingRun:
       pass  # the evaluation starts again when the run resumes
     self.progress.flush()
     if watch.exit_status:
-      self.save(state)
+      self.save(state, required=True)
     return state
 
   def next_batch(self, state: TrainState) -> Batch:
@@ -178,7 +186,10 @@ class TrainingRun:
     except (ValueError, OSError, RuntimeError) as error:
       # Saving needs all processes, and the others read other files.
       if jax.process_count() == 1:
-        self.save(state)
+        try:
+          self.save(state, required=True)
+        except files.WriteError as failed:
+          say(f"WARNING: {failed}")  # beside the reason why the run ends
       if isinstance(error, RuntimeError):
         raise ValueError(
           f"data.workers: a process that reads training data failed ({error}); start again"
@@ -202,15 +213,20 @@ class TrainingRun:
     if self.skipped is not None:
       self.skipped.add(self.prefetcher.get_state())
 
-  def save(self, state: TrainState) -> None:
-    """Saves the state and the position of the data, unless this step's checkpoint exists or no step was made."""
+  def save(self, state: TrainState, *, required: bool) -> None:
+    """Saves the state and the position of the data, unless this step's checkpoint exists or no step was made.
+
+    Args:
+      state: the train state.
+      required: an error ends the run; else the run goes on after one save that failed.
+    """
     self.finite.check(state.params)
     if int(state.step) in (0, self.checkpoints.latest_step()):
       return
     position = self.prefetcher.get_state()
     if self.skipped is not None:
       position = self.skipped.add(position)
-    self.checkpoints.save(state, with_training_set(position, self.training_images))
+    self.saving.save(state, with_training_set(position, self.training_images), required=required)
 
   def evaluation_due(self, step: int) -> bool:
     """Returns whether the run scores ``eval.split`` after so many updates."""
@@ -237,7 +253,15 @@ class TrainingRun:
     self.progress.scored(step, results["miou"], over_classes(results["iou"]), time.monotonic() - start)
     if jax.process_index() == 0:
       weights = weights_digest((state.params, state.batch_stats))
-      write_results(self.workdir, results, counts, step, weights)
+      try:
+        write_results(self.workdir, results, counts, step, weights)
+      except files.WriteError as error:
+        # Without a line of the log for the last step, the same command scores it again.
+        if step == self.config.train.steps:
+          raise
+        say(
+          f"WARNING: {error.problem}; training goes on, and the next scoring writes these files: free space"
+        )
     # Last, because a line in the log means that this step need not be scored again.
     scores = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
     self.log.write({"step": step, "split": split, run_log.PROTOCOL: self.protocol, **scores})
@@ -307,6 +331,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
 
   first = int(state.step)
   earlier = [step for step in scores if step <= first]
+  log = run_log.RunLog(workdir, resumed_at=first)
   batches = _training_batches(config, source, data_position)
   skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
   prefetcher = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
@@ -321,7 +346,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     protocol=protocol,
     prefetcher=prefetcher,
     checkpoints=checkpoints,
-    log=run_log.RunLog(workdir, resumed_at=int(state.step)),
+    saving=Saving(checkpoints, log),
+    log=log,
     finite=FiniteCheck(checkpoints),
     throughput=Throughput(config.train.batch_size, prefetcher),
     progress=TrainingProgress(config, terms, first, scores[max(earlier)] if earlier else None),
@@ -366,14 +392,14 @@ def write_config(config: Config, workdir: pathlib.Path) -> None:
 
 
 def closing(
-  config: Config, workdir: pathlib.Path, page: pathlib.Path, seconds: float | None, protocol: str
+  config: Config, workdir: pathlib.Path, page: pathlib.Path | str, seconds: float | None, protocol: str
 ) -> str:
   """Returns the paragraph that ends a run: its score, its time and its files.
 
   Args:
     config: of the run.
     workdir: the run's folder.
-    page: of the report.
+    page: of the report, or why there is none.
     seconds: that the run took since it was started or resumed; None: it was finished before.
     protocol: how the run scores.
   """

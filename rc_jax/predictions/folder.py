@@ -98,7 +98,7 @@ class PredictionFolder:
     self._lock = threading.Lock()
     if path.exists() and not path.is_dir():
       raise ValueError(f"{path}: is a file; expected a folder or a new name")
-    path.mkdir(parents=True, exist_ok=True)
+    files.make_folder(path)
     logs = sorted(path.glob("done_*.jsonl"))
     if not logs and not (path / SETTINGS).exists():
       _refuse_other_files(path)
@@ -122,11 +122,11 @@ class PredictionFolder:
       for log in logs if not self._done else ():
         log.unlink()
       files.atomic_write_text(path / SETTINGS, json.dumps(dict(settings), indent=2) + "\n")
-    self._log_path = path / f"done_{process}.jsonl"
-    if self._log_path.is_file() and not self._log_path.read_bytes().endswith(b"\n"):
+    log_path = path / f"done_{process}.jsonl"
+    self._log = files.AppendedFile(log_path)
+    if log_path.is_file() and not log_path.read_bytes().endswith(b"\n"):
       # A kill cut the last line; the next line must not continue it.
-      with self._log_path.open("a", encoding="utf-8") as file:
-        file.write("\n")
+      self._log.append(b"\n")
 
   def is_done(self, name: str, fingerprint: Fingerprint, wanted: Mapping[str, str]) -> bool:
     """Whether an image was labelled and all its wanted files hold data; ``wanted``: kind -> suffix."""
@@ -144,14 +144,18 @@ class PredictionFolder:
   def writing(self, kind: str, name: str, suffix: str) -> contextlib.AbstractContextManager[BinaryIO]:
     """Opens an output for writing; the complete file appears at the end of the ``with`` block."""
     target = self.file(kind, name, suffix)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(target.parent)
     return files.atomic_write(target)
 
   def mark_done(self, name: str, fingerprint: Fingerprint) -> None:
-    """Logs that all outputs of an image exist."""
+    """Logs that all outputs of an image exist.
+
+    Raises:
+      OSError: the log cannot be written; one line. The image will be labelled again.
+    """
     line = json.dumps({"name": name, **dataclasses.asdict(fingerprint.with_digest())}) + "\n"
-    with self._lock, self._log_path.open("a", encoding="utf-8") as log:
-      log.write(line)
+    with self._lock:
+      self._log.append(line.encode())
 
 
 def _refuse_other_files(path: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from rc_jax import files
 from rc_jax.data import DATASETS, DatasetInfo, SubmissionFormat
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -118,8 +119,8 @@ def write(
 
   Raises:
     ValueError: in one line, a server would refuse the zip; ``target`` stays unchanged.
+    OSError: in one line, the zip cannot be written.
   """
-  partial = target.with_name(f".{target.name}.part")
 
   def encoded(name: str) -> bytes:
     with Image.open(labels / f"{name}.png") as image:
@@ -130,21 +131,23 @@ def write(
     return content.getvalue()
 
   names = [name for name, _ in expected.values()]
-  with zipfile.ZipFile(partial, "w") as archive, ThreadPoolExecutor(os.cpu_count()) as pool:
-    for first in range(0, len(names), 64):
-      part = list(expected)[first : first + 64]
-      contents = pool.map(encoded, names[first : first + 64])
-      for key, content in zip(part, contents, strict=True):
-        # With a fixed date, and not compressed again.
-        entry = zipfile.ZipInfo(submission.file_name.format(key))
-        entry.external_attr = 0o644 << 16  # by default only the owner may read the unpacked files
-        archive.writestr(entry, content)
-  sizes = {key: size for key, (_, size) in expected.items()}
-  problems = check(partial, submission, sizes, info)
-  if problems:
-    partial.unlink()
-    raise ValueError(f"{target}: the server would refuse it: {'; '.join(problems)}; predict with --overwrite")
-  os.replace(partial, target)
+  with files.atomic_write(target) as file:
+    with zipfile.ZipFile(file, "w") as archive, ThreadPoolExecutor(os.cpu_count()) as pool:
+      for first in range(0, len(names), 64):
+        part = list(expected)[first : first + 64]
+        contents = pool.map(encoded, names[first : first + 64])
+        for key, content in zip(part, contents, strict=True):
+          # With a fixed date, and not compressed again.
+          entry = zipfile.ZipInfo(submission.file_name.format(key))
+          entry.external_attr = 0o644 << 16  # by default only the owner may read the unpacked files
+          archive.writestr(entry, content)
+    file.flush()
+    sizes = {key: size for key, (_, size) in expected.items()}
+    problems = check(pathlib.Path(file.name), submission, sizes, info)
+    if problems:
+      raise ValueError(
+        f"{target}: the server would refuse it: {'; '.join(problems)}; predict with --overwrite"
+      )
 
 
 def check(

@@ -1,5 +1,6 @@
 """The check that each step's loss is finite, one step late, so that the host never waits for the running step."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -75,7 +76,8 @@ class FiniteCheck:
     )
     if "gradient_norm" in values:
       terms += f", gradient norm {values['gradient_norm']:.4g}"
-    self._checkpoints.wait()
+    with contextlib.suppress(OSError):  # of a full disk; the checkpoints before are good
+      self._checkpoints.wait()
     last = self._checkpoints.latest_step()
     kept = (
       "no checkpoint yet"

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from rc_jax import files
+from rc_jax.console import say
+from rc_jax.training.event_log import EventLog
 from rc_jax.training.objective import Metrics
 from rc_jax.training.throughput import Speed
 
@@ -18,7 +20,10 @@ PROTOCOL = "protocol"  # in a line of an evaluation: how the images were scored
 
 
 class RunLog:
-  """``metrics.jsonl`` and TensorBoard events of a run; does nothing in all processes but the first."""
+  """``metrics.jsonl`` and TensorBoard events of a run; does nothing in all processes but the first.
+
+  Training goes on where a line cannot be written, as on a full disk. The line waits for the next, or for ``flush``.
+  """
 
   def __init__(self, workdir: pathlib.Path, resumed_at: int):
     """Opens the log, without the lines that a killed run wrote after the checkpoint that this run resumes from.
@@ -26,48 +31,73 @@ class RunLog:
     Args:
       workdir: the run's folder.
       resumed_at: updates made so far; the run will log the steps after it again.
+
+    Raises:
+      WriteError: the log cannot be written; one line.
     """
-    self._path = workdir / METRICS
+    path = workdir / METRICS
     self._active = jax.process_index() == 0
     if not self._active:
       return
     kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_at]
-    files.atomic_write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-    self._file = self._path.open("a", encoding="utf-8")
-    import tensorboardX  # imports PyTorch where that is installed, which takes two seconds
-
-    self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_at + 1)
+    files.atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    self._lines = files.AppendedFile(path)
+    self._events = EventLog(workdir / "tensorboard", first_step=resumed_at + 1)
+    self._warned: set[str] = set()
 
   def write(self, line: dict[str, Any]) -> None:
-    """Appends a line.
+    """Appends a line; prints once that lines cannot be written.
 
     Args:
       line: JSON-able, with ``step``. Its numbers become TensorBoard scalars, those of a nested dict ``outer/inner``;
         None becomes none.
-
-    Raises:
-      OSError: the file cannot be written.
     """
     if not self._active:
       return
     try:
-      self._file.write(json.dumps(line) + "\n")
-      self._file.flush()
-    except OSError as error:
-      raise OSError(
-        f"{self._path}: cannot be written ({error.strerror}); free space there and start again"
-      ) from error
+      self._lines.append((json.dumps(line) + "\n").encode())
+    except files.WriteError as error:
+      self._warn(METRICS, f"{error.problem}; training goes on, and the lines are written when there is space")
+    scalars = {}
     for name, value in line.items():
       values = value.items() if isinstance(value, dict) else [("", value)]
       for inner, number in values:
         if isinstance(number, int | float) and name != "step":
-          self._events.add_scalar(f"{name}/{inner}" if inner else name, number, line["step"])
+          scalars[f"{name}/{inner}" if inner else name] = number
+    try:
+      self._events.write(line["step"], scalars)
+    except files.WriteError as error:
+      self._warn(
+        "TensorBoard", f"{error.problem}; training goes on, and the curves are written when there is space"
+      )
+
+  def flush(self) -> None:
+    """Writes the lines that could not be written before: a checkpoint needs those of the steps before it.
+
+    Raises:
+      WriteError: they cannot be written; one line.
+    """
+    if self._active:
+      self._lines.flush()
 
   def close(self) -> None:
-    """Writes out what is buffered."""
-    if self._active:
-      self._file.close()
-      self._events.close()
+    """Writes what could not be written before.
+
+    Raises:
+      WriteError: lines of ``metrics.jsonl`` cannot be written; one line.
+    """
+    if not self._active:
+      return
+    try:
+      self._events.flush()
+    except files.WriteError as error:
+      self._warn("TensorBoard", f"{error.problem}; {METRICS} holds all values")
+    self._lines.flush()
+
+  def _warn(self, name: str, message: str) -> None:
+    if name not in self._warned:
+      say(f"WARNING: {message}")
+    self._warned.add(name)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class SkippedExamples:
       data_position: of ``TrainBatches.get_state``, or None.
     """
     self._path = workdir / FILE
+    self._file = files.AppendedFile(self._path)
     self._max_skipped = max_skipped
     self._reasons: dict[str, str] = dict((data_position or {}).get("skipped", {}))
     if jax.process_index() == 0 and (self._reasons or self._path.is_file()):
@@ -49,8 +50,11 @@ class SkippedExamples:
     for index, reason in new.items():
       say(f"skipped training example {index}: {reason}")
     if new and jax.process_index() == 0:
-      with self._path.open("a", encoding="utf-8") as file:
-        file.writelines(map(_line, new.items()))
+      try:
+        self._file.append("".join(map(_line, new.items())).encode())
+      except files.WriteError as error:
+        # The checkpoints hold the list too, and the next start writes the file anew.
+        say(f"WARNING: {error.problem}; training goes on, and the next start writes the file: free space")
     if len(self._reasons) > self._max_skipped:
       raise ValueError(
         f"{self._path}: {len(self._reasons)} training images cannot be read, expected at most {self._max_skipped} "

@@ -7,7 +7,9 @@ any moment leaves the previous one.
 
 import contextlib
 import dataclasses
+import errno
 import logging
+import os
 import pathlib
 import shlex
 import shutil
@@ -19,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from rc_jax import files
 from rc_jax.train_state import ShardedBank, TrainState
 from rc_jax.weights import checksums
 
@@ -27,6 +30,9 @@ ITEMS = ("model", "trainer", "data")
 
 # In the names of Orbax's folders before they are complete.
 _INCOMPLETE = ".orbax-checkpoint-tmp"
+
+# Of these Orbax names the file in several lines, and the reason last.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EFBIG)
 
 # Orbax logs every file it opens, and an error once in each of its threads before it raises it here.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -46,9 +52,13 @@ class Checkpoints:
       workdir: the run's folder.
       keep: number of the newest checkpoints to keep, besides the best by mIoU.
       scores: mIoU of steps that were scored before the run was resumed.
+
+    Raises:
+      OSError: the folder cannot be written; one line.
     """
     self.folder = workdir.resolve() / FOLDER
     self._keep = keep
+    files.check_writable(self.folder)
     self._scores = dict(scores or {})
     policies = [preservation_policy.LatestN(keep), _KeepBest(self._scores)]
     self._manager = ocp.CheckpointManager(
@@ -81,7 +91,7 @@ class Checkpoints:
       data_position: position of the training data, of types that JSON has.
 
     Raises:
-      OSError: the disk is full or the folder cannot be written, in this save or in the one before.
+      WriteError: the disk is full or the folder cannot be written, in this save or in the one before.
     """
     step = int(state.step)
     items = {
@@ -93,7 +103,8 @@ class Checkpoints:
     try:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
-      raise self._cannot_save(_first_line(error)) from error
+      self._remove_incomplete()
+      raise self.cannot_save(_disk_error(error)) from error
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads the newest checkpoint.
@@ -161,13 +172,14 @@ class Checkpoints:
     """Blocks until all started saves are on the disk.
 
     Raises:
-      OSError: the disk is full or the folder cannot be written.
+      WriteError: the disk is full or the folder cannot be written. The checkpoints before are untouched.
     """
     try:
       self._manager.wait_until_finished()
       self._manager.check_for_errors()
     except Exception as error:
-      raise self._cannot_save(_first_line(error)) from error
+      self._remove_incomplete()
+      raise self.cannot_save(_disk_error(error)) from error
 
   def close(self) -> None:
     """Waits for all started saves, deletes what the newest one replaced, and releases the folder."""
@@ -213,12 +225,23 @@ class Checkpoints:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(self.folder).free
     if free < needed:
-      raise self._cannot_save(f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+      raise self.cannot_save(f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
 
-  def _cannot_save(self, reason: str) -> OSError:
+  def _remove_incomplete(self) -> None:
+    """Frees the space of a save that failed, and forgets its step."""
+    # With several processes, the others may still write there; the next start removes it.
+    if jax.process_count() == 1:
+      for folder in self.folder.glob(f"*{_INCOMPLETE}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+      # Orbax has already left out the steps that it meant to delete after this save.
+      self._manager.reload()
+
+  def cannot_save(self, reason: str) -> files.WriteError:
+    """Returns the error, in one line, of a checkpoint that is not saved; ``reason``: why."""
     last = self.latest_step()
     kept = f"the last good checkpoint is step {last}" if last is not None else "no checkpoint was saved yet"
-    return OSError(f"{self.folder}: cannot save a checkpoint ({reason}); {kept}; free space and start again")
+    problem = f"{self.folder}: cannot save a checkpoint ({reason}); {kept}"
+    return files.WriteError(problem, "free space and start again")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,6 +437,13 @@ def _abstract(tree: Any) -> Any:
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype, sharding=leaf.sharding), tree
   )
+
+
+def _disk_error(error: BaseException) -> str:
+  """Returns the system's reason for an error of writing; the first line of the error where it has none."""
+  text = str(error)
+  reasons = (os.strerror(number) for number in _DISK_ERRORS)
+  return next((reason for reason in reasons if reason in text), _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from rc_jax import models
 from rc_jax.data.datasets import synthetic
 from rc_jax.inference import predictor
 from rc_jax.modes import export
-from tests.support import run_tiny, tiny_predictions
+from tests.support import disks, run_tiny, tiny_predictions
 
 SIZE = (41, 57)
 # The packages that jax needs.
@@ -216,3 +216,18 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: pathlib.Path) -> None:
   (tmp_path / "out" / "thesis.tex").touch()
   with pytest.raises(ValueError, match="is not empty; add --overwrite"):
     tiny_predictions.export_tiny(tmp_path / "out", size="41,57")
+
+
+def test_an_export_that_does_not_fit_leaves_the_earlier_program(tmp_path: pathlib.Path) -> None:
+  folder = tiny_predictions.export_tiny(tmp_path / "out", size="41,57", batch=1, platforms=("cpu",))
+
+  def contents() -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+  before = contents()
+  with (
+    disks.file_size_limit(100_000),
+    pytest.raises(OSError, match=r"out.*: cannot be written \(File too large\)"),
+  ):
+    tiny_predictions.export_tiny(folder, size="49,65", batch=1, platforms=("cpu",), overwrite=True)
+  assert contents() == before

@@ -20,6 +20,7 @@ from rc_jax.config import defaults
 from rc_jax.data.prepared import reader, writer
 from rc_jax.modes import prepare
 from tests.data.test_prepared import write_raw
+from tests.support import disks
 from tests.support.paths import ROOT
 
 
@@ -240,6 +241,22 @@ def test_folders_with_other_files_are_refused_and_unchanged(raw, tmp_path, monke
   monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: Full)
   with pytest.raises(OSError, match=r"GB are needed, but 0\.00 GB are free"):
     prepare.run(settings(raw), tmp_path / "small", "tiles")
+
+
+@pytest.mark.parametrize("size", [0, 1_000, 3_000])
+def test_a_disk_that_fills_loses_no_finished_shard(raw, tmp_path, size):
+  """The same command continues, once there is space, to the same bytes."""
+  prepare.run(settings(raw), tmp_path / "complete", "original")
+  output = tmp_path / "filled"
+  with (
+    disks.file_size_limit(size),
+    pytest.raises(OSError, match=r"cannot be written .*File too large") as error,
+  ):
+    prepare.run(settings(raw), output, "original")
+  assert str(output) in str(error.value) and "\n" not in str(error.value)
+  assert not [path for path in output.iterdir() if ".part" in path.name]
+  prepare.run(settings(raw), output, "original")
+  assert digests(output) == digests(tmp_path / "complete")
 
 
 def test_impossible_requests_are_refused(raw, tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from rc_jax.config import defaults
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.modes import train
-from tests.support import processes, run_tiny, small_datasets
+from tests.support import disks, processes, run_tiny, small_datasets
 
 pytestmark = pytest.mark.run
 
@@ -114,6 +114,54 @@ def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cach
   printed = run_tiny.finish(process)
   assert process.returncode == 0 and "resuming at step" in printed, printed
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
+def test_a_full_disk_costs_no_step_that_was_saved(uninterrupted, cache, tmp_path) -> None:
+  """Two checkpoints fit; the saves of steps 8 and 12 do not."""
+  disk = tmp_path / "disk"
+  with disks.small_disk(disk, "size=9m"):
+    process = run_tiny.start(disk / "run", cache=cache)
+    printed = run_tiny.finish(process)
+    assert process.returncode == 2, printed
+    assert (
+      printed.count("WARNING: ") == 1 and "the last good checkpoint is step 6; training goes on" in printed
+    )
+    assert printed.splitlines()[-1].startswith(f"error: {disk}/run/checkpoints: cannot save a checkpoint (")
+    assert printed.splitlines()[-1].endswith("step 6; free space and start again")
+    disks.resize(disk, "100m")
+    process = run_tiny.start(disk / "run", cache=cache)
+    printed = run_tiny.finish(process)
+    assert process.returncode == 0 and "resuming at step 6 of" in printed, printed
+    assert run_tiny.lines(disk / "run") == run_tiny.lines(uninterrupted[0])
+
+
+def test_files_beside_the_checkpoints_end_no_training(uninterrupted, cache, tmp_path) -> None:
+  """Files take the places of folders: TensorBoard's, the report's, and the scores' until the last scoring."""
+  for name in ("tensorboard", "report"):
+    (tmp_path / name).touch()
+  process = run_tiny.start(tmp_path, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  assert printed.count("WARNING: ") == 1 and f"WARNING: {tmp_path}/tensorboard: cannot be" in printed
+  assert f"pictures and curves: none ({tmp_path}/report: cannot be" in printed and "Finished: mIoU" in printed
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
+def test_scores_that_cannot_be_written_are_computed_again(uninterrupted, cache, tmp_path) -> None:
+  (tmp_path / "eval").touch()
+  process = run_tiny.start(tmp_path, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 2, printed
+  assert (
+    f"WARNING: {tmp_path}/eval: cannot be" in printed and "the next scoring writes these files" in printed
+  )
+  assert printed.splitlines()[-1].startswith(f"error: {tmp_path}/eval: cannot be"), printed
+  (tmp_path / "eval").unlink()
+  process = run_tiny.start(tmp_path, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "step 12/12: mIoU" in printed, printed
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+  assert json.loads((tmp_path / "eval" / "val.json").read_text())["step"] == run_tiny.STEPS
 
 
 def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_path) -> None:

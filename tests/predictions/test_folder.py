@@ -13,6 +13,7 @@ from rc_jax.data import DatasetInfo
 from rc_jax.data.datasets import camvid, cityscapes
 from rc_jax.predictions.folder import SETTINGS, Fingerprint, PredictionFolder, label_image, settings_of
 from rc_jax.weights.checksums import weights_digest
+from tests.support import disks
 
 FINGERPRINT = Fingerprint("a.jpg", 100, 7)
 WANTED = {"labels": ".png"}
@@ -183,3 +184,24 @@ def test_labels_that_no_prediction_wrote_are_kept(tmp_path: pathlib.Path) -> Non
     ):
       PredictionFolder(tmp_path, {}, overwrite=overwrite, process=0, remedy="")
   assert truth.read_bytes() == b"truth" and not (tmp_path / "predictions.json").exists()
+
+
+def test_a_full_disk_leaves_the_labels_and_the_log_usable(tmp_path: pathlib.Path) -> None:
+  folder = open_folder(tmp_path)
+  label(folder, "a")
+  size = (tmp_path / "done_0.jsonl").stat().st_size
+  with (
+    disks.file_size_limit(size + 10),
+    pytest.raises(OSError, match=r"done_0\.jsonl: cannot be written") as error,
+  ):
+    label(folder, "b")
+  assert "\n" not in str(error.value)
+  other = open_folder(tmp_path / "other")
+  with disks.file_size_limit(3), pytest.raises(OSError, match=r"labels/c\.png: cannot be written"):
+    label(other, "c", content=b"four")
+  again = open_folder(tmp_path)
+  assert again.is_done("a", FINGERPRINT, WANTED) and not again.is_done("b", FINGERPRINT, WANTED)
+  label(again, "b")
+  assert open_folder(tmp_path).is_done("b", FINGERPRINT, WANTED)
+  assert all(json.loads(line) for line in (tmp_path / "done_0.jsonl").read_text().splitlines())
+  assert not list(tmp_path.rglob("*.part"))

@@ -15,6 +15,7 @@ from rc_jax import data
 from rc_jax.data import DatasetInfo, FilePairs
 from rc_jax.predictions import submission
 from rc_jax.predictions.folder import label_image
+from tests.support import disks
 
 INFO = data.info("cityscapes", "")
 # With a 64th of the pixels: 10 MB of random labels would take seconds in each test.
@@ -182,6 +183,17 @@ def test_a_zip_that_would_be_refused_is_not_written(tmp_path: pathlib.Path) -> N
     submission.write(SMALL, expected(), folder, INFO, target)
   assert "\n" not in str(error.value)
   assert target.read_bytes() == b"the one before" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_zip_that_does_not_fit_leaves_the_earlier_one(written: pathlib.Path) -> None:
+  content = written.read_bytes()
+  with (
+    disks.file_size_limit(len(content) // 2),
+    pytest.raises(OSError, match=r"cityscapes_test\.zip: cannot be written \(File too large\)"),
+  ):
+    submission.write(SMALL, expected(), written.parent / "labels", INFO, written)
+  assert written.read_bytes() == content
+  assert sorted(os.listdir(written.parent)) == ["cityscapes_test.zip", "labels"]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,31 @@
 
 import json
 import pathlib
+import struct
+import time
 
 import numpy as np
 import pytest
+import tensorboardX
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import masked_crc32c
 
 from rc_jax.training import run_log
+from rc_jax.training.event_log import EventLog
 from rc_jax.training.throughput import Speed
+from tests.support import disks
+
+
+def events(path: pathlib.Path) -> list[event_pb2.Event]:
+  """The events of a TensorBoard file; fails at a record that is cut or has another checksum."""
+  content, found = path.read_bytes(), []
+  while content:
+    (length,) = struct.unpack("<Q", content[:8])
+    crcs = struct.unpack("<I", content[8:12]) + struct.unpack("<I", content[12 + length : 16 + length])
+    assert crcs == (masked_crc32c(content[:8]), masked_crc32c(content[12 : 12 + length]))
+    found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+    content = content[16 + length :]
+  return found
 
 
 def test_a_resumed_log_drops_what_came_after_the_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -53,10 +72,10 @@ def test_a_line_is_valid_json_where_a_class_has_no_value(tmp_path: pathlib.Path)
     "data_wait": 0.0,
   }
   log = run_log.RunLog(tmp_path, resumed_at=0)
-  logged = []
-  log._events.add_scalar = lambda name, value, step: logged.append(name)
   log.write(line)
   log.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  logged = [value.tag for event in events(path) for value in event.summary.value]
   assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == line
   assert logged == ["loss", "similarity/road", "images_per_second", "data_wait"]
 
@@ -75,3 +94,69 @@ def test_scores_of_another_protocol_are_left_out_and_named(tmp_path: pathlib.Pat
   assert "1 earlier score on val (60 images, scales 1 2)" in others and "best" in others
   assert "1 earlier score does not record" in unrecorded and "unchecked" in unrecorded
   assert run_log.notes_on_protocols(tmp_path, "test", "60 images, scales 1") == []
+
+
+def test_lines_that_do_not_fit_are_written_when_there_is_space(tmp_path: pathlib.Path, capsys) -> None:
+  log = run_log.RunLog(tmp_path, resumed_at=0)
+  with disks.file_size_limit(300):
+    for step in range(1, 30):
+      log.write({"step": step, "loss": 1 / step})
+    with pytest.raises(OSError, match=r"metrics\.jsonl: cannot be written"):
+      log.flush()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert 0 < len(text) <= 300 and text.endswith("\n")
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    assert 0 < path.stat().st_size <= 300 and events(path)
+  log.write({"step": 30, "loss": 1 / 30})
+  log.close()
+  assert [line["step"] for line in run_log.read_metrics(tmp_path)] == list(range(1, 31))
+  steps = [event.step for event in events(path) if event.summary.value]
+  assert steps == list(range(1, 31))
+  warnings = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "tensorboard" in line)
+  assert [line.partition(": ")[0] for line in warnings] == ["WARNING", "WARNING"]
+  assert "metrics.jsonl: cannot be written (File too large); training goes on" in warnings[0]
+  assert "events.out.tfevents" in warnings[1] and "training goes on" in warnings[1]
+
+
+def test_a_tensorboard_folder_that_cannot_be_written_ends_no_training(tmp_path: pathlib.Path, capsys) -> None:
+  (tmp_path / "tensorboard").touch()
+  log = run_log.RunLog(tmp_path, resumed_at=0)
+  for step in range(1, 100):
+    log.write({"step": step, "loss": 1 / step})
+  log.close()
+  assert len(run_log.read_metrics(tmp_path)) == 99
+  assert capsys.readouterr().out.count("WARNING") == 1
+
+
+def test_events_are_those_of_tensorboardx(tmp_path: pathlib.Path) -> None:
+  scalars = {"loss": 0.25, "bank_fill/a class (of two)": 1.0}
+  with tensorboardX.SummaryWriter(str(tmp_path / "theirs"), purge_step=7) as theirs:
+    for name, value in scalars.items():
+      theirs.add_scalar(name, value, 7)
+  ours = EventLog(tmp_path / "ours", first_step=7)
+  ours.write(7, scalars)
+  contents = []
+  for folder in ("ours", "theirs"):
+    (path,) = (tmp_path / folder).iterdir()
+    found = events(path)
+    contents.append(
+      (
+        {event.file_version for event in found if event.file_version},
+        [(event.step, event.session_log.status) for event in found if event.HasField("session_log")],
+        [(event.step, value.tag, value.simple_value) for event in found for value in event.summary.value],
+      )
+    )
+  assert contents[0] == contents[1] and contents[0][1] == [(7, event_pb2.SessionLog.START)]
+
+
+def test_events_of_a_resumed_run_come_last_after_the_clock_was_set_back(
+  tmp_path: pathlib.Path, monkeypatch
+) -> None:
+  names = []
+  for now in (1_800_000_000.0, 5.0, 5.0, 1_900_000_000.0):
+    monkeypatch.setattr(time, "time", lambda now=now: now)
+    log = EventLog(tmp_path, first_step=1)
+    log.write(1, {"loss": 1.0})
+    (name,) = {path.name for path in tmp_path.iterdir()} - set(names)
+    names.append(name)
+  assert names == sorted(names)

@@ -244,6 +244,7 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
 
   Raises:
     ValueError: raw files have changed since the plan: some shards may hold the old ones; one line.
+    OSError: the metadata cannot be written; one line.
   """
   import tensorflow_datasets as tfds  # takes 0.4 s, and raw data sets do not need it
 
@@ -266,23 +267,26 @@ def finish(shards: Sequence[Shard], output: pathlib.Path) -> None:
   template = tfds.core.ShardedFileTemplate(
     data_dir=epath.Path(output), dataset_name=index["dataset"], filetype_suffix="array_record"
   )
-  tfds.folder_dataset.write_metadata(
-    data_dir=output,
-    features=reader.features(),
-    split_infos=[
-      tfds.core.SplitInfo(
-        name=name,
-        shard_lengths=[shard["examples"] for shard in split["shards"]],
-        num_bytes=sum(shard["bytes"] for shard in split["shards"]),
-        filename_template=template.replace(split=name),
-      )
-      for name, split in splits.items()
-    ],
-    version="1.0.0",
-    filename_template=template,
-    check_data=False,  # it would read with TensorFlow
-    description=f"{index['dataset']}, prepared by rc_jax: images as files or in tiles, labels in train ids.",
-  )
+  try:
+    tfds.folder_dataset.write_metadata(
+      data_dir=output,
+      features=reader.features(),
+      split_infos=[
+        tfds.core.SplitInfo(
+          name=name,
+          shard_lengths=[shard["examples"] for shard in split["shards"]],
+          num_bytes=sum(shard["bytes"] for shard in split["shards"]),
+          filename_template=template.replace(split=name),
+        )
+        for name, split in splits.items()
+      ],
+      version="1.0.0",
+      filename_template=template,
+      check_data=False,  # it would read with TensorFlow
+      description=f"{index['dataset']}, prepared by rc_jax: images as files or in tiles, labels in train ids.",
+    )
+  except OSError as error:
+    raise files.write_error(output, error) from error
   files.atomic_write_text(output / reader.INDEX_FILE, json.dumps(index, indent=1))
   (output / PLAN_FILE).unlink(missing_ok=True)
 
@@ -369,7 +373,7 @@ def write_shard(
     writer.close()
     with part.open("rb") as file:
       os.fsync(file.fileno())
-    os.replace(part, output / shard.file)
+    files.move(part, output / shard.file)
   except RuntimeError as error:  # ArrayRecord's
     raise OSError(
       f"{output / shard.file}: cannot be written ({' '.join(str(error).split())[:200]}): free some space on the disk "
