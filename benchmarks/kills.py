@@ -51,7 +51,7 @@ ANY = "any"  # a moment counted from the start of the process
 SERIES = 5  # kills at most, before the run is left to finish
 COLD_EVERY = 4  # series
 POLL = 0.008  # seconds
-LIMIT = 600.0  # seconds after which a process counts as stuck
+LIMIT = 1800.0  # seconds after which a process counts as stuck; a start takes minutes on a machine with much other work
 
 
 @dataclasses.dataclass(frozen=True)
