@@ -45,15 +45,12 @@ def check_class_table(folder: pathlib.Path, table: ClassTable) -> None:
       "set, in the same order, cannot be checked"
     )
     return
-  try:
-    recorded = json.loads(path.read_bytes())
-    found = class_differences(table, recorded)
-    colors = color_differences(table, recorded)
-  except (ValueError, KeyError, TypeError, OSError) as error:
-    raise ValueError(
-      f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]}); expected the classes of "
-      "the run: restore the file, or remove it if the classes are still the same"
-    ) from None
+  remedy = "restore the file, or remove it if the classes are still the same"
+  recorded = files.read_json_object(path, lambda: remedy)
+  defect = table_defect(recorded)
+  if defect:
+    raise ValueError(f"{path}: {defect}, expected the classes of the run; {remedy}")
+  found, colors = class_differences(table, recorded), color_differences(table, recorded)
   if found:
     raise ValueError(
       f"{path}: the run was trained on other classes than those of the data set now ({'; '.join(found)}); restore the "
@@ -63,6 +60,39 @@ def check_class_table(folder: pathlib.Path, table: ClassTable) -> None:
     say(
       f"{path}: the colours of the run's classes have changed ({'; '.join(colors)}); pictures have the new ones"
     )
+
+
+def table_defect(table: Any) -> str:
+  """Returns what a table lacks that was read from a file, such as ``"label_ids is missing"``; empty for a valid one.
+
+  >>> table_defect({"class_names": ["car", "road"], "label_ids": [1], "palette": [], "ignore_label": 255})
+  'label_ids has 1 entries for 2 classes'
+  """
+  if not isinstance(table, Mapping):
+    return f"it is {files.one_line(repr(table), 40)}"
+  names, ignored = table.get("class_names"), table.get("ignore_label")
+  if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+    return "class_names is no list of names"
+  if type(ignored) is not int or not 0 <= ignored < 2**16:
+    return "ignore_label is no id"
+  checks = {"label_ids": lambda entry: _is_number(entry, 2**16), "palette": _is_color}
+  for field, is_valid in checks.items():
+    entries = table.get(field)
+    if not isinstance(entries, list):
+      return f"{field} is missing"
+    if len(entries) != len(names):
+      return f"{field} has {len(entries)} entries for {len(names)} classes"
+    if not all(map(is_valid, entries)):
+      return f"{field} has an entry out of range"
+  return ""
+
+
+def _is_number(value: Any, end: int) -> bool:
+  return type(value) is int and 0 <= value < end
+
+
+def _is_color(value: Any) -> bool:
+  return isinstance(value, list) and len(value) == 3 and all(_is_number(part, 256) for part in value)
 
 
 def class_differences(ours: ClassTable, theirs: ClassTable) -> list[str]:
@@ -98,7 +128,8 @@ def color_differences(ours: ClassTable, theirs: ClassTable) -> list[str]:
 
 def _entries(table: ClassTable) -> list[str]:
   return [
-    f"{name} (id {label_id})" for name, label_id in zip(table["class_names"], table["label_ids"], strict=True)
+    f"{files.one_line(name, 60)} (id {label_id})"
+    for name, label_id in zip(table["class_names"], table["label_ids"], strict=True)
   ]
 
 

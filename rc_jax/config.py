@@ -29,7 +29,10 @@ from rc_jax.fields import (
   require,
   size,
 )
+from rc_jax.files import one_line
 from rc_jax.recipes import run_recipe
+
+_DIFFERENCES_SHOWN = 8  # fields in one message
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
@@ -411,8 +414,9 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], counts: Callable[
     absent = list(default) if isinstance(default, tuple) else default
     one, other = flat_ours.get(path, absent), flat_theirs.get(path, absent)
     if counts(path) and one != other:
-      found.append(f"{path}: {one}, there {other}")
-  return found
+      found.append(f"{one_line(path, 80)}: {one_line(one, 80)}, there {one_line(other, 80)}")
+  more = len(found) - _DIFFERENCES_SHOWN
+  return [*found[:_DIFFERENCES_SHOWN], f"{more} more"] if more > 1 else found
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

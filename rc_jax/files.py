@@ -264,13 +264,26 @@ def read_json_object(path: pathlib.Path, remedy: Callable[[], str]) -> dict[str,
   content = path.read_bytes()
   try:
     value = json.loads(content)
-  except (ValueError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:  # the latter: brackets in brackets, thousands deep
     # Some file systems fill a file with zeros when the power fails.
     is_empty = not content.strip(b"\0 \r\n\t")
-    reason = (
-      f"is empty ({len(content)} bytes)" if is_empty else f"is not JSON ({' '.join(str(error).split())})"
-    )
+    reason = f"is empty ({len(content)} bytes)" if is_empty else f"is not JSON ({one_line(error)})"
     raise ValueError(f"{path}: {reason}; {remedy()}") from error
   if not isinstance(value, dict):
     raise ValueError(f"{path}: holds a {type(value).__name__}, expected a JSON object; {remedy()}")
   return value
+
+
+def one_line(text: object, longest: int = 200) -> str:
+  """Returns text that is not ours, such as an error of a library or a name in a file, fit for a message.
+
+  Args:
+    text: of any length. Characters that control a terminal become escapes.
+    longest: letters to keep; three dots follow where there are more.
+
+  >>> one_line("Bad magic\\nnumber", longest=6), one_line(chr(27) + "[2J")
+  ('Bad ma...', '\\\\x1b[2J')
+  """
+  joined = " ".join(str(text)[: 4 * longest].split())
+  shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in joined[: longest + 1])
+  return shown if len(shown) <= longest else f"{shown[:longest]}..."

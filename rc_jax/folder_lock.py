@@ -136,7 +136,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   """Returns the content of the file; nothing where it is empty, being written or gone."""
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}
   return content if isinstance(content, dict) else {}
 

@@ -45,7 +45,7 @@ ALONE = {"contrast", "ops"}  # they import nothing of ours, not even the ground
 GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
   # Heads, backbones, pixel losses and augmentations state their own fields.
-  "config": {"fields", "models", "losses", "data", "recipes"},
+  "config": {"fields", "models", "losses", "data", "recipes", "files"},
   "class_table": {"console", "files"},
   "console": {"streams"},
   "distributed": {"agreement", "fields", "process_group", "rendezvous", "streams"},

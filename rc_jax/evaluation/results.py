@@ -1,12 +1,9 @@
 """The files of an evaluation: ``eval/<split>.json``, its confusion matrix and the counts of every image."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from rc_jax.evaluation import metrics
 from rc_jax.evaluation.evaluator import Counts, Results
 
 MANY_NAMES = 10
+_REMEDY = "score again with --mode=eval"
 # Arrays of ``<split>_images.npz``, and their names in files of earlier versions.
 COUNT_NAMES = ("tp", "fp", "fn")
 EARLIER_COUNT_NAMES = ("right", "wrong", "missed")
@@ -52,33 +50,104 @@ def read_result(path: pathlib.Path) -> Result:
   counts_path = path.with_name(f"{path.stem}_images.npz")
   if not counts_path.is_file():
     raise FileNotFoundError(f"{counts_path}: missing; score again with --mode=eval, which writes it")
-  with _readable(path):
-    scores = json.loads(path.read_bytes())
-    rule, classes, miou = scores["absent_class"], list(scores["iou"]), scores["miou"]
-  with _readable(counts_path):
+  scores = read_scores(path)
+  try:
+    # Opened here, because np.load leaves a damaged archive open.
     with counts_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
       count_names = COUNT_NAMES if COUNT_NAMES[0] in arrays else EARLIER_COUNT_NAMES
       counts = np.stack([arrays[name] for name in count_names]).astype(np.int64)
-      names = [str(name) for name in arrays["names"]]
-    tp, fp, fn = counts.sum(axis=1)
-  ious = metrics.class_ious(tp, fp, fn, rule)
-  if len(classes) != counts.shape[2] or not np.isclose(
-    np.nanmean(ious), np.nan if miou is None else miou, rtol=0, atol=1e-9, equal_nan=True
-  ):
+      names = [_text(name) for name in arrays["names"]]
+  except Exception as error:  # damaged files raise errors of any type
+    raise ValueError(f"{counts_path}: cannot be read ({files.one_line(error)}); {_REMEDY}") from error
+  classes = list(scores["iou"])
+  if counts.shape != (3, len(names), len(classes)):
     raise ValueError(
-      f"{counts_path}: belongs to another evaluation than {path.name}; score again with --mode=eval"
+      f"{counts_path}: holds counts of shape {list(counts.shape)} for {len(names)} images and {len(classes)} classes; "
+      f"{_REMEDY}"
     )
+  tp, fp, fn = counts.sum(axis=1)
+  ious = metrics.class_ious(tp, fp, fn, scores["absent_class"])
+  recorded = np.array([np.nan if iou is None else iou for iou in scores["iou"].values()])
+  if not np.allclose(ious, recorded, rtol=0, atol=1e-9, equal_nan=True) or not _is_mean(ious, scores["miou"]):
+    raise ValueError(f"{counts_path}: belongs to another evaluation than {path.name}; {_REMEDY}")
   return Result(path, scores, names, counts)
 
 
-@contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-  """Turns whatever a damaged file of a result raises into one line."""
-  try:
-    yield
-  except (ValueError, LookupError, TypeError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    raise ValueError(f"{path}: cannot be read ({reason}); score again with --mode=eval") from error
+def read_scores(path: pathlib.Path) -> dict[str, Any]:
+  """Reads an ``eval/<split>.json``, also of an earlier version, which records less.
+
+  Raises:
+    ValueError: the file is damaged; one line with the remedy.
+    OSError: the file cannot be read.
+  """
+  scores = files.read_json_object(path, lambda: _REMEDY)
+  for field, (is_valid, expected) in _FIELDS.items():
+    if field not in scores or not is_valid(scores[field]):
+      found = files.one_line(repr(scores[field]), 80) if field in scores else "missing"
+      raise ValueError(f"{path}: {field} is {found}, expected {expected}; {_REMEDY}")
+  for field, (is_valid, expected) in _LATER_FIELDS.items():
+    if field in scores and not is_valid(scores[field]):
+      found = files.one_line(repr(scores[field]), 80)
+      raise ValueError(f"{path}: {field} is {found}, expected {expected}; {_REMEDY}")
+  return scores
+
+
+def _text(name: np.ndarray) -> str:
+  if name.dtype.kind != "U":
+    raise ValueError(f"names of type {name.dtype}")
+  return str(name)
+
+
+def _is_mean(ious: np.ndarray, miou: float | None) -> bool:
+  if miou is None:
+    return bool(np.isnan(ious).all())
+  return bool(np.isfinite(ious).any() and np.isclose(np.nanmean(ious), miou, rtol=0, atol=1e-9))
+
+
+def _is_share(value: Any) -> bool:
+  return value is None or (type(value) in (int, float) and 0 <= value <= 1)
+
+
+def _is_shares(value: Any) -> bool:
+  return isinstance(value, dict) and all(map(_is_share, value.values()))
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**63
+
+
+def _is_sides(value: Any) -> bool:
+  return isinstance(value, list) and len(value) in (0, 2) and all(map(_is_count, value))
+
+
+def _is_scales(value: Any) -> bool:
+  return isinstance(value, list) and all(type(scale) in (int, float) and 0 < scale < 1e6 for scale in value)
+
+
+_SHARE, _COUNT = "a share in 0..1 or null", "a number of 0 or more"
+_SIDES = "two numbers, or an empty list"
+# Field -> its check, and what it expects.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "miou": (_is_share, _SHARE),
+  "iou": (lambda value: _is_shares(value) and bool(value), "the IoU of each class"),
+  "step": (_is_count, _COUNT),
+  "absent_class": (lambda value: value in metrics.ABSENT_CLASS_RULES, "a rule for absent classes"),
+}
+_LATER_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+  "split": (lambda value: isinstance(value, str), "the name of a split"),
+  "pixel_accuracy": (_is_share, _SHARE),
+  "mean_accuracy": (_is_share, _SHARE),
+  "images": (_is_count, _COUNT),
+  "scales": (_is_scales, "a list of scales"),
+  "flip": (lambda value: type(value) is bool, "true or false"),
+  "pad_to_grid": (lambda value: type(value) is bool, "true or false"),
+  "crop_size": (_is_sides, _SIDES),
+  "stride": (_is_sides, _SIDES),
+  "never": (
+    lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "a list of classes",
+  ),
+}
 
 
 def _json_of(path: pathlib.Path) -> pathlib.Path:

@@ -18,6 +18,7 @@ from rc_jax.drawing.report.run_page import Picture, Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
+from rc_jax.evaluation.results import read_scores
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.training.bank_age import bank_capacity, key_ages
@@ -87,7 +88,7 @@ def write(
   with files.atomic_write(folder / "panels.png") as file:
     panels(shown, info).save(file, "PNG")
   lines = read_metrics(workdir)
-  scores, confusion, notes = _evaluation(workdir, config.eval.split)
+  scores, confusion, notes = read_evaluation(workdir, config.eval.split)
   images = len(data.load(config.dataset.name, config.dataset.root, config.eval.split))
   protocol = protocol_text(scoring_protocol(config, network.align_corners, images))
   if scores is not None:
@@ -179,29 +180,29 @@ def panels(shown: Sequence[Picture], info: data.DatasetInfo) -> Image.Image:
   return grid([[drawn], [legend(info, classes, drawn.width)]])
 
 
-def _evaluation(
+def read_evaluation(
   workdir: pathlib.Path, split: str
 ) -> tuple[dict[str, Any] | None, np.ndarray | None, list[str]]:
-  """Returns the scores and the confusion matrix of a split, None where they are missing, and notes on them."""
+  """Returns the scores and the confusion matrix of a split, None where they are missing, and notes on them.
+
+  Raises:
+    ValueError: a file is damaged; one line.
+  """
   folder = workdir / "eval"
   scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
   remedy = "score again with --mode=eval"
-  scores = files.read_json_object(scores_path, lambda: remedy) if scores_path.is_file() else None
-  missing = [] if scores is None else [key for key in ("miou", "iou", "absent_class") if key not in scores]
-  if missing:
-    raise ValueError(f"{scores_path}: lacks {', '.join(missing)}, expected the scores of a split; {remedy}")
+  scores = read_scores(scores_path) if scores_path.is_file() else None
   if scores is None or not confusion_path.is_file():
     return scores, None, []
   try:
     confusion = np.load(confusion_path, allow_pickle=False)
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-      raise ValueError(f"shape {list(confusion.shape)}, expected a square")
-  except (ValueError, EOFError, OSError) as error:
-    raise ValueError(
-      f"{confusion_path}: cannot be read ({' '.join(str(error).split())}); {remedy}"
-    ) from error
+  except Exception as error:  # damaged files raise errors of any type
+    raise ValueError(f"{confusion_path}: cannot be read ({files.one_line(error)}); {remedy}") from error
   # Both are written one after the other: a kill in between leaves those of two evaluations.
-  fits = len(confusion) == len(scores["iou"])
+  classes = len(scores["iou"])
+  fits = (
+    confusion.shape == (classes, classes) and confusion.dtype.kind in "iu" and bool((confusion >= 0).all())
+  )
   miou = metrics.scores(confusion, scores["absent_class"])["miou"] if fits else None
   if miou is None or scores["miou"] is None or not np.isclose(miou, scores["miou"], rtol=0, atol=1e-9):
     note = f"{confusion_path.name} belongs to another evaluation than {scores_path.name} and is left out."

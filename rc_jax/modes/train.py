@@ -19,7 +19,7 @@ from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
-from rc_jax.evaluation.results import absent_classes, write_results
+from rc_jax.evaluation.results import absent_classes, read_scores, write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
@@ -418,7 +418,7 @@ def closing(
   over = f" {over_classes(ious)}" if ious else ""  # logs of earlier versions lack the classes
   score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
-  absent = absent_classes(json.loads(written.read_bytes())) if written.is_file() else ""
+  absent = absent_classes(read_scores(written)) if written.is_file() else ""
   return "\n".join(
     (
       f"\nFinished: {score}{best_text} on {config.dataset.name}/{split}{time_text}",

@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from rc_jax import files
-from rc_jax.class_table import class_differences, color_differences
+from rc_jax.class_table import class_differences, color_differences, table_defect
 from rc_jax.config import flatten, is_training_only
 from rc_jax.console import say
 from rc_jax.data import DatasetInfo
+from rc_jax.files import one_line
 
 SETTINGS = "predictions.json"
 KINDS = ("labels", "overlays", "probabilities")  # folders of outputs
@@ -26,6 +27,7 @@ INFORMATIVE = ("checkpoint", "step")
 CLASSES = "classes"
 # Settings that folders of earlier versions do not record.
 ADDED = (CLASSES, "eval.pad_to_grid")
+_DIFFERENCES_SHOWN = 8  # in one message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,21 +228,23 @@ def label_image(labels: np.ndarray, info: DatasetInfo) -> Image.Image:
 def _read_logs(logs: list[pathlib.Path]) -> dict[str, Fingerprint]:
   done = {}
   for log in logs:
-    for text in log.read_bytes().splitlines():
+    for text in log.read_bytes().split(b"\n"):
       try:
         line = json.loads(text)
         recorded = {field: line[field] for field in ("changed", "digest") if field in line}
         done[line["name"]] = Fingerprint(line["source"], line["bytes"], line["modified"], **recorded)
-      except (ValueError, KeyError, TypeError):
+      except (ValueError, RecursionError, KeyError, TypeError):
         continue  # a line cut by a kill: that image is labelled again
   return done
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the recorded settings; nothing where they are missing or damaged."""
   try:
-    return dict(json.loads(path.read_bytes()))
+    settings = files.read_json_object(path, str)
   except (OSError, ValueError):
     return {}
+  return {} if CLASSES in settings and table_defect(settings[CLASSES]) else settings
 
 
 def _lacks(settings: Mapping[str, Any], field: str) -> bool:
@@ -267,8 +271,11 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str
     )
   if all(field in INFORMATIVE for field in fields) and not classes:
     return []
-  return classes + [
-    f"{field}: {flat_ours.get(field, 'absent')}, there {flat_theirs.get(field, 'absent')}"
+  found = classes + [
+    f"{one_line(field, 60)}: {one_line(ours, 60)}, there {one_line(theirs, 60)}"
     for field in fields
     if field != "checkpoint"
+    for ours, theirs in [(flat_ours.get(field, "absent"), flat_theirs.get(field, "absent"))]
   ]
+  more = len(found) - _DIFFERENCES_SHOWN
+  return [*found[:_DIFFERENCES_SHOWN], f"{more} more"] if more > 1 else found

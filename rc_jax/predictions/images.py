@@ -166,7 +166,7 @@ def displayed_size(path: pathlib.Path) -> tuple[int, int] | None:
         key in image.info for key in ("exif", "XML:com.adobe.xmp", "xmp")
       )
       rotated = has_exif and image.getexif().get(ExifTags.Base.Orientation) in ROTATED
-  except (OSError, SyntaxError, EOFError, KeyError, ValueError, Image.DecompressionBombError):
+  except Exception:  # damaged files raise errors of any type
     return None
   return (width, height) if rotated else (height, width)
 

@@ -7,7 +7,6 @@ import io
 import os
 import pathlib
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +15,8 @@ from PIL import Image
 
 from rc_jax import files
 from rc_jax.data import DATASETS, DatasetInfo, SubmissionFormat
+from rc_jax.data.reading.decode import label_ids, read_file
+from rc_jax.files import one_line
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -118,14 +119,17 @@ def write(
     target: the zip. It holds PNGs, none in a folder, and equal labels give equal bytes.
 
   Raises:
-    ValueError: in one line, a server would refuse the zip; ``target`` stays unchanged.
-    OSError: in one line, the zip cannot be written.
+    ValueError: in one line, a label is damaged or a server would refuse the zip; ``target`` stays unchanged.
+  OSError: in one line, the zip cannot be written.
   """
 
   def encoded(name: str) -> bytes:
-    with Image.open(labels / f"{name}.png") as image:
-      # Ids without their palette: a reader that converts colours would change them.
-      ids = np.asarray(image)
+    path = labels / f"{name}.png"
+    # Ids without their palette: a reader that converts colours would change them.
+    try:
+      ids, _, _ = label_ids(read_file(path), str(path), dict.fromkeys(info.label_ids.tolist(), 0), info)
+    except ValueError as error:
+      raise ValueError(f"{error}; or predict with --overwrite, which writes it again") from None
     content = io.BytesIO()
     Image.fromarray(ids).save(content, "PNG", optimize=True)
     return content.getvalue()
@@ -175,7 +179,11 @@ def check(
   if not zipfile.is_zipfile(path):
     size = f"{path.stat().st_size:,} bytes" if path.is_file() else "no such file"
     return [f"is no complete zip file ({size}): write it again"]
-  with zipfile.ZipFile(path) as archive:
+  try:
+    archive = zipfile.ZipFile(path)
+  except Exception as error:  # damaged files raise errors of any type
+    return [f"cannot be read as a zip file ({one_line(error)}): write it again"]
+  with archive:
     seen: dict[str, str] = {}
     for entry in archive.infolist():
       name = entry.filename
@@ -214,15 +222,14 @@ def _mistakes(
 ) -> list[str]:
   try:
     content = archive.read(entry)
-  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError):
-    # RuntimeError: the file has a password.
+  except Exception:  # damaged files raise errors of any type, and so do passwords
     return ["that cannot be unpacked"]
   if not content.startswith(PNG_SIGNATURE):
     return ["with another content than PNG"]
   try:
     with Image.open(io.BytesIO(content)) as image:
       image.load()
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+  except Exception:
     return ["that cannot be decoded"]
   kinds = []
   if image.mode != "L":

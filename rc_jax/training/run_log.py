@@ -114,12 +114,24 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   for number, text in enumerate(complete, start=1):
     line = _parsed(text)
     if line is None:
-      raise ValueError(
-        f"{path}: line {number} is {_shown(text)}, expected a JSON object with a step; delete that line and start again"
-      )
+      raise ValueError(_refusal(path, number, text))
     lines.append(line)
   final = _parsed(last)
+  if final is None and not complete and not _is_cut(last):
+    raise ValueError(_refusal(path, 1, last))
   return lines if final is None else [*lines, final]
+
+
+def _is_cut(text: bytes) -> bool:
+  """Returns whether a kill or a power failure may have left this of the first line."""
+  text = text.rstrip(b"\0")
+  # A file with other ends of lines is one long line, of which nothing was cut.
+  return not text or (text.startswith(b"{") and b"\r" not in text)
+
+
+def _refusal(path: pathlib.Path, number: int, text: bytes) -> str:
+  line = f"{path}: line {number} is {_shown(text)}"
+  return f"{line}, expected a JSON object with a step; delete that line and start again"
 
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
@@ -128,7 +140,10 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
     line = json.loads(text)
   except (ValueError, RecursionError):
     return None
-  return line if isinstance(line, dict) and type(line.get("step")) is int else None
+  if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 2**63:
+    return None
+  is_named = all(isinstance(line.get(name, ""), str) for name in ("split", PROTOCOL))
+  return line if is_named else None
 
 
 def _shown(text: bytes) -> str:

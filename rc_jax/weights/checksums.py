@@ -61,7 +61,7 @@ def damage(folder: pathlib.Path, items: Sequence[str]) -> str | None:
   try:
     listed = json.loads(path.read_bytes())["crc32"]
     expected = {name: (int(size), int(crc)) for name, (size, crc) in listed.items()}
-  except (ValueError, KeyError, TypeError, AttributeError):
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
     return f"{FILE} cannot be read"
   for name, (size, crc) in expected.items():
     file = folder / name

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import safetensors.numpy
 
+from rc_jax.files import one_line
 from rc_jax.weights import other_files
 
 # Depth of the dicts that are searched for arrays, such as ``{"state": {"model": {"backbone.conv1.weight": ...}}}``.
@@ -59,7 +60,7 @@ def read(path: str) -> dict[str, np.ndarray]:
   except _NoArraysError as error:
     raise ValueError(f"model.pretrained: {path} {error}") from error
   except Exception as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = one_line(str(error).partition("\n")[0]) or type(error).__name__
     raise ValueError(
       f"model.pretrained: {path} cannot be read, it may be damaged ({reason}): download it again"
     ) from error
@@ -97,7 +98,7 @@ def _read_numpy(file: pathlib.Path) -> dict[str, np.ndarray]:
           np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         if read_header(member)[2].hasobject:
-          key = name.removesuffix(".npy")
+          key = one_line(name.removesuffix(".npy"))
           raise _NoArraysError(
             f"holds a pickled object in {key}, which is not run: save each array under a name of its own"
           )
@@ -115,9 +116,10 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   foreign = [name for name in names if not name.startswith(("torch.", "collections."))]
   modules = [name for name in names if name.startswith(("torch.nn.modules.", "torch.nn.parallel."))]
   others = [name for name in names if name.startswith(("torch.optim.", "torch.torch_version."))]
+  listed = one_line(", ".join(sorted(foreign or modules)[:3]))
   module = _NoArraysError(
-    f"holds a pickled module ({', '.join(sorted(foreign or modules)[:3])}), whose code is not run: load it where "
-    "it was saved, and save model.state_dict() by torch.save"
+    f"holds a pickled module ({listed}), whose code is not run: load it where it was saved, and save "
+    "model.state_dict() by torch.save"
   )
   try:
     with torch.serialization.safe_globals([(_Inert, name) for name in (*foreign, *modules, *others)]):
@@ -126,7 +128,11 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
   except pickle.UnpicklingError:
     if modules:
       raise module from None
-    raise
+    # PyTorch's message recommends to run the file's code.
+    raise _NoArraysError(
+      "cannot be read without running code that is in it, or is damaged: download it again, or save "
+      "model.state_dict() by torch.save where it was made"
+    ) from None
   tensors: dict[str, Any] = {}
   _collect(saved, (), tensors, torch.Tensor)
   if not tensors and modules:
@@ -135,12 +141,16 @@ def _read_torch(file: pathlib.Path) -> dict[str, np.ndarray]:
     held = (
       ", ".join(map(str, list(saved)[:5])) if isinstance(saved, Mapping) else type(saved).__name__.strip("_")
     )
-    raise _NoArraysError(f"holds no arrays, only {held or 'an empty dict'}: save the network's state_dict()")
+    raise _NoArraysError(
+      f"holds no arrays, only {one_line(held) or 'an empty dict'}: save the network's state_dict()"
+    )
   arrays = {}
   for name, tensor in tensors.items():
     tensor = tensor.detach()  # parameters require gradients, and have no NumPy array
     if tensor.is_meta:
-      raise _NoArraysError(f"holds no values of {name}, only its shape (device meta): give complete weights")
+      raise _NoArraysError(
+        f"holds no values of {one_line(name)}, only its shape (device meta): give complete weights"
+      )
     if tensor.is_quantized:
       tensor = tensor.int_repr()
     elif tensor.is_floating_point():
@@ -164,7 +174,7 @@ def _collect(node: Any, path: tuple[str, ...], tensors: dict[str, Any], tensor_t
   if isinstance(node, tensor_type):
     name = ".".join(path)
     if name in tensors:
-      raise ValueError(f"{name} occurs twice")
+      raise ValueError(f"{one_line(name)} occurs twice")
     tensors[name] = node
   elif len(path) < _DEPTH and isinstance(node, Mapping | list | tuple):
     for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):

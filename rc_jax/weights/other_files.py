@@ -5,6 +5,8 @@ import pathlib
 import zipfile
 from typing import Any
 
+from rc_jax.files import one_line
+
 # How a file starts -> what it is, and what to do with it.
 _STARTS: dict[bytes, str] = {
   b"version https://git-lfs": "is a Git LFS pointer, not the weights: run git lfs pull, or download the file itself",
@@ -26,6 +28,9 @@ _PAGE = "is a web page, not the weights: download the file itself (Hugging Face:
 
 # How torch.save began before PyTorch 1.6: a pickle of this number.
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+# What a damaged JSON header raises; RecursionError: brackets in brackets, thousands deep.
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 # Longest header that the safetensors library accepts, in bytes.
 _LONGEST_HEADER = 100_000_000
@@ -84,23 +89,25 @@ def _safetensors(file: pathlib.Path, size: int) -> str | None:
     narrow = sorted(
       name for name, entry in entries.items() if str(entry["dtype"]).startswith(("F8_", "F6_", "F4"))
     )
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-    return f"has a damaged header ({' '.join(str(error).split())}): download it again"
+    end = int(end)
+  except _DAMAGE as error:
+    return f"has a damaged header ({one_line(error)}): download it again"
   if size < end:
     return f"is cut: {size:,} bytes, expected {end:,}: download it again"
   if narrow:
-    return (
-      f"has {narrow[0]} of dtype {entries[narrow[0]]['dtype']}, a quantised export: give the original weights, of 16 "
-      "or 32 bits"
-    )
+    name, dtype = one_line(narrow[0], 80), entries[narrow[0]]["dtype"]
+    return f"has {name} of dtype {dtype}, a quantised export: give the original weights, of 16 or 32 bits"
   return None
 
 
 def _zip(file: pathlib.Path, size: int) -> str | None:
-  if not zipfile.is_zipfile(file):
-    return f"is cut: {size:,} bytes of a .npz or .pth without the directory at its end: download it again"
-  with zipfile.ZipFile(file) as archive:
-    names = archive.namelist()
+  try:
+    if not zipfile.is_zipfile(file):
+      return f"is cut: {size:,} bytes of a .npz or .pth without the directory at its end: download it again"
+    with zipfile.ZipFile(file) as archive:
+      names = archive.namelist()
+  except Exception as error:  # damaged files raise errors of any type
+    return f"is damaged, the directory at its end cannot be read ({one_line(error)}): download it again"
   if any("/code/" in name for name in names) and any(name.endswith("constants.pkl") for name in names):
     return "is a TorchScript program: save its state_dict() by torch.save"
   if "model.weights.h5" in names:
@@ -109,5 +116,5 @@ def _zip(file: pathlib.Path, size: int) -> str | None:
     all(name.endswith(".npy") for name in names) or any(name.endswith("data.pkl") for name in names)
   ):
     return None
-  listed = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+  listed = one_line(", ".join(names[:3])) + (" ..." if len(names) > 3 else "")
   return f"is a zip archive ({listed or 'empty'}): unpack it and give the file of weights in it"

@@ -192,7 +192,7 @@ def test_errors_are_one_line(both, tmp_path):
       data.load(name, root, split)
     assert wanted in str(error.value) and "\n" not in str(error.value)
   (tmp_path / "prepared.json").write_text('{"format": 1, "data')
-  with pytest.raises(ValueError, match=r"prepared\.json: cannot be read"):
+  with pytest.raises(ValueError, match=r"prepared\.json: is not JSON"):
     data.load("folder", str(tmp_path), "train")
 
 

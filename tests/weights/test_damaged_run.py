@@ -210,3 +210,11 @@ def test_a_line_of_the_log_that_is_no_object_is_named(tmp_path, line) -> None:
 def test_a_last_line_without_its_end_is_left_out(tmp_path, line) -> None:
   (tmp_path / run_log.METRICS).write_text('{"step": 2, "loss": 1.0}\n' + line)
   assert run_log.read_metrics(tmp_path) == [{"step": 2, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"step": 2}\r{"step": 4}\r', b'\xff\xfe{\0"\0s\0t\0e\0p\0'])
+def test_a_log_that_no_kill_has_cut_is_refused(tmp_path, content) -> None:
+  """A resumed run would write it anew, without its lines."""
+  (tmp_path / run_log.METRICS).write_bytes(content)
+  with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is .*expected a JSON object with a step"):
+    run_log.read_metrics(tmp_path)

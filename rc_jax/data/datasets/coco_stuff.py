@@ -21,7 +21,7 @@ from rc_jax.data.reading import (
   files_by_stem,
   pair_files,
 )
-from rc_jax.files import read_text
+from rc_jax.files import one_line, read_text
 
 SPLITS_10K = ("train", "test")
 LAYOUT_10K = (
@@ -148,7 +148,8 @@ def load_10k(root: str, split: str) -> FilePairs:
     for folder, suffixes in (("images", IMAGE_SUFFIXES), ("annotations", (".mat",)))
   )
   defects += [
-    f"{list_file}: lists {stem}, expected {path / 'images' / (stem + '.jpg')}: download the images again"
+    f"{list_file}: lists {one_line(stem, 80)}, expected {path / 'images'}/{one_line(stem, 80)}.jpg: download the "
+    "images again"
     for stem in sorted(listed - set(images))
   ]
   return pair_files(

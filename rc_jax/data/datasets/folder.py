@@ -25,7 +25,7 @@ from rc_jax.data.reading import (
   left_out,
   pair_files,
 )
-from rc_jax.files import read_text
+from rc_jax.files import one_line, read_text
 
 CLASSES_FILE = "classes.csv"
 _SEPARATORS = (",", ";", "\t")
@@ -37,6 +37,12 @@ _NAMES_OF_VOID = frozenset(
     *("unlabeled", "unlabelled", "not labeled", "not labelled", "no label", "unannotated", "not annotated"),
   )
 )
+_LONGEST_NAME = 200
+_LONGEST_HEAD = (
+  1000  # letters of the first line that are read; the csv module refuses longer cells than 131,072
+)
+# They would change what a terminal or a page shows.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 # Folders of these names are splits, not parts of the split in whose folder they lie.
 _SPLITS = ("train", "training", "trainval", "val", "valid", "validation", "test", "testing")
 LAYOUT = (
@@ -143,12 +149,18 @@ def read_classes(path: pathlib.Path) -> tuple[DatasetInfo, dict[int, int]]:
         f"{where}: has more than {len(columns)} columns, expected {len(columns)}: quote a name with a comma"
       )
     own_id, name, color_text = (*row, "", "", "")[:3]
-    if not (own_id.isdecimal() and int(own_id) < 2**16):
-      raise ValueError(f"{where}: the id is {own_id!r}, expected a number from 0 to 65535: change it")
+    if not (own_id.isdecimal() and len(own_id) < 20 and int(own_id) < 2**16):
+      found = one_line(repr(own_id), 80)
+      raise ValueError(f"{where}: the id is {found}, expected a number from 0 to 65535: change it")
     if int(own_id) in train_ids:
       raise ValueError(f"{where}: the id {own_id} is listed twice, expected each id once: remove one")
     if not name:
       raise ValueError(f"{where}: the id {own_id} has no name: add one, or {IGNORED}")
+    if len(name) > _LONGEST_NAME or _CONTROL.search(name):
+      raise ValueError(
+        f"{where}: the name {one_line(repr(name), 80)} is longer than {_LONGEST_NAME} letters or holds control "
+        "characters: choose another"
+      )
     if name in names:
       raise ValueError(f"{where}: the name {name!r} is listed twice, expected each name once: choose another")
     ignored = name.casefold() == IGNORED
@@ -193,18 +205,20 @@ def _table(path: pathlib.Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
   skipped = 1 if re.fullmatch(r"sep=.\s*", first) else 0
   head = lines.readline() if skipped else first
   for separator in _SEPARATORS:
-    columns = [column.lower() for column in _cells(next(csv.reader([head], delimiter=separator), []))]
+    columns = [
+      column.lower() for column in _cells(next(csv.reader([head[:_LONGEST_HEAD]], delimiter=separator), []))
+    ]
     if columns in (["id", "name"], ["id", "name", "color"]):
       break
   else:
-    found = head.strip() or "nothing"
+    found = one_line(head, 80) or "nothing"
     raise ValueError(f"{path}: the first line is {found}, expected id,name or id,name,color: add it")
   rows = csv.reader(lines, delimiter=separator, skipinitialspace=True)
   try:
     cells = [(rows.line_num + 1 + skipped, _cells(row)) for row in rows]
   except csv.Error as error:
     raise ValueError(
-      f"{path}, line {rows.line_num + 1 + skipped}: is no line of a table ({error}): change it"
+      f"{path}, line {rows.line_num + 1 + skipped}: is no line of a table ({one_line(error)}): change it"
     ) from None
   return columns, [(line, row) for line, row in cells if row]
 
@@ -227,7 +241,9 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
   if not text:
     return None
   if not re.fullmatch(r"#[0-9a-fA-F]{6}", text):
-    raise ValueError(f"{where}: the color is {text!r}, expected #rrggbb, such as #804080: change it")
+    raise ValueError(
+      f"{where}: the color is {one_line(repr(text), 80)}, expected #rrggbb, such as #804080: change it"
+    )
   return tuple(bytes.fromhex(text[1:]))
 
 

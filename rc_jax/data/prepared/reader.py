@@ -4,18 +4,20 @@
 is read too, if its file states ``Dataset.tfds``. Neither needs TensorFlow.
 """
 
-import json
 import os
+import pathlib
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from etils import epath
 
+from rc_jax import files
+from rc_jax.class_table import table_defect
 from rc_jax.data.prepared import tiles
 from rc_jax.data.reading.dataset import Dataset, RecordFields
-from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.dataset_info import AbsentClass, DatasetInfo
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label
 from rc_jax.data.reading.source import Example
 
@@ -90,15 +92,18 @@ class PreparedSplit:
       if self._records is None:
         with _OPEN_LOCK:
           if self._records is None:
-            self._records = _open(self.root, self.split)
+            self._records = _open(self.root, self.split, self._length)
       record: dict[str, bytes] = self._records[index]
-      return record
+      return {name: record[name] for name in (*self._field_names(), self.fields.name)}
     # ArrayRecord raises RuntimeError for a wrong checksum, and errors of other types for a damaged file.
     except Exception as error:
       raise ValueError(
-        f"{where}: cannot be read ({' '.join(str(error).split())[:200]}), expected a complete record: check the folder "
-        f"with --mode=prepare --config.dataset.root={self.root}"
+        f"{where}: cannot be read ({type(error).__name__}: {files.one_line(error)}), expected a complete record: check "
+        f"the folder with --mode=prepare --config.dataset.root={self.root}"
       ) from error
+
+  def _field_names(self) -> tuple[str, ...]:
+    return (self.fields.image, self.fields.label) if self.labelled else (self.fields.image,)
 
   def _pixels(self, content: bytes, where: str, train_ids: Mapping[int, int] | None) -> Any:
     if content[: len(tiles.MAGIC)] == tiles.MAGIC:
@@ -177,11 +182,15 @@ def read_index(path: epath.Path) -> dict[str, Any]:
   file = path / INDEX_FILE
   remedy = "run --mode=prepare again, into another folder"
   try:
-    index: dict[str, Any] = json.loads(file.read_bytes())
-  except (ValueError, OSError) as error:
-    raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())}): {remedy}") from None
+    index = files.read_json_object(file, lambda: remedy)
+  except OSError as error:
+    raise ValueError(f"{file}: cannot be read ({files.one_line(error)}); {remedy}") from None
   if index.get("format") != FORMAT:
-    raise ValueError(f"{file}: has the format {index.get('format')}, expected {FORMAT}: {remedy}")
+    found = files.one_line(index.get("format"), 40)
+    raise ValueError(f"{file}: has the format {found}, expected {FORMAT}: {remedy}")
+  defect = _index_defect(index)
+  if defect:
+    raise ValueError(f"{file}: is damaged, {defect}: {remedy}")
   return index
 
 
@@ -191,6 +200,35 @@ def contents(split: PreparedSplit) -> Any:
   if _exists(path / INDEX_FILE):
     return read_index(path)["splits"][split.split]
   return [(path / file).read_text() for file in _TFDS_FILES]
+
+
+def _index_defect(index: Mapping[str, Any]) -> str:
+  """Returns what the content of ``prepared.json`` lacks; empty for a valid one."""
+  if not isinstance(index.get("dataset"), str):
+    return "dataset is no name"
+  if index.get("absent_class") not in get_args(AbsentClass):
+    return "absent_class is no rule"
+  splits = index.get("splits")
+  if not isinstance(splits, dict) or not splits:
+    return "splits is empty or missing"
+  for name, split in splits.items():
+    if not isinstance(split, dict) or type(split.get("labelled")) is not bool:
+      return f"splits.{files.one_line(name, 40)}.labelled is neither true nor false"
+    shards = split.get("shards")
+    if not isinstance(shards, list) or not all(map(_is_shard, shards)):
+      return f"splits.{files.one_line(name, 40)}.shards is no list of files with examples and sha256"
+  return table_defect(index)
+
+
+def _is_shard(shard: Any) -> bool:
+  if not isinstance(shard, dict):
+    return False
+  file, examples = shard.get("file"), shard.get("examples")
+  # A name alone: no path leads out of the folder.
+  is_name = (
+    isinstance(file, str) and file != "" and pathlib.PurePath(file).name == file and file.isprintable()
+  )
+  return is_name and type(examples) is int and examples > 0 and isinstance(shard.get("sha256"), str)
 
 
 def index_of(classes: DatasetInfo) -> dict[str, Any]:
@@ -250,13 +288,18 @@ def _load_tfds_build(name: str, dataset: Dataset, path: epath.Path, split: str) 
   return PreparedSplit(str(path), tfds_split, dataset.info_at(str(path)), labelled, build.fields, count)
 
 
-def _open(root: str, split: str) -> Any:
+def _open(root: str, split: str, length: int) -> Any:
   import tensorflow_datasets as tfds  # takes 0.4 s, and raw data sets do not need it
 
   builder = tfds.builder_from_directory(root)
   # ``decode`` reads images here as it reads raw files.
   images = [name for name, of in builder.info.features.items() if isinstance(of, tfds.features.Image)]
-  return builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in images} or None)
+  records = builder.as_data_source(
+    split, decoders={name: tfds.decode.SkipDecoding() for name in images} or None
+  )
+  if len(records) != length:
+    raise ValueError(f"its metadata count {len(records)} examples, its index {length}")
+  return records
 
 
 def _check_name(name: str, found: str, path: epath.Path) -> None:
@@ -274,6 +317,6 @@ def _exists(path: epath.Path) -> bool:
     if not str(path).startswith(_BUCKET):
       return False
     raise ValueError(
-      f"{path}: cannot be opened ({type(error).__name__}: {' '.join(str(error).split())[:200]}), expected a "
+      f"{path}: cannot be opened ({type(error).__name__}: {files.one_line(error)}), expected a "
       "bucket that this machine may read: pip install gcsfs, and gcloud auth application-default login"
     ) from None

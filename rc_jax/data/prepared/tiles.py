@@ -27,6 +27,8 @@ _CODEC = "zstd"
 _SIDE = 256
 # Level 9 saves 3 % of the size and takes eight times as long.
 _LEVEL = 1
+# Images with more are refused before they are prepared.
+_MOST_PIXELS = 1 << 28
 
 
 def encode(pixels: np.ndarray, side: int = _SIDE) -> bytes:
@@ -73,9 +75,18 @@ class TiledArray:
     if content[:4] != MAGIC or len(content) < _HEADER.size:
       raise ValueError(f"{where}: found {content[:4]!r}, expected {MAGIC!r}: prepare the data set again")
     _, height, width, channels, self._side = _HEADER.unpack_from(content)
+    if channels not in (1, 3) or not self._side or not 0 < height * width <= _MOST_PIXELS:
+      raise ValueError(
+        f"{where}: found {height} x {width} pixels of {channels} channels in tiles of {self._side}, expected 1 or 3 "
+        "channels: prepare the data set again"
+      )
     self.shape = (height, width) if channels == 1 else (height, width, channels)
     self.ndim = len(self.shape)
     count = math.ceil(height / self._side) * math.ceil(width / self._side)
+    if _HEADER.size + 4 * count > len(content):
+      raise ValueError(
+        f"{where}: found {len(content)} bytes, too few for {count} tiles: prepare the data set again"
+      )
     sizes = np.frombuffer(content, "<u4", count, _HEADER.size).astype(np.int64)
     # The start of each tile, and the end of the last one.
     self._bounds = _HEADER.size + 4 * count + np.concatenate([[0], np.cumsum(sizes)])

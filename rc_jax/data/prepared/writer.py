@@ -162,12 +162,14 @@ def begin(shards: Sequence[Shard], output: pathlib.Path) -> list[Shard]:
   planned = {shard.file: shard.made_of for shard in shards}
   file = output / PLAN_FILE
   if PLAN_FILE in present:
-    try:
-      found = json.loads(file.read_bytes())
-    except ValueError:
-      raise ValueError(f"{file}: cannot be read: remove {output} and run the same command again") from None
+    remedy = f"remove {output} and run the same command again"
+    found = files.read_json_object(file, lambda: remedy)
+    if not isinstance(found.get("shards"), dict):
+      raise ValueError(f"{file}: names no shards, expected the plan of an interrupted run; {remedy}")
     different = [
-      f"{key} {found[key]}, here {settings[key]}" for key in settings if found[key] != settings[key]
+      f"{key} {files.one_line(found.get(key), 80)}, here {settings[key]}"
+      for key in settings
+      if found.get(key) != settings[key]
     ]
     if different:
       raise ValueError(

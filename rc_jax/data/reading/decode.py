@@ -2,15 +2,16 @@
 
 import io
 import pathlib
-import struct
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from rc_jax.data.reading.complete import refuse_damaged_png, refuse_incomplete_tiff
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
+from rc_jax.data.reading.mat import MatError, read_array
 from rc_jax.data.reading.palette import is_standard
 from rc_jax.data.reading.samples import (
   check_brightness,
@@ -21,14 +22,13 @@ from rc_jax.data.reading.samples import (
   wide_to_eight_bits,
 )
 from rc_jax.data.reading.unsupported import identify_unsupported
+from rc_jax.files import one_line
 
 _MAT_FIELD = "S"  # of COCO-Stuff's annotations
 # In other formats, further pictures are a photo's thumbnails or its second view.
 _ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")
 # Its two lines of advice for servers are none for data sets; the limit at twice that size stays.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Pillow's decoders raise all of these for damaged files.
-_DECODER_ERRORS = (OSError, SyntaxError, EOFError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 def read_image(path: pathlib.Path) -> np.ndarray:
@@ -77,8 +77,7 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
       f"{where}: the image holds floating point numbers, expected integers of 8 or 16 bits: convert it"
     )
   check_unsigned(image, where)
-  # In place, because the function otherwise copies images without a rotation too.
-  ImageOps.exif_transpose(image, in_place=True)
+  _turn(image, where)
   if image.mode.startswith("I"):
     # Pillow's conversion clips at 255, and the high byte holds the picture.
     grey = wide_to_eight_bits(image, content, where)
@@ -179,9 +178,6 @@ def label_ids(
   image = _decode(content, where)
   check_label_format(image, where)
   check_unsigned(image, where)
-  pages = getattr(image, "n_frames", 1)
-  if pages > 1:
-    raise ValueError(f"{where}: the label holds {pages} pages, expected one: export it again")
   if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
     if image.mode == "F":
       raise ValueError(
@@ -196,7 +192,7 @@ def label_ids(
       f"({id_ranges(train_ids)}): {advice}"
     )
   # As for the image, in whose pair some tools write the same EXIF data.
-  ImageOps.exif_transpose(image, in_place=True)
+  _turn(image, where)
   ids = np.asarray(image)
   if image.mode in ("L", "P"):
     palette = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3) if image.mode == "P" else None
@@ -221,7 +217,7 @@ def exif_orientation(content: bytes) -> int:
   try:
     with Image.open(io.BytesIO(content)) as image:
       orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-  except _DECODER_ERRORS:
+  except Exception:  # damaged files raise errors of any type
     return 1
   return orientation if orientation in range(1, 9) else 1
 
@@ -247,9 +243,12 @@ def check_sizes(image: np.ndarray, label: np.ndarray, image_at: str, label_at: s
 
 def _decode(content: bytes, where: str) -> Image.Image:
   try:
+    refuse_damaged_png(content)
     image = Image.open(io.BytesIO(content))
+    refuse_incomplete_tiff(image)
     image.load()
-  except _DECODER_ERRORS as error:
+    pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+  except Exception as error:  # damaged files raise errors of any type
     limit, remedy = identify_unsupported(content, error)
     if limit:
       raise ValueError(f"{where}: {limit}: {remedy}") from None
@@ -257,7 +256,7 @@ def _decode(content: bytes, where: str) -> Image.Image:
     if kind:
       raise ValueError(f"{where}: is {kind}, expected an image file: {remedy}") from None
     # Its text names the buffer, whose address helps nobody.
-    reason = "is no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    reason = "is no image" if isinstance(error, UnidentifiedImageError) else _described(error)
     raise ValueError(
       f"{where}: cannot be decoded ({reason}), found {len(content):,} bytes, expected a complete image file: "
       "copy or download it again"
@@ -266,7 +265,6 @@ def _decode(content: bytes, where: str) -> Image.Image:
     pages = full_pages(content)
     if pages > 1:
       raise ValueError(f"{where}: holds {pages} pages, expected one picture: export the right page alone")
-  pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
   if pictures > 1:
     raise ValueError(
       f"{where}: is an animation of {pictures} pictures, expected one: save the right one alone"
@@ -274,22 +272,32 @@ def _decode(content: bytes, where: str) -> Image.Image:
   return image
 
 
-def _decode_mat(content: bytes, where: str) -> np.ndarray:
-  import scipy.io  # takes 0.2 s, and only COCO-Stuff 10k needs it
+def _turn(image: Image.Image, where: str) -> None:
+  """Turns a decoded image as its EXIF data say; in place, because a copy takes time where there is no rotation."""
+  try:
+    ImageOps.exif_transpose(image, in_place=True)
+  except Exception as error:  # damaged files raise errors of any type
+    raise ValueError(
+      f"{where}: its EXIF data, which say how it is turned, cannot be read ({_described(error)}): copy or download "
+      "it again, or remove these data"
+    ) from None
 
+
+def _described(error: Exception) -> str:
+  return one_line(error) or type(error).__name__  # such as MemoryError
+
+
+def _decode_mat(content: bytes, where: str) -> np.ndarray:
   remedy = f"expected a MATLAB 5 file with a field {_MAT_FIELD} of ids [H,W]: download it again"
   try:
-    fields = scipy.io.loadmat(io.BytesIO(content), variable_names=[_MAT_FIELD])
-  except Exception as error:  # damaged files raise errors of any type
+    ids = read_array(content, _MAT_FIELD)
+  except MatError as error:
     kind, advice = ("", "") if content[:10] == b"MATLAB 5.0" else identify_file(content)
     if kind:
       raise ValueError(f"{where}: is {kind}, {remedy.partition(':')[0]}: {advice}") from None
-    raise ValueError(f"{where}: cannot be decoded ({' '.join(str(error).split())}), {remedy}") from None
-  ids = fields.get(_MAT_FIELD)
-  if ids is None or ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.number):
-    others = ", ".join(name for name, _, _ in scipy.io.whosmat(io.BytesIO(content)))
-    found = f"the fields {others or 'none'}" if ids is None else f"{ids.dtype} {list(ids.shape)}"
-    raise ValueError(f"{where}: found {found}, {remedy}")
+    raise ValueError(f"{where}: cannot be decoded ({one_line(error)}), {remedy}") from None
+  if ids.ndim != 2 or ids.size == 0:
+    raise ValueError(f"{where}: found {ids.dtype} {list(ids.shape)}, {remedy}")
   with np.errstate(invalid="ignore"):
     integers = ids.astype(np.uint16)
   if not np.array_equal(integers, ids):

@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,8 +121,9 @@ def _scores(run: Run, scores: Mapping[str, Any]) -> str:
   if run.constant is not None:
     name, miou = run.constant
     beside.append((f"mIoU of predicting {name} everywhere", _percent(miou)))
-  logged = {line["step"]: line["miou"] for line in run.lines if line.get("split") == scores["split"]}
-  logged = {step: miou for step, miou in logged.items() if miou is not None and step != scores["step"]}
+  scored = [line for line in run.lines if line.get("split") == scores["split"]]
+  logged = dict(zip((line["step"] for line in scored), column(scored, "miou").tolist(), strict=True))
+  logged = {step: miou for step, miou in logged.items() if math.isfinite(miou) and step != scores["step"]}
   if logged:
     best = max(logged, key=lambda step: logged[step])
     beside.append((f"best mIoU at another step, {best:,}", _percent(logged[best])))

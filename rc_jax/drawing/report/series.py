@@ -8,6 +8,7 @@ import numpy as np
 
 Lines = Sequence[Mapping[str, Any]]
 
+_LARGEST = 1e300
 SHOWN_POINTS = 400  # of a line in a chart, about one for each pixel of its width
 SMOOTHED_SHARE = 1 / 20  # of the logged lines, the width of the moving mean
 
@@ -24,12 +25,15 @@ def column(lines: Lines, name: str) -> np.ndarray:
 
 def columns(lines: Lines, name: str, keys: Sequence[str]) -> np.ndarray:
   """Returns the values ``name`` by key (by class), float64 ``[L,K]``; NaN where one is absent or not finite."""
-  rows = [line.get(name) or {} for line in lines]
+  logged = (line.get(name) for line in lines)
+  rows = [row if isinstance(row, dict) else {} for row in logged]
   return np.array([[_number(row.get(key)) for key in keys] for row in rows]).reshape(len(rows), len(keys))
 
 
 def _number(value: Any) -> float:
-  return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+  # A larger integer, which only a damaged line holds, is no float.
+  is_known = isinstance(value, int | float) and -_LARGEST < value < _LARGEST
+  return float(value) if is_known else math.nan
 
 
 def smoothing_window(length: int) -> int:
