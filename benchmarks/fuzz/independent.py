@@ -260,9 +260,16 @@ def torch_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   return arrays
 
 
+def unicode_text(content: bytes) -> str:
+  """Returns a text in the encoding of Unicode that its first bytes state, else in UTF-8."""
+  if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+    return content.decode("utf-32")
+  return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
 def class_lines(content: bytes) -> list[list[str]]:
   """Returns the cells of the lines of a table of classes, without the first line and empty ones."""
-  lines = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+  lines = csv.reader(io.StringIO(unicode_text(content), newline=""), skipinitialspace=True)
   return [[cell.strip() for cell in line] for line in lines if line][1:]
 
 

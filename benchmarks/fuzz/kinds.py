@@ -589,7 +589,7 @@ def _read_split_list(folder: pathlib.Path, name: str) -> Any:
 
 
 def _other_split_list(folder: pathlib.Path, name: str, undamaged: Any) -> Iterator[Any]:
-  yield sorted(set((folder / name).read_bytes().decode().split()))
+  yield sorted(set(independent.unicode_text((folder / name).read_bytes()).split()))
 
 
 _WEIGHTS = types.MappingProxyType({"read": _read_weights, "other_readings": _other_weights})

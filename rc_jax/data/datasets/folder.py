@@ -38,9 +38,8 @@ _NAMES_OF_VOID = frozenset(
   )
 )
 _LONGEST_NAME = 200
-_LONGEST_HEAD = (
-  1000  # letters of the first line that are read; the csv module refuses longer cells than 131,072
-)
+# The csv module refuses cells of more than 131,072 letters.
+_LONGEST_HEAD = 1000
 # They would change what a terminal or a page shows.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 # Folders of these names are splits, not parts of the split in whose folder they lie.
