@@ -190,22 +190,20 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize(
-  ("file", "content"),
+  ("file", "content", "found"),
   [
-    ("val.json", b""),
-    ("val.json", b"[]"),
-    ("val.json", b'{"miou": 0.5}'),
-    ("val_images.npz", b""),
-    ("val_images.npz", b"PK\x03\x04 cut"),
-    ("val_images.npz", b"no archive at all"),
+    ("val.json", b"", r"is empty \(0 bytes\)"),
+    ("val.json", b"[]", "holds a list, expected a JSON object"),
+    ("val.json", b'{"miou": 0.5}', "iou is missing, expected the IoU of each class"),
+    ("val_images.npz", b"", "cannot be read .*"),
+    ("val_images.npz", b"PK\x03\x04 cut", "cannot be read .*"),
+    ("val_images.npz", b"no archive at all", "cannot be read .*"),
   ],
 )
-def test_a_damaged_result_is_named(file: str, content: bytes, tmp_path: pathlib.Path) -> None:
+def test_a_damaged_result_is_named(file: str, content: bytes, found: str, tmp_path: pathlib.Path) -> None:
   result = write(tmp_path, confusions(1, 5, 0.0))
   result.with_name(file).write_bytes(content)
-  with pytest.raises(
-    ValueError, match=rf"{file}: cannot be read .*; score again with --mode=eval"
-  ) as refusal:
+  with pytest.raises(ValueError, match=rf"{file}: {found}; score again with --mode=eval") as refusal:
     read_result(result)
   assert "\n" not in str(refusal.value)
   write(tmp_path, confusions(1, 5, 0.0))

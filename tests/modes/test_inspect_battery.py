@@ -134,9 +134,9 @@ def indices_of_colors(pair: Pair, order: tuple[int, ...], colors: np.ndarray = C
 NAMED_BY_OTHERS = COLORS + np.uint8(7)
 CASES: dict[str, Case] = {
   # Files that are not what their names say.
-  "cut_png": Case(image(lambda p: encoded(p.pixels)[:500]), "truncated.*copy or download it", write_image),
+  "cut_png": Case(image(lambda p: encoded(p.pixels)[:500]), "cut off.*copy or download it", write_image),
   "cut_jpeg": Case(image(lambda p: encoded(p.pixels, "JPEG")[:900]), "truncated.*download", write_image),
-  "cut_label": Case(label(lambda p: encoded(p.ids)[:70]), "truncated.*download it again", write_label),
+  "cut_label": Case(label(lambda p: encoded(p.ids)[:70]), "cut off.*download it again", write_label),
   "pointer": Case(image(POINTER), "a Git LFS pointer.*run git lfs pull", write_image),
   "label_pointer": Case(label(POINTER), "a Git LFS pointer.*run git lfs pull", write_label),
   "html": Case(image(b"<!DOCTYPE html><html></html>"), "a web page.*download it again", write_image),

@@ -172,7 +172,7 @@ def test_a_page_says_what_was_not_computed_together(tmp_path: pathlib.Path, caps
     (
       "val.json",
       b"{}",
-      "val.json: lacks miou, iou, absent_class, expected the scores of a split; score again",
+      r"val.json: miou is missing, expected a share in 0..1 or null; score again",
     ),
     ("val_confusion.npy", b"", "val_confusion.npy: cannot be read"),
   ],
@@ -182,10 +182,16 @@ def test_a_damaged_score_is_named(tmp_path: pathlib.Path, file: str, content: by
   (tmp_path / "eval" / file).write_bytes(content)
   with pytest.raises(ValueError, match=words):
     page_of_step_4(tmp_path)
+
+
+@pytest.mark.parametrize("array", [np.arange(3), np.ones((2, 2)), np.full((2, 2), -1)])
+def test_an_array_that_is_no_confusion_matrix_is_left_out(tmp_path: pathlib.Path, array: np.ndarray) -> None:
   scored(tmp_path, 4)
-  np.save(tmp_path / "eval" / "val_confusion.npy", np.arange(3))
-  with pytest.raises(ValueError, match=r"val_confusion.npy: cannot be read .*expected a square"):
-    page_of_step_4(tmp_path)
+  np.save(tmp_path / "eval" / "val_confusion.npy", array)
+  page = page_of_step_4(tmp_path)
+  assert (
+    "val_confusion.npy belongs to another evaluation than val.json" in page and 'id="confusion"' not in page
+  )
 
 
 def test_a_confusion_matrix_of_another_evaluation_is_left_out(tmp_path: pathlib.Path) -> None:

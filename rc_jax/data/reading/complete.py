@@ -50,7 +50,10 @@ def refuse_incomplete_tiff(image: Image.Image) -> None:
   """
   if not isinstance(image, TiffImagePlugin.TiffImageFile):
     return
-  width, height = image.size
+  # Not its size, which is turned where EXIF data say so; tiles are not.
+  width, height = (
+    int(image.tag_v2[tag]) for tag in (TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
+  )
   covered = 0
   for tile in image.tile:
     left, top, right, bottom = tile[1] or (0, 0, width, height)
