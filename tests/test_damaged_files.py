@@ -11,9 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from benchmarks.fuzz import checks
 from benchmarks.fuzz.kinds import KINDS
+from rc_jax.data.reading.complete import refuse_short_png
 from rc_jax.data.reading.decode import decode_image
 from rc_jax.data.reading.mat import MatError, read_array
 from rc_jax.drawing.report.series import column, columns
@@ -216,3 +218,50 @@ def test_values_of_other_types_are_unknown_in_a_chart() -> None:
 def test_text_of_a_file_is_one_printable_line() -> None:
   assert one_line("a\n b\x1b[2J\ud800\u2028c") == r"a b\x1b[2J\ud800 c"
   assert len(one_line("x" * 10**6)) == 203
+
+
+def with_height(content: bytes, height: int) -> bytes:
+  """A PNG that claims another height, with the checksum that belongs to it."""
+  header = content[12:20] + struct.pack(">I", height) + content[24:29]
+  return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("size", [(9, 7), (1, 1), (16, 3)])
+def test_a_png_with_fewer_rows_than_it_claims_is_refused(mode: str, size: tuple[int, int]) -> None:
+  image = Image.new(mode, size)
+  stream = io.BytesIO()
+  image.save(stream, "PNG")
+  refuse_short_png(stream.getvalue(), image)  # zeros alone are no damage
+  longer = with_height(stream.getvalue(), size[1] + 2)
+  with pytest.raises(
+    ValueError, match=r"a\.png: cannot be decoded \(it has [\d,]+ of [\d,]+ bytes of pixels"
+  ):
+    decode_image(longer, "a.png")
+
+
+def test_an_interlaced_png_of_zeros_is_complete() -> None:
+  # Pillow writes none: the pixels of each pass, a byte for the filter before each row.
+  for width, height in ((1, 1), (5, 9), (8, 8), (13, 3)):
+    rows = 0
+    for left, top, across, down in (
+      (0, 0, 8, 8),
+      (4, 0, 8, 8),
+      (0, 4, 4, 8),
+      (2, 0, 4, 4),
+      (0, 2, 2, 4),
+      (1, 0, 2, 2),
+      (0, 1, 1, 2),
+    ):
+      columns = len(range(left, width, across))
+      rows += len(range(top, height, down)) * (1 + columns) if columns else 0
+    chunks = [
+      (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)),
+      (b"IDAT", zlib.compress(bytes(rows))),
+    ]
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (*chunks, (b"IEND", b"")):
+      content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    assert decode_image(content, "a.png").shape == (height, width, 3)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+      decode_image(with_height(content, height + 8), "a.png")

@@ -2,10 +2,15 @@
 
 import struct
 import zlib
+from collections.abc import Iterator
 
+import numpy as np
 from PIL import Image, TiffImagePlugin
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Of each pass of an interlaced PNG: first column, first row, and the distance of columns and rows.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_BLOCK = 1 << 16  # bytes that are decompressed at a time
 
 
 def refuse_damaged_png(content: bytes) -> None:
@@ -37,6 +42,52 @@ def refuse_damaged_png(content: bytes) -> None:
     if kind == b"IEND":
       return
     at = end + 4
+
+
+def refuse_short_png(content: bytes, image: Image.Image) -> None:
+  """Refuses a PNG whose compressed pixels end before the last row, which the decoder fills with 0.
+
+  The pixels are decompressed again, and only where the last row is 0.
+
+  Args:
+    content: of any format, undamaged otherwise.
+    image: decoded.
+
+  Raises:
+    ValueError: pixels are missing; the message is a clause without the name of the file.
+
+  Source: PNG Specification, sections 8.1 (interlacing) and 9.1 (a byte for the filter before each row).
+  """
+  if not content.startswith(_PNG) or np.asarray(image)[-1].any():
+    return
+  width, height, bits, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", content, 16)
+  bits *= {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(color, 1)
+  passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+  expected = 0
+  for left, top, across, down in passes:
+    columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+    expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+  stream = zlib.decompressobj()
+  found = 0
+  for part in _pixel_chunks(content):
+    while part and not stream.eof:
+      found += len(stream.decompress(part, _BLOCK))
+      part = stream.unconsumed_tail
+  if found < expected:
+    raise ValueError(f"it has {found:,} of {expected:,} bytes of pixels")
+
+
+def _pixel_chunks(content: bytes) -> Iterator[bytes]:
+  """Yields the compressed pixels of a PNG whose chunks are complete."""
+  at = len(_PNG)
+  while at + 12 <= len(content):
+    (length,) = struct.unpack_from(">I", content, at)
+    kind = content[at + 4 : at + 8]
+    if kind == b"IDAT":
+      yield content[at + 8 : at + 8 + length]
+    elif kind == b"IEND":
+      return
+    at += 12 + length
 
 
 def refuse_incomplete_tiff(image: Image.Image) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from rc_jax.data.reading.complete import refuse_damaged_png, refuse_incomplete_tiff
+from rc_jax.data.reading.complete import refuse_damaged_png, refuse_incomplete_tiff, refuse_short_png
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.diagnose import explain_colors, explain_ids, identify_file
 from rc_jax.data.reading.mat import MatError, read_array
@@ -247,6 +247,7 @@ def _decode(content: bytes, where: str) -> Image.Image:
     image = Image.open(io.BytesIO(content))
     refuse_incomplete_tiff(image)
     image.load()
+    refuse_short_png(content, image)
     pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
   except Exception as error:  # damaged files raise errors of any type
     limit, remedy = identify_unsupported(content, error)
