@@ -17,8 +17,8 @@ Scores that the paper reports on val (its tables 1 and 4), single scale, cross e
 and on the test server, for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip), 82.3.
 
 This recipe has not been run to its end here yet: the table is the paper's. Hardware: any number of accelerators that
-divides 8 computes the same; what each chip of a TPU slice needs is in docs/pods.md. On GPUs it has not been measured
-yet.
+divides 8 computes the same; docs/accelerators.md holds what each TPU or GPU needs, and docs/gpu.md the steps that have
+been measured on a GPU.
 """
 
 from rc_jax.config import Config, defaults

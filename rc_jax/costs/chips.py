@@ -13,12 +13,14 @@ class Chip(NamedTuple):
     bandwidth: bytes a second between memory and processor.
     clock: of a TPU, cycles a second; the compiler's estimates for a v4 count one of its two cores. 0 for a GPU, whose
       compiler estimates nothing.
+    link: bytes a second that it sends to the others of its slice or host, over all links; 0 if unknown.
   """
 
   memory: float
   peak: float
   bandwidth: float
   clock: float = 0.0
+  link: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,27 +51,38 @@ class Gpu:
   boost: float
   chip: Chip
 
+  @property
+  def float32_rate(self) -> float:
+    """Float32 operations a second outside the matrix units, a multiply-add being two."""
+    return 2 * self.processors * self.lanes * self.boost * 1e9
 
+  @property
+  def tf32_rate(self) -> float:
+    """Operations a second of float32 products that may round their operands to TF32's 10 bits."""
+    return self.chip.peak / 2
+
+
+# Data sheets give the bandwidth of NVLink and PCIe as the sum of both directions; a link is half of it.
 GPUS = {
   "h100": Gpu(
     *("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 2048, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
-    Chip(80e9, 989e12, 3.35e12),
+    Chip(80e9, 989e12, 3.35e12, link=450e9),
   ),
   "h200": Gpu(
     *("NVIDIA H200", (9, 0), 132, 128, 2048, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
-    Chip(141e9, 989e12, 4.8e12),
+    Chip(141e9, 989e12, 4.8e12, link=450e9),
   ),
   "a100": Gpu(
     *("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 2048, 164 * 2**10, 163 * 2**10, 40 * 2**20, 1.41),
-    Chip(80e9, 312e12, 2.039e12),
+    Chip(80e9, 312e12, 2.039e12, link=300e9),
   ),
   "l4": Gpu(
     *("NVIDIA L4", (8, 9), 58, 128, 1536, 100 * 2**10, 99 * 2**10, 48 * 2**20, 2.04),
-    Chip(24e9, 121e12, 300e9),
+    Chip(24e9, 121e12, 300e9, link=32e9),
   ),
   "rtx4090": Gpu(
     *("NVIDIA GeForce RTX 4090", (8, 9), 128, 128, 1536, 100 * 2**10, 99 * 2**10, 72 * 2**20, 2.52),
-    Chip(24e9, 165e12, 1.008e12),
+    Chip(24e9, 165e12, 1.008e12, link=32e9),
   ),
 }
 
@@ -77,12 +90,17 @@ GPUS = {
 # compiler's estimates, a product of 8192 x 8192 matrices then reaches 88 % (v5e), 90 % (v4, v5p) and 70 % (v6e) of the
 # peak.
 CHIPS = {
-  "TPU v4": Chip(32 * 2**30, 275e12, 1228e9, 2 * 1.05e9),
-  "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9, 1.5e9),
-  "TPU v5": Chip(95 * 2**30, 459e12, 2765e9, 1.75e9),
-  "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 1.75e9),
+  "TPU v4": Chip(32 * 2**30, 275e12, 1228e9, 2 * 1.05e9, link=300e9),
+  "TPU v5 lite": Chip(16 * 2**30, 197e12, 819e9, 1.5e9, link=200e9),
+  "TPU v5": Chip(95 * 2**30, 459e12, 2765e9, 1.75e9, link=600e9),
+  "TPU v6 lite": Chip(32 * 2**30, 918e12, 1640e9, 1.75e9, link=448e9),
   **{gpu.name: gpu.chip for gpu in GPUS.values()},
 }
+
+
+def gpu_of(kind: str) -> Gpu | None:
+  """Returns the GPU of a ``device_kind``; None if it is not in `GPUS`."""
+  return next((gpu for gpu in GPUS.values() if gpu.name == kind), None)
 
 
 def xla_description(gpu: Gpu) -> str:

@@ -1,4 +1,4 @@
-"""Cycles and collectives of a compiled program, read from its optimised HLO.
+"""The operations of a compiled program, read from its optimised HLO: their runs, cycles and collectives.
 
 XLA's own summary counts the body of a loop once, so a streamed loss would look as cheap as one of its tiles. TPU
 compilers annotate each operation with an estimate of its cycles. Here these are summed along the calls, those of a loop
@@ -6,15 +6,31 @@ times its iterations. Compilers for other platforms write no estimates.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
+# These move and compute nothing, or others are counted in their place.
+NO_OPERATION = {
+  *(
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+  ),
+  *("opt-barrier", "add-dependency", "while", "call", "conditional", "async-start", "async-update"),
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "s4": 4, "u4": 4, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"([a-z]+\d*)[a-z\d]*\[([\d,]*)\]")
 
 
@@ -25,7 +41,12 @@ class Instruction:
   Attributes:
     name: unique in the program.
     opcode: such as ``fusion`` or ``while``.
+    root: whether its result is the result of its computation.
+    shape: of its result, as text: ``(bf16[8,97]{1,0}, s32[])``.
     size: bytes of its result.
+    operands: names of the instructions of the same computation that it reads.
+    parameter: number of a parameter; None for other instructions.
+    attributes: the text after its operands.
     cycles: the compiler's estimate, 0 if it gives none; without the computations that it calls.
     called: names of the computations that it runs; a loop runs them in each iteration.
     choices: names of the computations of which it runs one.
@@ -35,12 +56,33 @@ class Instruction:
 
   name: str
   opcode: str
+  root: bool
+  shape: str
   size: int
+  operands: tuple[str, ...]
+  parameter: int | None
+  attributes: str
   cycles: int
   called: tuple[str, ...]
   choices: tuple[str, ...]
   trips: int | None
   scope: str
+
+  def attribute(self, pattern: str) -> str:
+    """Returns the first group of a regular expression in its attributes; empty if there is none."""
+    found = re.search(pattern, self.attributes)
+    return found[1] if found else ""
+
+
+Computations: TypeAlias = Mapping[str, Sequence[Instruction]]
+
+
+class Execution(NamedTuple):
+  """An instruction that a program runs, its computation, and its runs: the product of the iterations around it."""
+
+  computation: str
+  instruction: Instruction
+  runs: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +104,19 @@ class Cost:
     unknown_loops: scopes of the loops with an unknown number of iterations, which count as one.
     collectives: messages between devices, most bytes first.
     heaviest: the most expensive operations, ``(total cycles, scope)``, at most ten.
+    operations: runs of fusions, library calls, copies and messages: what a device starts one by one.
   """
 
   cycles: int
   unknown_loops: tuple[str, ...]
   collectives: tuple[Collective, ...]
   heaviest: tuple[tuple[int, str], ...]
+  operations: int
+
+
+def is_operation(instruction: Instruction) -> bool:
+  """Whether a device starts an instruction, which then moves or computes something."""
+  return instruction.opcode not in NO_OPERATION and not instruction.opcode.endswith("-done")
 
 
 def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
@@ -81,36 +130,21 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
     ValueError: the text is not an HLO module.
   """
   computations, entry = parse(text)
+  operations = 0
   unknown: list[str] = []
   heaviest: list[tuple[int, str]] = []
   messages: dict[str, list[tuple[int, int]]] = {}  # kind -> runs and bytes
-
-  def cycles_of(name: str) -> int:
-    """Returns the cycles of one run of a computation, with the most expensive of its choices."""
-    return sum(
-      instruction.cycles
-      + _iterations(instruction, trips or {}, None) * sum(map(cycles_of, instruction.called))
-      + max(map(cycles_of, instruction.choices), default=0)
-      for instruction in computations.get(name, ())
-    )
-
-  def visit(name: str, runs: int) -> int:
-    total = 0
-    for instruction in computations.get(name, ()):
-      iterations = _iterations(instruction, trips or {}, unknown)
-      cycles = runs * instruction.cycles
-      total += cycles
-      heaviest.append((cycles, instruction.scope or instruction.name))
-      kind = instruction.opcode.removesuffix("-start")
-      if kind in COLLECTIVES and runs:
-        messages.setdefault(kind, []).append((runs, instruction.size))
-      for called in instruction.called:
-        total += visit(called, runs * iterations)
-      if instruction.choices:
-        total += visit(max(instruction.choices, key=cycles_of), runs)
-    return total
-
-  cycles = visit(entry, 1)
+  for _, instruction, runs in executions(
+    computations, entry, trips, lambda _, instruction: instruction.cycles
+  ):
+    scope = instruction.scope or instruction.name
+    operations += runs * is_operation(instruction)
+    heaviest.append((runs * instruction.cycles, scope))
+    kind = instruction.opcode.removesuffix("-start")
+    if kind in COLLECTIVES and runs:
+      messages.setdefault(kind, []).append((runs, instruction.size))
+    if instruction.opcode == "while" and iterations(instruction, trips) is None:
+      unknown.append(scope)
   collectives = [
     Collective(
       kind,
@@ -121,25 +155,74 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
     for kind, of_kind in messages.items()
   ]
   return Cost(
-    cycles=cycles,
+    cycles=sum(cycles for cycles, _ in heaviest),
     unknown_loops=tuple(dict.fromkeys(unknown)),
     collectives=tuple(sorted(collectives, key=lambda collective: -collective.size)),
     heaviest=tuple(sorted((operation for operation in heaviest if operation[0]), reverse=True)[:10]),
+    operations=operations,
   )
 
 
-def _iterations(instruction: Instruction, trips: Mapping[str, int], unknown: list[str] | None) -> int:
+def executions(
+  computations: Computations,
+  entry: str,
+  trips: Mapping[str, int] | None,
+  weight: Callable[[str, Instruction], float],
+) -> Iterator[Execution]:
+  """Yields the instructions that a run of a program executes, in order.
+
+  A loop comes before its body. An unknown number of iterations counts as one.
+
+  Args:
+    computations: as from `parse`.
+    entry: name of the first computation.
+    trips: as for `read`.
+    weight: ``(computation, instruction) -> cost``; of the choices of a conditional, the most expensive one runs.
+  """
+
+  def known_iterations(instruction: Instruction) -> int:
+    count = iterations(instruction, trips)
+    return 1 if count is None else count
+
+  @functools.cache
+  def total(name: str) -> float:
+    return sum(
+      weight(name, instruction)
+      + known_iterations(instruction) * sum(map(total, instruction.called))
+      + max(map(total, instruction.choices), default=0)
+      for instruction in computations.get(name, ())
+    )
+
+  def visit(name: str, runs: int) -> Iterator[Execution]:
+    for instruction in computations.get(name, ()):
+      yield Execution(name, instruction, runs)
+      for called in instruction.called:
+        yield from visit(called, runs * known_iterations(instruction))
+      if instruction.choices:
+        yield from visit(max(instruction.choices, key=total), runs)
+
+  yield from visit(entry, 1)
+
+
+def iterations(instruction: Instruction, trips: Mapping[str, int] | None) -> int | None:
+  """Returns the iterations of a loop, None if they are unknown; 1 for other instructions. ``trips`` as for `read`."""
   if instruction.opcode != "while":
     return 1
   if instruction.trips is not None:
     return instruction.trips
   # The innermost known scope decides.
   for scope in reversed(re.split(r"[/()]+", instruction.scope)):
-    if scope in trips:
-      return trips[scope]
-  if unknown is not None:
-    unknown.append(instruction.scope or instruction.name)
-  return 1
+    if scope in (trips or {}):
+      return (trips or {})[scope]
+  return None
+
+
+def fused(instruction: Instruction, computations: Computations) -> list[Instruction]:
+  """Returns the instructions of a fusion, with those of fusions in it; none of another instruction."""
+  if instruction.opcode != "fusion":
+    return []
+  body = computations.get(instruction.attribute(r"\bcalls=%?([\w.\-]+)"), ())
+  return [inner for each in body for inner in (each, *fused(each, computations))]
 
 
 def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
@@ -159,7 +242,7 @@ def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
       computations[current] = []
       entry = current if match[1] else entry
     elif current is not None and (match := _INSTRUCTION.match(line)):
-      computations[current].append(_instruction(match[1], match[2], match[3], match[4]))
+      computations[current].append(_instruction(*match.groups()))
   if entry is None:
     raise ValueError(
       "the text has no ENTRY computation; expected optimised HLO, from jax.stages.Compiled.as_text()"
@@ -167,7 +250,9 @@ def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
   return dict(computations), entry
 
 
-def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
+def _instruction(root: str | None, name: str, shape: str, opcode: str, rest: str) -> Instruction:
+  end = _closing_parenthesis(rest)
+  operands = rest[:end]
   called: list[str] = []
   choices: list[str] = []
   if opcode in ("while", "call", "async-start"):
@@ -182,7 +267,12 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
   return Instruction(
     name=name,
     opcode=opcode,
+    root=bool(root),
+    shape=shape,
     size=shape_bytes(shape),
+    operands=tuple(re.findall(r"%([\w.\-]+)", operands)) if "%" in operands else (),
+    parameter=int(operands) if opcode == "parameter" else None,
+    attributes=rest[end:],
     cycles=int(cycles[1]) if cycles else 0,
     called=tuple(called),
     choices=tuple(choices),
@@ -191,14 +281,35 @@ def _instruction(name: str, shape: str, opcode: str, rest: str) -> Instruction:
   )
 
 
+def _closing_parenthesis(text: str) -> int:
+  """Returns the position of the parenthesis that closes one opened before the text."""
+  depth = 1
+  for match in re.finditer(r"[()]", text):
+    depth += 1 if match[0] == "(" else -1
+    if not depth:
+      return match.start()
+  return len(text)
+
+
+def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
+  """Returns dtype and dimensions of each array of a shape in HLO.
+
+  >>> arrays("(bf16[4,8]{1,0}, s32[])")
+  [('bf16', (4, 8)), ('s32', ())]
+  """
+  return [
+    (dtype, tuple(int(n) for n in dimensions.split(",") if n))
+    for dtype, dimensions in _SHAPE.findall(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape))
+  ]
+
+
 def shape_bytes(shape: str) -> int:
   """Returns the bytes of a result by its shape in HLO, without the padding of its layout.
 
   >>> shape_bytes("(bf16[4]{0}, s32[])")
   12
   """
-  total = 0
-  for dtype, dimensions in _SHAPE.findall(re.sub(r"\{[^}]*\}|/\*.*?\*/", "", shape)):
-    bits = BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)
-    total += math.prod(int(n) for n in dimensions.split(",") if n) * bits // 8
-  return total
+  return sum(
+    math.prod(dimensions) * (BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)) // 8
+    for dtype, dimensions in arrays(shape)
+  )

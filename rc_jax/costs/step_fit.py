@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from rc_jax import contrast, data, models, sharding
 from rc_jax.config import Config, height_width, reads_banks
 from rc_jax.console import say
 from rc_jax.contrast import streamed
-from rc_jax.costs import hlo_cost
-from rc_jax.costs.chips import CHIPS
+from rc_jax.costs import gpu_kernels, hlo_cost, program_warnings
+from rc_jax.costs.chips import CHIPS, gpu_of
+from rc_jax.costs.gpu_kernels import KernelCost
+from rc_jax.costs.program_warnings import ProgramWarning
+from rc_jax.costs.scopes import module_of
 from rc_jax.costs.stage_cost import forward_flops
 from rc_jax.costs.topology import topology_mesh
 from rc_jax.training import initial_state, optimizer
@@ -25,6 +28,23 @@ CLASSES_IN_AN_IMAGE = 10
 
 # Compiles several times faster for a TPU; the resulting code says nothing about speed.
 FAST = {"exec_time_optimization_effort": -1.0}
+
+# Without a device nothing is autotuned, and the default tiles of XLA's own matrix products pad their operands.
+GPU_NOT_ATTACHED = {"xla_gpu_enable_triton_gemm": False}
+
+PREALLOCATED = 0.75  # of a GPU's memory, which JAX takes by default
+WORKSPACES = (
+  1e9  # bytes for cuDNN and cuBLAS, whose need is unknown before they choose their algorithms on the device
+)
+
+
+class Operation(NamedTuple):
+  """An expensive operation: its module, its kind, its scope, and the seconds of all its runs in a step."""
+
+  module: str
+  kind: str
+  scope: str
+  seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +61,18 @@ class StepCost:
     batch: images and labels.
     activations: all temporary arrays of the step.
     peak: the largest memory at one time.
-    limit: the device's memory; None if it is unknown.
+    limit: the device's memory; of a GPU, the memory that JAX takes, less a margin for workspaces if the GPU is not
+      attached. None if it is unknown.
     flops: of the network's convolutions and products, forward and backward, padding included.
-    traffic: bytes that the compiler expects to move; the body of a loop counts once.
+    traffic: bytes that the compiler expects to move; the body of a loop counts once, except on a known GPU.
     seconds: of a step, without waiting for messages; None if the compiler estimates nothing.
     collectives: messages between devices.
     compiled_in: seconds.
+    attached: whether the devices are.
+    operations: that a device starts one by one in a step: fusions, library calls, copies and messages.
+    kernels: of a known GPU; None for other devices.
+    warnings: operations that a GPU or a TPU does badly.
+    heaviest: the most expensive operations, at most ten: on a TPU by the compiler's estimate, on a GPU at best.
   """
 
   devices: int
@@ -64,6 +90,11 @@ class StepCost:
   seconds: float | None
   collectives: tuple[hlo_cost.Collective, ...]
   compiled_in: float
+  attached: bool = True
+  operations: int = 0
+  kernels: KernelCost | None = None
+  warnings: tuple[ProgramWarning, ...] = ()
+  heaviest: tuple[Operation, ...] = ()
 
   @property
   def share_of_peak(self) -> float | None:
@@ -73,7 +104,7 @@ class StepCost:
 
 
 class DoesNotFit(ValueError):
-  """The compiler found no way to run the step in the devices' memory."""
+  """The step needs more memory than the devices have."""
 
 
 def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
@@ -86,14 +117,18 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
 
   Raises:
     DoesNotFit: the step needs more memory than the devices have; one line with remedies.
-    ValueError: the config or the topology is invalid.
+    ValueError: the config or the topology is invalid, or ``fast`` is set for a GPU.
   """
   if topology:
     # Only shapes are computed here, and an attached TPU would be reserved for nothing.
     jax.config.update("jax_platforms", "cpu")
   mesh = topology_mesh(topology) if topology else sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)
-  kind, devices = mesh.devices.flat[0].device_kind, mesh.devices.size
+  device = mesh.devices.flat[0]
+  kind, devices = device.device_kind, mesh.devices.size
+  platform = "gpu" if sharding.on_gpus(mesh) else device.platform
+  if fast and platform == "gpu":
+    raise ValueError("--fast: changes nothing for a GPU, whose compiler has one effort; leave it out")
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
   state, batch, update_rule = _abstract_arguments(config, network, mesh)
   # Without norms on GPUs, as nearly all steps of a run there.
@@ -101,26 +136,42 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     config, network, update_rule, state, mesh, norms=not sharding.on_gpus(mesh)
   )
 
-  effort = (
-    "only memory and messages" if fast else "at full effort, which may take minutes; --fast leaves out speed"
-  )
-  say(f"compiling for {devices} x {kind} ({effort}) ...")
+  options, note = _compiler_options(platform, not topology, fast)
+  say(f"compiling for {devices} x {kind}{note} ...")
   start = time.monotonic()
   try:
-    compiled = step.lower(state, batch).compile(FAST if fast and kind.startswith("TPU") else None)
+    compiled = step.lower(state, batch).compile(options or None)
   except jax.errors.JaxRuntimeError as error:
     raise does_not_fit(error, config, devices, kind) or error from error
   compiled_in = time.monotonic() - start
 
-  memory: Any = compiled.memory_analysis()
   trips = {}
   if isinstance(state.bank, contrast.MemoryBank):
     queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
     trips = streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
-  cost = hlo_cost.read(compiled.as_text() or "", trips)
+  text = compiled.as_text() or ""
+  cost = hlo_cost.read(text, trips)
   chip = CHIPS.get(kind)
-  images = config.train.batch_size // devices
+  clock = chip.clock if chip and not fast else 0.0
+  kernels, heaviest = _gpu_kernels(text, kind, trips)
+  if clock:
+    heaviest = tuple(
+      Operation(module_of(scope), scope.rpartition("/")[2], scope, cycles / clock)
+      for cycles, scope in cost.heaviest
+    )
+
+  memory: Any = compiled.memory_analysis()
+  peak = (
+    memory.argument_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+  )
+  limit = _memory_limit(device, platform, attached=not topology)
+  if platform == "gpu":
+    refuse_above(limit, peak, kernels.rematerialised if kernels else 0, config, devices, kind)
   summary: Any = compiled.cost_analysis() or {}
+  images = config.train.batch_size // devices
   return StepCost(
     devices=devices,
     kind=kind,
@@ -130,17 +181,45 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     banks=bytes_per_device(state.bank),
     batch=bytes_per_device(batch),
     activations=memory.temp_size_in_bytes,
-    peak=memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes,
-    limit=chip.memory if chip else _attached_memory(mesh.devices.flat[0]),
+    peak=peak,
+    limit=limit,
     flops=3 * images * forward_flops(network, height_width(config.train.crop_size)),
-    traffic=summary.get("bytes accessed"),
-    seconds=cost.cycles / chip.clock if chip and chip.clock and cost.cycles and not fast else None,
+    traffic=kernels.size if kernels else summary.get("bytes accessed"),
+    seconds=cost.cycles / clock if clock and cost.cycles else None,
     collectives=cost.collectives,
     compiled_in=compiled_in,
+    attached=not topology,
+    operations=cost.operations,
+    kernels=kernels,
+    warnings=_warnings(text, platform, config.model.dtype, trips),
+    heaviest=heaviest,
   )
+
+
+def _compiler_options(platform: str, attached: bool, fast: bool) -> tuple[dict[str, Any], str]:
+  """Returns the compiler's options for a platform, and a note on its effort for the screen."""
+  if platform == "tpu" and fast:
+    return FAST, " (only memory and messages)"
+  if platform == "tpu":
+    return {}, " (at full effort, which may take minutes; --fast leaves out speed)"
+  return (GPU_NOT_ATTACHED if platform == "gpu" and not attached else {}), ""
+
+
+def _gpu_kernels(
+  text: str, kind: str, trips: dict[str, int]
+) -> tuple[KernelCost | None, tuple[Operation, ...]]:
+  """Returns the kernels of a program, and the most expensive ones; None and () if the GPU is unknown or none."""
+  gpu = gpu_of(kind)
+  if gpu is None:
+    return None, ()
+  kernels = gpu_kernels.read(text, gpu, trips)
+  longest = sorted(kernels, key=lambda kernel: -kernel.total_seconds)[:10]
+  heaviest = (Operation(module_of(each.scope), each.kind, each.scope, each.total_seconds) for each in longest)
+  return gpu_kernels.sum_up(kernels, text, gpu), tuple(heaviest)
+
+
+def _warnings(text: str, platform: str, dtype: str, trips: dict[str, int]) -> tuple[ProgramWarning, ...]:
+  return program_warnings.read(text, platform, dtype, trips) if platform in ("gpu", "tpu") else ()
 
 
 def _abstract_arguments(
@@ -190,12 +269,39 @@ def does_not_fit(error: Exception, config: Config, devices: int, kind: str) -> D
     return None
   used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", text)
   amount = f"{used[1]} of {used[2]}" if used else text[:160]
+  return DoesNotFit(_remedies(config, devices, kind, f"{amount} on each"))
+
+
+def refuse_above(
+  limit: float | None, peak: float, rematerialised: int, config: Config, devices: int, kind: str
+) -> None:
+  """Raises DoesNotFit if a GPU's step needs more bytes than the limit: the compiler for GPUs never refuses one.
+
+  Above the memory of the data sheet it rematerialises instead, and says nothing when even that is not enough.
+  """
+  if limit and peak > limit:
+    again = f", with {rematerialised} operations rematerialised" if rematerialised else ""
+    amount = f"{peak / 1e9:.2f} GB of the usable {limit / 1e9:.2f} GB on each{again}"
+    raise DoesNotFit(_remedies(config, devices, kind, amount))
+
+
+def _remedies(config: Config, devices: int, kind: str, amount: str) -> str:
+  """Returns a line with the memory that a step needs, and changes that need less."""
   batch, half = config.train.batch_size, config.train.batch_size // 2
   changes = [f"more devices ({2 * devices} hold half as many images each)"] if devices * 2 <= batch else []
   changes += [f"train.batch_size={half}"] if half >= devices else []
   changes += ["a smaller train.crop_size"]
   changes += ["contrast.bank_dtype=bfloat16"] if config.contrast.bank_dtype == "float32" else []
-  return DoesNotFit(f"does not fit {devices} x {kind} ({amount} on each): try {', '.join(changes)}")
+  return f"does not fit {devices} x {kind} ({amount}): try {', '.join(changes)}"
+
+
+def _memory_limit(device: Any, platform: str, attached: bool) -> float | None:
+  chip = CHIPS.get(device.device_kind)
+  if platform == "gpu" and chip and not attached:
+    return PREALLOCATED * chip.memory - WORKSPACES
+  if platform == "tpu" and chip:
+    return chip.memory
+  return _attached_memory(device)
 
 
 def _attached_memory(device: Any) -> float | None:

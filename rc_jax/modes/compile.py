@@ -1,11 +1,12 @@
-"""``--mode=compile`` checks whether a recipe fits a TPU slice, and estimates the time of a step, without a TPU.
+"""``--mode=compile`` checks whether a recipe fits a TPU slice or GPUs, and estimates the time of a step, without them.
 
-The train step is compiled for the slice of ``--topology``, or for the attached devices. It does not run.
+The train step is compiled for the devices of ``--topology``, or for the attached ones. It does not run.
 """
 
 from rc_jax.config import Config
 from rc_jax.console import duration
-from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, StepCost, measure
+from rc_jax.costs.gpu_kernels import ATTAINABLE, TINY, Share
+from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, PREALLOCATED, WORKSPACES, StepCost, measure
 from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG
 from rc_jax.streams import write_output
@@ -13,25 +14,33 @@ from rc_jax.streams import write_output
 FLAGS = (
   CONFIG,
   Flag(
-    "topology", "", "A TPU slice that need not be attached, such as v5e:4x8. Default: the attached devices."
+    "topology",
+    "",
+    "Devices that need not be attached: a TPU slice such as v5e:4x8, GPUs of a host such as h100:8, or hosts and GPUs "
+    "of each, h100:2x8. Default: the attached devices.",
   ),
-  Flag("fast", False, "Reports only memory and messages, in a fraction of the time."),
+  Flag("fast", False, "Reports only memory and messages, in a fraction of the time. Not for GPUs."),
+  Flag(
+    "verbose", False, "Also prints the most expensive operations, and a GPU's kernels by kind and module."
+  ),
 )
 
 
-def run(config: Config, topology: str = "", fast: bool = False) -> None:
+def run(config: Config, topology: str = "", fast: bool = False, verbose: bool = False) -> None:
   """Compiles the train step and prints its cost.
 
   Args:
     config: a validated config.
     topology: as for ``costs.topology.topology_mesh``; empty: the attached devices.
     fast: leaves out the time of a step, which needs the compiler's full effort.
+    verbose: prints the most expensive operations too.
 
   Raises:
     DoesNotFit: the step needs more memory than the devices have; one line with remedies.
-    ValueError: the config or the topology is invalid.
+    ValueError: the config or the topology is invalid, or ``fast`` is set for a GPU.
   """
-  write_output("\n".join(table(measure(config, topology, fast))) + "\n")
+  cost = measure(config, topology, fast)
+  write_output("\n".join([*table(cost), *(details(cost) if verbose else [])]) + "\n")
 
 
 def table(cost: StepCost) -> list[str]:
@@ -46,6 +55,16 @@ def table(cost: StepCost) -> list[str]:
     ("peak", _size(cost.peak) + limit),
     ("convolutions and products", f"{cost.flops / 1e12:.2f} TFLOP"),
   ]
+  if kernels := cost.kernels:
+    tiny = f"of them {kernels.tiny} tiny (under {1e6 * TINY:.0f} us at best)"
+    alone = f"arithmetic alone {1e3 * kernels.arithmetic:.1f} ms"
+    rate = f"{cost.devices * cost.images / kernels.bound:.1f} images/s over all devices"
+    rows += [
+      ("as compiled", f"{kernels.flops / 1e12:.2f} TFLOP"),
+      ("kernels", f"{kernels.kernels}, {tiny}"),
+      ("rematerialised", f"{kernels.rematerialised} operations"),
+      ("step, at best", f"{1e3 * kernels.bound:.1f} ms, {alone}, {rate}"),
+    ]
   if cost.traffic:
     rows.append(("memory traffic", _size(cost.traffic)))
   if cost.seconds:
@@ -64,7 +83,35 @@ def table(cost: StepCost) -> list[str]:
       "estimated: from the compiler's cycles of each operation times the iterations of its loops, for full banks and "
       f"{CLASSES_IN_AN_IMAGE} classes an image, without waiting for messages; the step did not run"
     )
-  return ["", *(f"{name.ljust(width)}  {value}" for name, value in rows), "", *notes]
+  if cost.kernels:
+    notes.append(
+      f"at best: each kernel at the data sheet's bandwidth, or at {ATTAINABLE} of its peak rate, without launches and "
+      "messages; the step did not run"
+    )
+  if cost.kernels and not cost.attached:
+    notes.append(
+      f"memory of a GPU that is not attached: {PREALLOCATED} of the data sheet's, less {_size(WORKSPACES)} for "
+      "workspaces of cuDNN and cuBLAS"
+    )
+  warnings = [f"warning: {warning}" for warning in cost.warnings]
+  return ["", *(f"{name.ljust(width)}  {value}" for name, value in rows), "", *warnings, *notes]
+
+
+def details(cost: StepCost) -> list[str]:
+  """Returns the lines of the most expensive operations, and of a GPU's kernels by kind and by module."""
+  lines = ["", "most expensive operations"]
+  for module, kind, scope, seconds in cost.heaviest:
+    lines.append(f"{1e3 * seconds:9.3f} ms  {module:<24}  {kind}  {scope}")
+  if not cost.heaviest:
+    lines = ["", "the compiler estimates no times of operations here"]
+  if cost.kernels:
+    lines += ["", "kernels by kind", *map(_share_line, cost.kernels.by_kind)]
+    lines += ["", "kernels by module", *map(_share_line, cost.kernels.by_module)]
+  return lines
+
+
+def _share_line(share: Share) -> str:
+  return f"{1e3 * share.seconds:9.3f} ms  {_size(share.size):>10}  {share.kernels:5d} kernels  {share.name}"
 
 
 def _size(size: float) -> str:

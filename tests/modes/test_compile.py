@@ -2,13 +2,14 @@
 
 import importlib.util
 import math
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from rc_jax import contrast, distributed, models, sharding
-from rc_jax.costs import chips, stage_cost, step_fit, topology
+from rc_jax.costs import chips, gpu_kernels, program_warnings, stage_cost, step_fit, topology
 from rc_jax.modes import compile
 from tests.support import run_tiny
 
@@ -52,6 +53,52 @@ def test_table_holds_rates_and_shares_of_the_peak() -> None:
   assert math.isclose(cost.share_of_peak, 0.2)
   text = "\n".join(compile.table(cost))
   assert "500.0 ms, 20 % of the peak rate, 32.0 images/s" in text and "(50 %)" in text
+
+
+def test_table_of_a_gpu_holds_kernels_and_warnings() -> None:
+  share = gpu_kernels.Share("reduction", 12, 3_000_000, 0.002)
+  kernels = gpu_kernels.KernelCost(1618, 1051, 10**11, 2 * 10**13, 0.05, 0.025, 3, (share,), (share,))
+  warning = program_warnings.ProgramWarning("adding_scatter", 2, {"backbone": 2})
+  operation = step_fit.Operation("head/aspp", "convolution", "a/b", 0.001)
+  sizes = (8, chips.GPUS["h100"].name, 2, 1, 1, 1, 1, 1, 10**10, 5e10, 1e12, 1e11, None, (), 1.0)
+  cost = step_fit.StepCost(*sizes, False, kernels=kernels, warnings=(warning,), heaviest=(operation,))
+  text = "\n".join(compile.table(cost))
+  assert "1618, of them 1051 tiny" in text and "3 operations" in text
+  assert "50.0 ms, arithmetic alone 25.0 ms, 320.0 images/s" in text
+  assert "warning: 2 x scatters that add, one value after another: backbone (2)" in text
+  assert "0.75 of the data sheet's, less 1.00 GB for workspaces" in text
+  text = "\n".join(compile.details(cost))
+  assert "1.000 ms  head/aspp" in text and "12 kernels  reduction" in text
+
+
+def test_fast_is_refused_for_a_gpu(monkeypatch) -> None:
+  device = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA L4")
+  mesh = types.SimpleNamespace(devices=np.array([device]), size=1)
+  monkeypatch.setattr(step_fit, "topology_mesh", lambda name: mesh)
+  with pytest.raises(ValueError, match="--fast: changes nothing for a GPU"):
+    step_fit.measure(run_tiny.get_config(), "l4:1", fast=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not all(map(importlib.util.find_spec, ("jax_plugins", "jax_plugins.xla_cuda13"))),
+  reason="needs the extra gpu-compile",
+)
+def test_a_step_compiles_for_a_gpu() -> None:
+  config = run_tiny.get_config()
+  cost = step_fit.measure(config, "l4:1")
+  assert cost.kind == "NVIDIA L4" and cost.limit == 0.75 * 24e9 - 1e9
+  assert cost.kernels and cost.kernels.kernels > 100 and cost.kernels.bound > cost.kernels.arithmetic > 0
+  assert len(cost.heaviest) == 10 and cost.seconds is None
+
+
+def test_a_gpu_step_above_the_usable_memory_is_refused() -> None:
+  config = run_tiny.get_config()
+  step_fit.refuse_above(59e9, 58e9, 0, config, 1, "NVIDIA L4")
+  step_fit.refuse_above(None, 58e9, 0, config, 1, "NVIDIA L4")
+  message = r"does not fit 1 x NVIDIA L4 \(69\.00 GB of the usable 59\.00 GB on each, with 412 operations"
+  with pytest.raises(step_fit.DoesNotFit, match=message + r" rematerialised\): try .* train\.batch_size=2"):
+    step_fit.refuse_above(59e9, 69e9, 412, config, 1, "NVIDIA L4")
 
 
 def test_a_step_that_does_not_fit_names_remedies() -> None:
