@@ -265,3 +265,21 @@ def test_an_interlaced_png_of_zeros_is_complete() -> None:
     assert decode_image(content, "a.png").shape == (height, width, 3)
     with pytest.raises(ValueError, match="cannot be decoded"):
       decode_image(with_height(content, height + 8), "a.png")
+
+
+def test_a_png_without_its_end_is_refused() -> None:
+  content = png(IDS, 8)
+  with pytest.raises(ValueError, match=r"a\.png: cannot be decoded \(its end is cut off\)"):
+    decode_image(content[:-12], "a.png")
+
+
+@pytest.mark.parametrize("bits", [None, 1, 2, 8])
+def test_a_tiff_of_16_bits_that_claims_fewer_is_refused(bits: int | None) -> None:
+  stream = io.BytesIO()
+  Image.fromarray(IDS.astype(np.uint16)).save(stream, "TIFF")
+  content = bytearray(stream.getvalue())
+  at = content.index(struct.pack("<HHI", 258, 3, 1))
+  # A tag that no reader knows takes the place of the missing one.
+  content[at : at + 10] = struct.pack("<HHIH", 65000 if bits is None else 258, 3, 1, bits or 16)
+  with pytest.raises(ValueError, match="are more than the"):
+    decode_image(bytes(content), "a.tif")

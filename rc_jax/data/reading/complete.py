@@ -20,7 +20,7 @@ def refuse_damaged_png(content: bytes) -> None:
     content: of any format.
 
   Raises:
-    ValueError: a checksum differs or is cut off; the message is a clause without the name of the file.
+    ValueError: a checksum differs, or the end is cut off; the message is a clause without the name of the file.
 
   Source: PNG (Portable Network Graphics) Specification, third edition, section 5.3.
   """
@@ -42,6 +42,7 @@ def refuse_damaged_png(content: bytes) -> None:
     if kind == b"IEND":
       return
     at = end + 4
+  raise ValueError("its end is cut off")
 
 
 def refuse_short_png(content: bytes, image: Image.Image) -> None:
@@ -111,3 +112,9 @@ def refuse_incomplete_tiff(image: Image.Image) -> None:
     covered += max(0, min(right, width) - left) * max(0, min(bottom, height) - top)
   if covered < width * height:
     raise ValueError(f"it has {covered:,} of {width * height:,} pixels")
+  # Without its tag for the bits of a sample, or with a damaged one, a file of 16 bits is read as one of 1 bit.
+  bits = sum(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+  stored = sum(image.tag_v2.get(TiffImagePlugin.STRIPBYTECOUNTS, ()))
+  needed = (width * bits + 7) // 8 * height
+  if image.tag_v2.get(TiffImagePlugin.COMPRESSION, 1) == 1 and stored >= 2 * needed:
+    raise ValueError(f"its {stored:,} bytes of pixels are more than the {needed:,} of its size and bits")
