@@ -28,20 +28,9 @@ def max_pool(x: jax.Array, ceil: bool = False) -> jax.Array:
     (STRIDE * n - size for n, size in zip(sizes, x.shape[1:3], strict=True)),
   )
   pads: Pads = ((top, bottom), (left, right))
-  indexed = functools.partial(with_indices, pads=pads)
-  pooled: jax.Array = lax.platform_dependent(
-    x,
-    cpu=functools.partial(_slices, pads=pads),
-    cuda=indexed,
-    rocm=indexed,
-    default=functools.partial(_windows, pads=pads),
-  )
+  slices, indexed = (functools.partial(form, pads=pads) for form in (_slices, with_indices))
+  pooled: jax.Array = lax.platform_dependent(x, cpu=slices, default=indexed)
   return pooled
-
-
-def _windows(x: jax.Array, pads: Pads) -> jax.Array:
-  window, strides = (1, WINDOW, WINDOW, 1), (1, STRIDE, STRIDE, 1)
-  return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *pads, (0, 0)))
 
 
 def _slices(x: jax.Array, pads: Pads) -> jax.Array:
@@ -63,10 +52,11 @@ def _taps(x: jax.Array, pads: Pads) -> list[jax.Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def with_indices(x: jax.Array, pads: Pads) -> jax.Array:
-  """The maximum, with a gradient that reads the position of each maximum, for GPUs.
+  """The maximum, with a gradient that reads the position of each maximum, for accelerators.
 
-  XLA's gradient compares all windows again and adds to memory with atomic operations: 3.3 GB for 8 crops of 769, where
-  this takes 0.8 GB.
+  XLA's gradient compares all windows again. GPUs then add to memory with atomic operations: 3.3 GB for 8 crops of 769,
+  where this takes 0.8 GB. For a TPU v5e the compiler estimates 5.3 ms for an image's BatchNorm and pooling, forward and
+  backward, where this takes 2.3 ms.
   """
   return _with_indices_forward(x, pads)[0]
 
