@@ -16,6 +16,9 @@ Scores that the paper reports on val (its tables 1 and 4), single scale, cross e
 
 and on the test server, for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip), 82.3.
 
+``cityscapes.py:tpu`` is the ResNet-50 with crops of 768. A TPU computes grids of 96 x 96 faster than the paper's 97 x
+97 (docs/tpu.md); no score is known for it.
+
 This recipe has not been run to its end here yet: the table is the paper's. Hardware: any number of accelerators that
 divides 8 computes the same; docs/accelerators.md holds what each TPU or GPU needs, and docs/gpu.md the steps that have
 been measured on a GPU.
@@ -23,13 +26,14 @@ been measured on a GPU.
 
 from rc_jax.config import Config, defaults
 
-VARIANTS = ("resnet50", "resnet101", "hrnetv2_w48", "resnet101_test")
+VARIANTS = ("resnet50", "resnet101", "hrnetv2_w48", "resnet101_test", "tpu")
 
 
 def get_config(variant: str = "resnet50") -> Config:
   """Returns the recipe.
 
-  Variants: ``resnet50``, ``resnet101``, ``hrnetv2_w48``, and ``resnet101_test``, the paper's for the test server.
+  Variants: ``resnet50``, ``resnet101``, ``hrnetv2_w48``; ``resnet101_test``, the paper's for the test server; and
+  ``tpu``, a ResNet-50 with crops of 768.
   """
   variant = variant or "resnet50"
   if variant not in VARIANTS:
@@ -41,7 +45,7 @@ def get_config(variant: str = "resnet50") -> Config:
 
   # DeepLabV3 at output stride 8. Multi-grid, rates and stem are the authors' code, see rc_jax/config.py.
   config.model.name = "deeplabv3"
-  config.model.backbone = variant.removesuffix("_test")
+  config.model.backbone = "resnet50" if variant == "tpu" else variant.removesuffix("_test")
   config.model.output_stride = 8
 
   # 30K steps of 8 images; random flip, random resize in [0.5, 2], random crop of 769 x 769.
@@ -79,6 +83,11 @@ def get_config(variant: str = "resnet50") -> Config:
     config.model.channels = 720
     config.model.fcn_kernel_size = 1
     config.model.embedding_channels = 256
+
+  if variant == "tpu":
+    # Grids of 96 x 96 fill a TPU's registers; the last of 97 columns takes as long as eight.
+    config.train.crop_size = (768, 768)
+    config.eval.crop_size = (768, 768)
 
   if variant == "resnet101_test":
     # Table 5: train + val, OHEM with threshold 0.7 and 100,000 pixels kept, several scales and mirror images.

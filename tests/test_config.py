@@ -21,7 +21,7 @@ from tests.support.paths import CONFIGS
 VARIANTS = {
   "demo": ["", "baseline"],
   "camvid": ["", "cpu"],
-  "cityscapes": ["", "resnet50", "resnet101", "hrnetv2_w48", "resnet101_test"],
+  "cityscapes": ["", "resnet50", "resnet101", "hrnetv2_w48", "resnet101_test", "tpu"],
   "ade20k": ["", "resnet101", "resnet50", "hrnetv2_w48"],
   "coco_stuff": ["", "10k", "164k"],
 }
