@@ -2,8 +2,9 @@
 
 On a CPU, XLA computes some convolutions several times slower than the matrix products of which they consist: gradients
 of kernels above all, and dilated convolutions that read mostly padding. ``conv_taps.py`` computes those as one product
-for each tap of the kernel, over the pixels alone. Other platforms use XLA's convolutions (``conv_xla.py``). The choice
-is made when a program is lowered: a program that a CPU machine compiles for an accelerator has the accelerator's form.
+for each tap of the kernel, over the pixels alone. On a TPU, XLA's copies around a convolution of one large image take
+as long as the convolution: ``conv_rows.py`` computes all of them. GPUs use XLA's convolutions (``conv_xla.py``). The
+choice is made when a program is lowered: a program that a CPU machine compiles for an accelerator has its form.
 """
 
 import functools
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rc_jax.ops import conv_taps, conv_xla
+from rc_jax.ops import conv_rows, conv_taps, conv_xla
 
 # A CPU computes products over taps where at most this share of the multiplications reads pixels and not padding. Both
 # numbers are from timings on 2 cores at batch 4 in float32.
@@ -45,7 +46,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) 
   """
   kernel = kernel.astype(x.dtype)
   cpu = conv_taps.forward if _by_taps(x, kernel, stride, dilation) else conv_xla.forward
-  return _lowered(cpu, conv_xla.forward, stride, dilation)(x, kernel)
+  return _lowered(cpu, conv_rows.forward, conv_xla.forward, stride, dilation)(x, kernel)
 
 
 def _conv2d_forward(
@@ -66,15 +67,16 @@ def _conv2d_backward(
   elif dy.shape[1] * dy.shape[2] > conv_xla.SPLIT_PIXELS and dy.shape[3] > conv_xla.SPLIT_CHANNELS:
     cpu_kernel = conv_xla.split_kernel_gradient
   rounded = kernel.astype(x.dtype)
-  d_input = _lowered(cpu_input, conv_xla.input_gradient, stride, dilation)(dy, x, rounded)
+  forms = (cpu_input, conv_rows.input_gradient, conv_xla.input_gradient)
+  d_input = _lowered(*forms, stride, dilation)(dy, x, rounded)
   # A result in float32 takes cuDNN two to three times as long (H200, jax 0.11.2): it converts the operands.
   gpu_kernel = conv_xla.transposed_kernel_gradient
   if dilation > 1 and stride == 1:
     inputs, outputs = kernel.shape[2:]
     products = inputs >= PRODUCT_CHANNELS * outputs
     gpu_kernel = conv_xla.product_kernel_gradient if products else conv_xla.phases_kernel_gradient
-  forms = (_in_float32(cpu_kernel), gpu_kernel, stride, dilation)
-  d_kernel = _lowered(*forms, tpu=conv_xla.kernel_gradient)(dy, x, rounded)
+  forms = (_in_float32(cpu_kernel), conv_rows.kernel_gradient, gpu_kernel)
+  d_kernel = _lowered(*forms, stride, dilation)(dy, x, rounded)
   return d_input, d_kernel.astype(kernel.dtype)
 
 
@@ -136,11 +138,11 @@ def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> boo
 
 
 def _lowered(
-  cpu: Callable, default: Callable, stride: int, dilation: int, tpu: Callable | None = None
+  cpu: Callable, tpu: Callable, default: Callable, stride: int, dilation: int
 ) -> Callable[..., jax.Array]:
-  """Returns a function that lowers to ``cpu`` on CPUs, ``tpu`` (if not None) on TPUs, and ``default`` elsewhere."""
+  """Returns a function that lowers to ``cpu`` on CPUs, ``tpu`` on TPUs, and ``default`` elsewhere."""
   options = {"stride": stride, "dilation": dilation}
-  forms = {"cpu": cpu, "tpu": tpu or default, "default": default}
+  forms = {"cpu": cpu, "tpu": tpu, "default": default}
   bound = {platform: functools.partial(form, **options) for platform, form in forms.items()}
   return lambda *arrays: lax.platform_dependent(*arrays, **bound)
 
