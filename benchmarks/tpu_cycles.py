@@ -50,6 +50,7 @@ PARTS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
   "layer2": (lambda: Stage(features=128, grid=(1,) * 4, steps=(2, 1, 1), **BOTTLENECK), 256, 2),
   "layer3 block, dilation 2": (lambda: _block(256, 2), 1024, 1),
   "layer4 block, dilation 4": (lambda: _block(512, 4), 2048, 1),
+  "layer4 block, dilation 16": (lambda: _block(512, 16), 2048, 1),
   "layer4": (lambda: Stage(features=512, grid=(2, 2, 4), steps=(1, 2, 4), **BOTTLENECK), 1024, 1),
   "ASPP branch, rate 12": (lambda: ConvNormRelu(256, 3, 12, **NUMERICS), 2048, 1),
   "ASPP": (lambda: ASPP(**NUMERICS), 2048, 1),
