@@ -72,7 +72,8 @@ def test_the_end_names_classes_that_never_occurred(tmp_path: pathlib.Path) -> No
   text = train.closing(config, tmp_path, tmp_path / "index.html", None, "full images")
   assert "Finished: mIoU 100.00 over 1 of 2 classes on folder/val" in text and "never" not in text
   (tmp_path / "eval").mkdir()
-  results = {"iou": ious, "split": "val", "never": ["crack"]}
+  results = {"miou": 1.0, "iou": ious, "absent_class": "not_in_truth", "step": 4}
+  results |= {"split": "val", "never": ["crack"]}
   (tmp_path / "eval/val.json").write_text(json.dumps(results))
   text = train.closing(config, tmp_path, tmp_path / "index.html", None, "full images")
   assert "1 of 2 classes never occur in the labels of val: crack (--mode=inspect" in text
@@ -198,6 +199,9 @@ def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> No
     stdin=screen,
     stdout=screen,
     stderr=screen,
+    preexec_fn=lambda: signal.signal(
+      signal.SIGHUP, signal.SIG_DFL
+    ),  # ignored where the tests run under nohup
   )
   os.close(screen)
   deadline = time.monotonic() + 200
