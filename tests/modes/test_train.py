@@ -192,8 +192,11 @@ def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> No
   """The kernel sends SIGHUP, and every later write to the terminal fails."""
   terminal, screen = os.openpty()
   environment = {**os.environ, **processes.with_devices(1), "JAX_COMPILATION_CACHE_DIR": str(cache)}
+  # Where the tests run under nohup, processes start with the signal ignored.
+  code = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+  command = run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")
   process = subprocess.Popen(
-    ["setsid", "--ctty", *run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")],
+    [sys.executable, "-c", code, "setsid", "--ctty", *command],
     cwd=run_tiny.ROOT,
     env={**environment, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
     stdin=screen,
