@@ -202,9 +202,6 @@ def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> No
     stdin=screen,
     stdout=screen,
     stderr=screen,
-    preexec_fn=lambda: signal.signal(
-      signal.SIGHUP, signal.SIG_DFL
-    ),  # ignored where the tests run under nohup
   )
   os.close(screen)
   deadline = time.monotonic() + 200
