@@ -97,6 +97,9 @@ def write(programs: dict[str, dict[str, int]]) -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--write", action="store_true", help=f"renews {TABLE.name}")
+  parser.add_argument(
+    "--strict", action="store_true", help="fails where the table is of other versions than those installed"
+  )
   parser.add_argument("--requirements", action="store_true", help="prints the packages to install")
   parser.add_argument("--topologies", nargs="*", default=list(TOPOLOGIES), help="default: all")
   options = parser.parse_args()
@@ -109,7 +112,10 @@ def main() -> None:
     if table["versions"] == versions():
       expected = table["programs"]
     else:
-      print(f"{TABLE.name} is of {table['versions']}, installed are {versions()}: figures are not compared")
+      message = f"{TABLE.name} is of {table['versions']}, installed are {versions()}: figures are not compared"
+      if options.strict:
+        sys.exit(f"{message}; renew the table with --write, or install its versions")
+      print(message)
   programs: dict[str, dict[str, int]] = {}
   broken: list[str] = []
   for topology in options.topologies:

@@ -26,6 +26,11 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, ignore_label: int = 255)
   return mean_over_counted(*cross_entropy_per_pixel(logits, labels, ignore_label))
 
 
+def counted_pixels(labels: Array, num_classes: int, ignore_label: int = 255) -> Array:
+  """Returns which pixels count: labels in ``0..num_classes-1`` other than ``ignore_label``; bool, of the same shape."""
+  return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+
+
 def mean_over_counted(losses: Array, counted: Array) -> Array:
   """Returns the mean of the losses of pixels that count, of the results of `cross_entropy_per_pixel`."""
   return losses.sum() / jnp.maximum(counted.sum(), 1)
@@ -45,7 +50,7 @@ def cross_entropy_per_pixel(
     raise ValueError(f"labels must be [B,H,W] for logits [B,H,W,N], got {labels.shape} and {logits.shape}")
   logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
   num_classes = logits.shape[-1]
-  counted = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+  counted = counted_pixels(labels, num_classes, ignore_label)
   # Selected by a mask, not by an index: the gradient of an index is a scatter, which accelerators do slowly.
   truth = labels[..., None] == jnp.arange(num_classes)  # [B,H,W,N]
   true_logits = jnp.where(truth, logits, 0).sum(axis=-1)

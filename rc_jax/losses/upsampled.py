@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rc_jax.losses.cross_entropy import cross_entropy_per_pixel
+from rc_jax.losses.cross_entropy import counted_pixels, cross_entropy_per_pixel
 from rc_jax.ops import resample
 
 
@@ -38,15 +38,11 @@ def upsampled_cross_entropy_per_pixel(
   logits, labels = jnp.asarray(logits), jnp.asarray(labels)
   if logits.ndim != 4 or labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
     raise ValueError(f"labels must be [B,H,W] for logits [B,h,w,N], got {labels.shape} and {logits.shape}")
-  counted = _counted(labels, logits.shape[-1])
+  counted = counted_pixels(labels, logits.shape[-1])
   plain = functools.partial(_plain, align_corners=align_corners)
-  again = functools.partial(recomputed, align_corners=align_corners)
+  again = functools.partial(cross_entropy_recomputed, align_corners=align_corners)
   losses: Array = jax.lax.platform_dependent(logits, labels, cuda=again, rocm=again, default=plain)
   return losses, counted
-
-
-def _counted(labels: Array, num_classes: int) -> Array:
-  return (labels >= 0) & (labels < num_classes) & (labels != 255)
 
 
 def _plain(logits: Array, labels: Array, align_corners: bool) -> Array:
@@ -55,8 +51,17 @@ def _plain(logits: Array, labels: Array, align_corners: bool) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def recomputed(logits: Array, labels: Array, align_corners: bool) -> Array:
-  """The losses of `upsampled_cross_entropy_per_pixel` without upsampled logits in memory, for GPUs."""
+def cross_entropy_recomputed(logits: Array, labels: Array, align_corners: bool) -> Array:
+  """The losses of `upsampled_cross_entropy_per_pixel` without upsampled logits in memory, for GPUs.
+
+  Args:
+    logits: ``[B,h,w,N]``, float.
+    labels: ``[B,H,W]``, integer.
+    align_corners: as in `upsample`.
+
+  Returns:
+    ``[B,H,W]`` float32, 0 where a pixel does not count. The gradient has the dtype of the logits.
+  """
   return _forward(logits, labels, align_corners)[0]
 
 
@@ -121,7 +126,7 @@ def _forward(
   # Behind a barrier this is another array to the compiler. It would write an array with several readers to memory.
   again = _widened(jax.lax.optimization_barrier(tall), neighbours)
   log_sum = jnp.log(jnp.exp(again - largest[..., None]).sum(axis=-1)) + largest
-  losses = jnp.where(_counted(labels, num_classes), jnp.maximum(log_sum - true_logits, 0), 0)
+  losses = jnp.where(counted_pixels(labels, num_classes), jnp.maximum(log_sum - true_logits, 0), 0)
   # The empty array carries the dtype and the height of the grid.
   return losses, (tall, labels, log_sum, jnp.zeros((grid_height, 0), logits.dtype))
 
@@ -133,7 +138,7 @@ def _backward(
   (height, grid_width, num_classes), width = tall.shape[1:], labels.shape[2]
   neighbours = _neighbours(grid_width, width, align_corners)
   readers = _readers(grid_width, width, align_corners)
-  d_losses = jnp.where(_counted(labels, num_classes), d_losses, 0)
+  d_losses = jnp.where(counted_pixels(labels, num_classes), d_losses, 0)
   # [B,H,w,T,N]: the logits at the columns of the image that read each column of the grid.
   logits = _widened(tall, _Neighbours(*(part[readers.columns] for part in neighbours)))
   truth = _columns(labels, readers.columns)[..., None] == jnp.arange(num_classes)
@@ -144,4 +149,4 @@ def _backward(
   return d_logits.astype(grid.dtype), None
 
 
-recomputed.defvjp(_forward, _backward)
+cross_entropy_recomputed.defvjp(_forward, _backward)

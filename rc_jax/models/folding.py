@@ -6,7 +6,7 @@ runs them as one operation.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +16,12 @@ import jax.numpy as jnp
 from rc_jax.models.layers import BatchNorm, Conv, DepthwiseConv
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
 
+# The paths of a convolution and of the BatchNorm after it.
+Pair = tuple[tuple[str, ...], tuple[str, ...]]
+
 
 class FoldedConv(NamedTuple):
-  """A convolution with the BatchNorm after it.
+  """The weights of a convolution with the BatchNorm after it.
 
   Attributes:
     kernel: ``W f``, of the shape of ``W``, in the dtype of the convolution.
@@ -32,58 +35,53 @@ class FoldedConv(NamedTuple):
 
 
 class _Call(NamedTuple):
-  """A convolution's call: its result, and how to compute it with another kernel."""
+  """A convolution's call: its path, kernel and result, and the convolution of its input with any kernel."""
 
-  result: jax.Array
+  path: tuple[str, ...]
   kernel: jax.Array
+  result: jax.Array
   convolve: Callable[[jax.Array], jax.Array]
 
 
-def folded_convs(run: Callable[[], Any], variables: Any) -> tuple[FoldedConv | None, ...]:
-  """Returns the folded convolutions of a network, in the order of their calls.
+def folded_convs(run: Callable[[], Any], variables: Any) -> dict[Pair, FoldedConv]:
+  """Returns the folded weights of a network, for `folding` in a loop.
 
   Args:
     run: calls the network in prediction; of what it computes, nothing is used.
     variables: the weights that it reads, a tree of arrays.
 
   Returns:
-    None in place of a convolution whose weights are not those arrays: they pass through a transformation of Flax, such
-    as ``nn.remat``.
+    The weights of all pairs but those that pass through a transformation of Flax, such as ``nn.remat``: these are
+    other arrays there.
   """
   known = {id(leaf) for leaf in jax.tree.leaves(variables)}
-  found: list[tuple[Any, ...]] = []
+  found: dict[Pair, tuple[tuple[jax.Array, ...], float, jnp.dtype]] = {}
 
   def note(norm: BatchNorm, call: _Call, residual: jax.Array | None, relu: bool) -> None:
-    names = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
-    arrays = (call.kernel, *(norm.get_variable(*name) for name in names))
-    found.append(
-      (arrays, norm.epsilon, call.result.dtype) if all(id(array) in known for array in arrays) else ()
-    )
+    weights = _weights(norm, call)
+    if all(id(array) in known for array in weights[0]):
+      found[call.path, norm.path] = weights
 
   def trace() -> None:
     with _pairs(note):
       run()
 
   jax.eval_shape(trace)
-  return tuple(_folded(*arguments) if arguments else None for arguments in found)
-
-
-def _folded(arrays: tuple[jax.Array, ...], epsilon: float, dtype: jnp.dtype) -> FoldedConv:
-  kernel, scale, bias, mean, var = arrays
-  factor = scale * jax.lax.rsqrt(var + epsilon)
-  offset = bias - mean * factor
-  return FoldedConv((kernel * factor).astype(dtype), offset, offset.astype(dtype))
+  return {pair: _folded(*weights) for pair, weights in found.items()}
 
 
 @contextlib.contextmanager
-def replaced(folded: tuple[FoldedConv | None, ...]) -> Iterator[None]:
-  """Within the block, a network in prediction computes with folded convolutions, in the order of their calls."""
-  remaining = iter(folded)
+def folding(folded: Mapping[Pair, FoldedConv]) -> Iterator[None]:
+  """Within the block, a network in prediction folds each BatchNorm into the convolution whose result it reads.
 
-  def compute(norm: BatchNorm, call: _Call, residual: jax.Array | None, relu: bool) -> jax.Array | None:
-    conv = next(remaining)
+  Args:
+    folded: weights of `folded_convs`; those of other pairs are computed in place.
+  """
+
+  def compute(norm: BatchNorm, call: _Call, residual: jax.Array | None, relu: bool) -> jax.Array:
+    conv = folded.get((call.path, norm.path))
     if conv is None:
-      return None
+      conv = _folded(*_weights(norm, call))
     arrays = (call.convolve(conv.kernel), conv.offset, conv.rounded_offset, residual)
 
     def shifted(y: jax.Array, offset: jax.Array, residual: jax.Array | None) -> jax.Array:
@@ -93,10 +91,8 @@ def replaced(folded: tuple[FoldedConv | None, ...]) -> Iterator[None]:
       return jnp.maximum(y, 0) if relu else y
 
     def in_float32(y: jax.Array, offset: jax.Array, _: jax.Array, residual: jax.Array | None) -> jax.Array:
-      wide = shifted(
-        y.astype(jnp.float32), offset, None if residual is None else residual.astype(jnp.float32)
-      )
-      return wide.astype(y.dtype)
+      wide = None if residual is None else residual.astype(jnp.float32)
+      return shifted(y.astype(jnp.float32), offset, wide).astype(y.dtype)
 
     def in_one_operation(
       y: jax.Array, _: jax.Array, rounded_offset: jax.Array, residual: jax.Array | None
@@ -113,50 +109,58 @@ def replaced(folded: tuple[FoldedConv | None, ...]) -> Iterator[None]:
     yield
 
 
+def _weights(norm: BatchNorm, call: _Call) -> tuple[tuple[jax.Array, ...], float, jnp.dtype]:
+  """Returns the arguments of `_folded` for a BatchNorm that reads the result of a call."""
+  names = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
+  return (call.kernel, *(norm.get_variable(*name) for name in names)), norm.epsilon, call.result.dtype
+
+
+def _folded(arrays: tuple[jax.Array, ...], epsilon: float, dtype: jnp.dtype) -> FoldedConv:
+  kernel, scale, bias, mean, var = arrays
+  factor = scale * jax.lax.rsqrt(var + epsilon)
+  offset = bias - mean * factor
+  return FoldedConv((kernel * factor).astype(dtype), offset, offset.astype(dtype))
+
+
 @contextlib.contextmanager
 def _pairs(on_norm: Callable[[BatchNorm, _Call, jax.Array | None, bool], jax.Array | None]) -> Iterator[None]:
   """Within the block, calls ``on_norm`` for each BatchNorm that reads the result of a convolution without a bias.
 
   Its result takes the place of the BatchNorm's, unless it is None.
   """
-  newest: list[_Call] = []
+  newest: _Call | None = None
 
   def intercept(
     next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
   ) -> Any:
+    nonlocal newest
     module = context.module
     if context.method_name != "__call__":
       return next_call(*args, **kwargs)
-    if isinstance(module, Conv) and not module.use_bias:
+    convolve = _convolution(module, args[0]) if args else None
+    if convolve is not None:
       result = next_call(*args, **kwargs)
-      x = args[0].astype(module.dtype)
-      newest[:] = [
-        _Call(
-          result,
-          module.get_variable("params", "kernel"),
-          lambda kernel: conv2d(x, kernel, module.stride, module.dilation),
-        )
-      ]
-      return result
-    if isinstance(module, DepthwiseConv):
-      result = next_call(*args, **kwargs)
-      x = args[0].astype(module.dtype)
-      newest[:] = [
-        _Call(
-          result,
-          module.get_variable("params", "kernel"),
-          lambda kernel: depthwise_conv2d(x, kernel.astype(x.dtype), module.dilation),
-        )
-      ]
+      newest = _Call(module.path, module.get_variable("params", "kernel"), result, convolve)
       return result
     # By identity: a sum or a slice of a convolution's result is another array.
-    if isinstance(module, BatchNorm) and newest and args[0] is newest[0].result:
+    if isinstance(module, BatchNorm) and newest is not None and args[0] is newest.result:
       residual = kwargs.get("residual", args[2] if len(args) > 2 else None)
       relu = kwargs.get("relu", args[3] if len(args) > 3 else False)
-      computed = on_norm(module, newest[0], residual, relu)
+      computed = on_norm(module, newest, residual, relu)
       if computed is not None:
         return computed
     return next_call(*args, **kwargs)
 
   with nn.intercept_methods(intercept):
     yield
+
+
+def _convolution(module: nn.Module, x: Any) -> Callable[[jax.Array], jax.Array] | None:
+  """Returns a module's convolution of ``x`` as a function of the kernel; None for other modules and with a bias."""
+  if isinstance(module, Conv) and not module.use_bias:
+    return lambda kernel: conv2d(x.astype(module.dtype), kernel, module.stride, module.dilation)
+  if isinstance(module, DepthwiseConv):
+    return lambda kernel: depthwise_conv2d(
+      x.astype(module.dtype), kernel.astype(module.dtype), module.dilation
+    )
+  return None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from rc_jax.fields import Config, Field, above, at_least, below_one, one_of, require
 from rc_jax.losses.cross_entropy import cross_entropy
 from rc_jax.models.backbones import hrnet, resnet
-from rc_jax.models.folding import folded_convs, replaced
+from rc_jax.models.folding import folded_convs, folding
 from rc_jax.models.heads import ccnet, danet, deeplabv3, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.initial_values import initial_variables
@@ -222,13 +222,14 @@ def build(config_model: Config, num_classes: int) -> Network:
     folded = folded_convs(trace, (params, batch_stats))
 
     def predict(images: jax.Array) -> Outputs:
-      with replaced(folded):
+      with folding(folded):
         return run(params, batch_stats, images)
 
     return predict
 
   def predict(params: Tree, batch_stats: Tree, images: jax.Array) -> Outputs:
-    return bind(params, batch_stats, (images.shape[1], images.shape[2]))(images)
+    with folding({}):
+      return run(params, batch_stats, images)
 
   return Network(
     init=init,

@@ -65,7 +65,8 @@ def _with_indices_forward(x: jax.Array, pads: Pads) -> tuple[jax.Array, tuple[ja
   largest, *others = _taps(x, pads)
   index = jnp.zeros(largest.shape, jnp.uint8)
   for n, values in enumerate(others, 1):
-    greater = values > largest  # of equal values the first keeps the gradient, as in PyTorch
+    # Of equal values the first keeps the gradient, and NaN wins, as in PyTorch.
+    greater = (values > largest) | jnp.isnan(values)
     largest, index = jnp.where(greater, values, largest), jnp.where(greater, jnp.uint8(n), index)
   # The empty array carries the size of the input.
   return largest, (index, jnp.zeros((*x.shape[1:3], 0)))

@@ -71,7 +71,7 @@ def test_losses_and_gradients_equal_a_loop_over_pixels(form, grid, size, align_c
 
   def weighted(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     if form == "gpu":
-      per_pixel = upsampled.recomputed(logits, labels, align_corners)
+      per_pixel = upsampled.cross_entropy_recomputed(logits, labels, align_corners)
     else:
       per_pixel, counted = upsampled.upsampled_cross_entropy_per_pixel(logits, labels, align_corners)
       np.testing.assert_array_equal(counted, labels < 5)
@@ -86,7 +86,7 @@ def test_losses_and_gradients_equal_a_loop_over_pixels(form, grid, size, align_c
 def test_extreme_logits_stay_finite() -> None:
   logits = jnp.asarray([[[[1e4, 0.0], [0.0, 1e4]]]])  # [1,1,2,2]
   labels = jnp.asarray([[[0, 1, 1, 1, 0]]])
-  found, gradient = jax.value_and_grad(lambda x: upsampled.recomputed(x, labels, True).sum())(logits)
+  found, gradient = jax.value_and_grad(lambda x: upsampled.cross_entropy_recomputed(x, labels, True).sum())(logits)
   np.testing.assert_allclose(found, 0 + 5000 + np.log(2) + 0 + 1e4, rtol=1e-6)
   assert np.isfinite(gradient).all()
 
@@ -94,13 +94,17 @@ def test_extreme_logits_stay_finite() -> None:
 def test_gradients_keep_the_dtype_of_the_logits() -> None:
   logits = jnp.ones((1, 3, 3, 4), jnp.bfloat16)
   labels = jnp.zeros((1, 9, 9), jnp.int32)
-  gradient = jax.grad(lambda x: upsampled.recomputed(x, labels, True).sum())(logits)
+  gradient = jax.grad(lambda x: upsampled.cross_entropy_recomputed(x, labels, True).sum())(logits)
   assert gradient.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("pixel", list(losses.PIXEL_LOSSES))
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_each_pixel_loss_on_a_grid_equals_that_of_upsampled_logits(pixel, align_corners) -> None:
+@pytest.mark.parametrize("form", ["cuda", "default"])
+def test_each_pixel_loss_on_a_grid_equals_that_of_upsampled_logits(
+  pixel, align_corners, form, monkeypatch
+) -> None:
+  monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arrays, **forms: forms[form](*arrays))
   config_loss = load_recipe("configs/cityscapes.py").loss
   config_loss.pixel = pixel
   rng = np.random.default_rng(1)

@@ -18,7 +18,7 @@ FORMS = {
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("size", [(9, 9), (8, 10), (7, 12), (1, 2)])
 def test_the_maximum_equals_a_loop_and_its_gradient_goes_to_the_maxima(size, ceil, form, monkeypatch):
-  x, dy = (np.random.default_rng(seed).standard_normal((2, *size, 3)).astype(np.float32) for seed in (0, 1))
+  x = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
   height, width = (math.ceil((n + 2 - 3) / 2) + 1 if ceil else (n + 2 - 3) // 2 + 1 for n in size)
   dy = np.random.default_rng(1).standard_normal((2, height, width, 3)).astype(np.float32)
   expected, gradient = np.zeros((2, height, width, 3), np.float32), np.zeros_like(x)
@@ -51,3 +51,15 @@ def test_each_platform_has_its_form():
   assert "select_and_scatter" not in "".join(texts.values())
   assert texts["cpu"].count("stablehlo.maximum") >= 7  # JAX 0.12 leaves out the last, which no gradient reads
   assert "stablehlo.maximum" not in texts["cuda"] + texts["tpu"]
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_nan_is_kept_as_in_pytorch(form, monkeypatch):
+  torch = pytest.importorskip("torch")
+  x = np.random.default_rng(0).standard_normal((1, 9, 8, 3)).astype(np.float32)
+  x[0, 0, 0, 0] = x[0, 4, 5, 1] = np.nan
+  x[..., 2] = np.nan
+  expected = torch.nn.functional.max_pool2d(torch.tensor(x).permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+  if FORMS[form] is not None:
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, **forms: forms[form](x))
+  np.testing.assert_array_equal(max_pool.max_pool(x), expected.numpy())

@@ -1,5 +1,6 @@
 """Finds labels whose names differ from those of their images in an ending, such as ``_mask``, and reads some."""
 
+import collections
 import dataclasses
 import pathlib
 import re
@@ -52,11 +53,11 @@ def find_renames(
     if _is_pair(images[pairs[0].image], labels[pairs[0].label], train_ids, info)
   ]
   chosen = [pair for pairs in readable for pair in pairs]
-  taken = [pair.image for pair in chosen]
+  labels_of_image = collections.Counter(pair.image for pair in chosen)
   advice: dict[str, str] = {}
   explained: set[tuple[pathlib.Path, tuple[str, str]]] = set()
   for pair in sorted(chosen, key=lambda pair: pair.image):
-    if taken.count(pair.image) > 1:
+    if labels_of_image[pair.image] > 1:
       continue
     path = labels[pair.label]
     expected = pathlib.Path(labels_at.replace("*", pair.image)).name
