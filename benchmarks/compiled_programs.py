@@ -112,7 +112,9 @@ def main() -> None:
     if table["versions"] == versions():
       expected = table["programs"]
     else:
-      message = f"{TABLE.name} is of {table['versions']}, installed are {versions()}: figures are not compared"
+      message = (
+        f"{TABLE.name} is of {table['versions']}, installed are {versions()}: figures are not compared"
+      )
       if options.strict:
         sys.exit(f"{message}; renew the table with --write, or install its versions")
       print(message)

@@ -215,7 +215,7 @@ def undisturbed(workdir: pathlib.Path, start: Callable[[pathlib.Path], Session])
   """
   seconds, occurrences, last = Counter[str](), Counter[str](), ""
   with start(workdir) as session:
-    while session.processes[0].poll() is None:
+    while session.processes[0].poll() is None and session.seconds() < LIMIT:
       stage, before = session.stage(), session.seconds()
       time.sleep(POLL)
       seconds[stage] += session.seconds() - before
@@ -258,7 +258,8 @@ def kill_once(session: Session, rng: random.Random, timing: Timing) -> dict[str,
     time.sleep(POLL)
   after = session.seconds()
   session.processes[victim].kill()
-  session.processes[victim].wait()
+  if session.processes[victim].wait() != -signal.SIGKILL:
+    return None  # it ended by itself since the last look
   kill = {"target": target, "stage": session.stage(), "after": round(after, 3), "process": victim}
   if len(session.processes) > 1:
     ended = session.wait(LIMIT)
@@ -342,9 +343,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def measure(
   name: str, kills: int, rows: list[dict[str, Any]], path: pathlib.Path, folder: pathlib.Path, seed: int
 ) -> None:
-  """Runs series of one variant until ``rows`` hold so many kills of it; appends each to ``rows`` and to the file."""
+  """Runs series of one variant until ``rows`` hold so many kills of it and of the seed; appends each to both."""
   variant = VARIANTS[name]
-  mine = [row for row in rows if row["variant"] == name]
+  mine = [row for row in rows if (row["variant"], row["seed"]) == (name, seed)]
   left = kills - sum(len(row["kills"]) for row in mine)
   if left <= 0:
     return

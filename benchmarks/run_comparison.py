@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rc_jax.files import REPLACED
 from rc_jax.weights.checkpoint import FOLDER as CHECKPOINTS
 
 TIMES = ("images_per_second", "data_wait")  # of a line of the log; no two runs share them
 # In the names of files that are not complete, or that belong to a running process.
-LEFTOVERS = (".part", ".orbax-checkpoint-tmp", ".lock")
+LEFTOVERS = (".part", ".orbax-checkpoint-tmp", ".lock", REPLACED)
 
 
 def differences(reference: pathlib.Path, other: pathlib.Path) -> list[str]:
@@ -73,7 +74,8 @@ def _checkpoint_differences(reference: pathlib.Path, other: pathlib.Path) -> lis
       if name not in arrays or name not in wanted:
         found.append(f"step {step}, {name}: is in one checkpoint only")
       elif (arrays[name].dtype, arrays[name].shape) != (wanted[name].dtype, wanted[name].shape):
-        found.append(f"step {step}, {name}: {arrays[name].shape}, expected {wanted[name].shape}")
+        kind, wanted_kind = (f"{array.dtype} {list(array.shape)}" for array in (arrays[name], wanted[name]))
+        found.append(f"step {step}, {name}: {kind}, expected {wanted_kind}")
       elif arrays[name].tobytes() != wanted[name].tobytes():
         count = np.count_nonzero(np.atleast_1d(arrays[name] != wanted[name]))
         found.append(f"step {step}, {name}: {count} of {wanted[name].size} values differ")

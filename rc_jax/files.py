@@ -34,7 +34,7 @@ _REMEDIES = {
 }
 # Some network and FUSE file systems answer so where the new name of a file exists.
 _NO_REPLACE = (errno.EEXIST, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
-_MOVED = ".old"
+REPLACED = ".rc_jax_replaced"  # the end of a file's name between the two renames there
 
 
 class WriteError(OSError):
@@ -136,7 +136,7 @@ def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
     if error.errno not in _NO_REPLACE or not target.is_file():
       raise
   # Never without a complete file: a kill after the first of these renames leaves the old one for `put_back`.
-  moved = target.with_name(f".{target.name}{_MOVED}")
+  moved = target.with_name(f".{target.name}{REPLACED}")
   with contextlib.suppress(FileNotFoundError):
     moved.unlink()
   os.rename(target, moved)
@@ -149,12 +149,12 @@ def _replace(partial: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def put_back(folder: pathlib.Path) -> None:
-  """Restores the files of a folder that ``atomic_write`` had moved away when it was killed.
+  """Restores the files in a folder and below that ``atomic_write`` had moved away when it was killed.
 
   Call it while no other process writes to the folder.
   """
-  for moved in folder.glob(f".*{_MOVED}"):
-    target = moved.with_name(moved.name[1 : -len(_MOVED)])
+  for moved in folder.rglob(f".*{REPLACED}"):
+    target = moved.with_name(moved.name[1 : -len(REPLACED)])
     with contextlib.suppress(OSError):
       if target.exists():
         moved.unlink()
@@ -222,8 +222,17 @@ class AppendedFile:
     Raises:
       WriteError: nothing was appended; one line. The piece is kept.
     """
-    self._pending += piece
+    self.keep(piece)
     self.flush()
+
+  def keep(self, piece: bytes) -> None:
+    """Keeps a piece for the next `flush`."""
+    self._pending += piece
+
+  @property
+  def is_complete(self) -> bool:
+    """Whether every piece has been written."""
+    return not self._pending
 
   def flush(self) -> None:
     """Appends the pieces that could not be written before.

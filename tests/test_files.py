@@ -104,10 +104,21 @@ def test_a_file_system_that_replaces_no_file(tmp_path: pathlib.Path, monkeypatch
 
 
 def test_a_file_that_was_replaced_is_not_put_back(tmp_path: pathlib.Path) -> None:
-  (tmp_path / ".a.json.old").write_text("old")
+  (tmp_path / f".a.json{files.REPLACED}").write_text("old")
   (tmp_path / "a.json").write_text("new")
   files.put_back(tmp_path)
   assert (tmp_path / "a.json").read_text() == "new" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_files_of_users_are_not_put_back(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "notes").mkdir()
+  (tmp_path / "eval").mkdir()
+  for name in (".env.old", ".notes.old", ".a.part"):
+    (tmp_path / name).write_text(name)
+  (tmp_path / "eval" / f".val.json{files.REPLACED}").write_text("scores")
+  files.put_back(tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {".env.old", ".notes.old", ".a.part", "notes", "eval"}
+  assert [path.name for path in (tmp_path / "eval").iterdir()] == ["val.json"]
 
 
 @pytest.mark.parametrize("number", [errno.EEXIST, errno.ENOSPC, errno.EIO])

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from rc_jax import folder_lock
+from rc_jax import files, folder_lock
 from tests.support import disks
 from tests.support.paths import ROOT
 
@@ -163,6 +163,6 @@ def test_a_clock_that_is_set_back_changes_no_lock(tmp_path: pathlib.Path, monkey
 
 
 def test_files_that_a_kill_left_under_another_name_return_with_the_lock(tmp_path: pathlib.Path) -> None:
-  (tmp_path / ".metrics.jsonl.old").write_text("lines")
+  (tmp_path / f".metrics.jsonl{files.REPLACED}").write_text("lines")
   with folder_lock.folder_lock(tmp_path, "wait"):
     assert (tmp_path / "metrics.jsonl").read_text() == "lines"

@@ -5,7 +5,9 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,3 +201,35 @@ def test_the_table_counts_kills_by_stage_and_deviations() -> None:
     "| 2 processes | 1 | 0 | 0 | 0 | 0 | 0 | 1 | 1 | 0 | 1.5 to 1.5 s |",
     "| all | 4 | 0 | 0 | 1 | 2 | 0 | 1 | 3 | 1 | 1.5 to 1.5 s |",
   ]
+
+
+class Ended:
+  """A session of one process that ends by itself after the moment was chosen, with a status."""
+
+  def __init__(self, status: int):
+    self.processes = [self]
+    self.status, self.clock = status, 0.0
+
+  def poll(self) -> int | None:
+    return None
+
+  def kill(self) -> None:
+    pass
+
+  def wait(self) -> int:
+    return self.status
+
+  def seconds(self) -> float:
+    self.clock += 1
+    return self.clock
+
+  def stage(self) -> str:
+    return kills.STAGES[int(self.clock) % len(kills.STAGES)]
+
+
+def test_a_process_that_ended_by_itself_is_no_kill(monkeypatch) -> None:
+  monkeypatch.setattr(kills, "POLL", 0)
+  timing = kills.Timing(dict.fromkeys(kills.STAGES, 1.0), 5.0)
+  for status, counts in ((-signal.SIGKILL, True), (0, False), (1, False)):
+    session: Any = Ended(status)
+    assert (kills.kill_once(session, random.Random(0), timing) is not None) == counts

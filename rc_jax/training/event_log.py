@@ -27,7 +27,6 @@ class EventLog:
     from tensorboardX.proto import event_pb2
 
     self._event = event_pb2.Event
-    self._folder = folder
     # Later than all others, also after the clock was set back: a number that is not the newest would hide nothing.
     newest = max((_number(path) for path in folder.glob(f"{_NAME}*")), default=0)
     number = max(int(time.time()), newest + 1)
@@ -50,10 +49,9 @@ class EventLog:
     event = self._event(wall_time=time.time(), step=step)
     for name, value in scalars.items():
       event.summary.MergeFrom(summary.scalar(name, value))
-    files.make_folder(self._folder)
-    piece = self._header + _record(event.SerializeToString())
+    self._file.keep(self._header + _record(event.SerializeToString()))
     self._header = b""
-    self._file.append(piece)
+    self.flush()
 
   def flush(self) -> None:
     """Appends what could not be written before.
@@ -61,7 +59,9 @@ class EventLog:
     Raises:
       WriteError: something could not be written; one line.
     """
-    self._file.flush()
+    if not self._file.is_complete:
+      files.make_folder(self._file.path.parent)
+      self._file.flush()
 
 
 def _record(content: bytes) -> bytes:

@@ -104,7 +104,10 @@ class Checkpoints:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
     except Exception as error:
       self._remove_incomplete()
-      raise self.cannot_save(_disk_error(error)) from error
+      reason = _disk_error(error)
+      if reason is None:
+        raise
+      raise self.cannot_save(reason) from error
 
   def restore(self, template: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Reads the newest checkpoint.
@@ -179,7 +182,10 @@ class Checkpoints:
       self._manager.check_for_errors()
     except Exception as error:
       self._remove_incomplete()
-      raise self.cannot_save(_disk_error(error)) from error
+      reason = _disk_error(error)
+      if reason is None:
+        raise
+      raise self.cannot_save(reason) from error
 
   def close(self) -> None:
     """Waits for all started saves, deletes what the newest one replaced, and releases the folder."""
@@ -439,11 +445,17 @@ def _abstract(tree: Any) -> Any:
   )
 
 
-def _disk_error(error: BaseException) -> str:
-  """Returns the system's reason for an error of writing; the first line of the error where it has none."""
+def _disk_error(error: BaseException) -> str | None:
+  """Returns the system's reason for an error of writing; None where it is an error of another kind."""
   text = str(error)
   reasons = (os.strerror(number) for number in _DISK_ERRORS)
-  return next((reason for reason in reasons if reason in text), _first_line(error))
+  reason = next((reason for reason in reasons if reason in text), None)
+  cause: BaseException | None = error
+  while reason is None and cause is not None:
+    if isinstance(cause, OSError):
+      return cause.strerror or _first_line(cause)
+    cause = cause.__cause__ or cause.__context__
+  return reason
 
 
 def _first_line(error: BaseException) -> str:

@@ -86,7 +86,9 @@ def test_losses_and_gradients_equal_a_loop_over_pixels(form, grid, size, align_c
 def test_extreme_logits_stay_finite() -> None:
   logits = jnp.asarray([[[[1e4, 0.0], [0.0, 1e4]]]])  # [1,1,2,2]
   labels = jnp.asarray([[[0, 1, 1, 1, 0]]])
-  found, gradient = jax.value_and_grad(lambda x: upsampled.cross_entropy_recomputed(x, labels, True).sum())(logits)
+  found, gradient = jax.value_and_grad(lambda x: upsampled.cross_entropy_recomputed(x, labels, True).sum())(
+    logits
+  )
   np.testing.assert_allclose(found, 0 + 5000 + np.log(2) + 0 + 1e4, rtol=1e-6)
   assert np.isfinite(gradient).all()
 

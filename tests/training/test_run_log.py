@@ -11,6 +11,7 @@ import tensorboardX
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from rc_jax import files
 from rc_jax.training import run_log
 from rc_jax.training.event_log import EventLog
 from rc_jax.training.throughput import Speed
@@ -160,3 +161,15 @@ def test_events_of_a_resumed_run_come_last_after_the_clock_was_set_back(
     (name,) = {path.name for path in tmp_path.iterdir()} - set(names)
     names.append(name)
   assert names == sorted(names)
+
+
+def test_scalars_wait_for_a_folder_that_cannot_be_made(tmp_path: pathlib.Path) -> None:
+  folder = tmp_path / "tensorboard"
+  folder.touch()  # a file in its place
+  log = EventLog(folder, first_step=1)
+  with pytest.raises(files.WriteError, match="tensorboard: cannot be created"):
+    log.write(1, {"loss": 2.0})
+  folder.unlink()
+  log.write(2, {"loss": 1.0})
+  (path,) = folder.iterdir()
+  assert [event.step for event in events(path) if event.summary.value] == [1, 2]

@@ -1,6 +1,7 @@
 """States and models are restored to the last bit; the newest few checkpoints and the best are kept."""
 
 import dataclasses
+import errno
 import pathlib
 import shutil
 import types
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from rc_jax import contrast
+from rc_jax import contrast, files
 from rc_jax.train_state import TrainState
 from rc_jax.weights import checkpoint
 from tests.support import processes
@@ -234,3 +235,23 @@ def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
   code = f"import tests.weights.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"
   (printed,) = processes.run("-c", code, devices=8)
   assert "the same keys everywhere" in printed
+
+
+@pytest.mark.parametrize(
+  ("error", "raised", "words"),
+  [
+    (TypeError("save() takes one argument"), TypeError, "takes one argument"),
+    (RuntimeError("several lines\nNo space left on device"), files.WriteError, "No space left on device"),
+    (OSError(errno.EROFS, "Read-only file system"), files.WriteError, "Read-only file system"),
+  ],
+)
+def test_only_errors_of_the_disk_are_called_so(tmp_path, monkeypatch, error, raised, words) -> None:
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+
+  def fail(*arguments: object, **options: object) -> None:
+    raise error
+
+  monkeypatch.setattr(checkpoints._manager, "save", fail)
+  with pytest.raises(raised, match=words) as refusal:
+    checkpoints.save(state(2), {})
+  assert ("free space" in str(refusal.value)) == (raised is files.WriteError)
