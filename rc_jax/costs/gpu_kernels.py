@@ -1,8 +1,7 @@
 """Kernels of a program that was compiled for a GPU, and the least time that they take.
 
 XLA's compiler for GPUs estimates no times. Each kernel takes at least ``max(bytes / bandwidth, FLOP / rate)``; the sum
-over all kernels of a step bounds its time from below. Launches, waiting and imperfect kernels come on top: a ResNet-50
-step with a bound of 46 ms took 68.5 ms on an H200 (``docs/gpu.md``).
+over all kernels of a step bounds its time from below. Launches, waiting and imperfect kernels come on top.
 """
 
 import collections

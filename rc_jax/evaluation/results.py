@@ -50,7 +50,7 @@ def read_result(path: pathlib.Path) -> Result:
   counts_path = path.with_name(f"{path.stem}_images.npz")
   if not counts_path.is_file():
     raise FileNotFoundError(f"{counts_path}: missing; score again with --mode=eval, which writes it")
-  scores = read_scores(path)
+  scores = read_results_json(path)
   try:
     # Opened here, because np.load leaves a damaged archive open.
     with counts_path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -73,7 +73,7 @@ def read_result(path: pathlib.Path) -> Result:
   return Result(path, scores, names, counts)
 
 
-def read_scores(path: pathlib.Path) -> dict[str, Any]:
+def read_results_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads an ``eval/<split>.json``, also of an earlier version, which records less.
 
   Raises:

@@ -18,7 +18,7 @@ from rc_jax.drawing.report.run_page import Picture, Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
-from rc_jax.evaluation.results import read_scores
+from rc_jax.evaluation.results import read_results_json
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.training.bank_age import bank_capacity, key_ages
@@ -191,7 +191,7 @@ def read_evaluation(
   folder = workdir / "eval"
   scores_path, confusion_path = folder / f"{split}.json", folder / f"{split}_confusion.npy"
   remedy = "score again with --mode=eval"
-  scores = read_scores(scores_path) if scores_path.is_file() else None
+  scores = read_results_json(scores_path) if scores_path.is_file() else None
   if scores is None or not confusion_path.is_file():
     return scores, None, []
   try:

@@ -19,7 +19,7 @@ from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
-from rc_jax.evaluation.results import absent_classes, read_scores, write_results
+from rc_jax.evaluation.results import absent_classes, read_results_json, write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, run_log
@@ -91,7 +91,7 @@ def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> in
         )
       except files.WriteError as error:
         # The run itself is finished and saved.
-        page = f"none ({error.problem}); free space, and the same command draws them"
+        page = f"none ({error.problem}); free space, then start the same command again to draw the report"
     seconds = training.progress.elapsed() if first < config.train.steps else None
     say(closing(config, workdir, page, seconds, training.protocol))
     if command is not None:
@@ -109,7 +109,7 @@ class TrainingRun:
     class_names: of the ``N`` classes.
     training_images: number of images of ``dataset.train_split``.
     network: functions of the network.
-    programs: the train step, compiled at its first call.
+    programs: the compiled train step.
     evaluator: scores a state on ``eval.split``.
     protocol: how it does, ``protocol_text``: scores of another protocol are not compared with these.
     prefetcher: the training batches, at the position where the run starts.
@@ -418,7 +418,7 @@ def closing(
   over = f" {over_classes(ious)}" if ious else ""  # logs of earlier versions lack the classes
   score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
-  absent = absent_classes(read_scores(written)) if written.is_file() else ""
+  absent = absent_classes(read_results_json(written)) if written.is_file() else ""
   return "\n".join(
     (
       f"\nFinished: {score}{best_text} on {config.dataset.name}/{split}{time_text}",

@@ -1,4 +1,4 @@
-"""What a run does when a checkpoint cannot be saved: it trains on, and ends if the next one cannot be saved either."""
+"""Saving of checkpoints in a run: training continues after one failure, and ends after two in a row."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from rc_jax.weights.checkpoint import Checkpoints
 
 
 class Saving:
-  """Saves the checkpoints of a run. A full disk costs nothing where it has space again before the next save."""
+  """Saves the checkpoints of a run, and tolerates one failure: the next save may find space on the disk again."""
 
   def __init__(self, checkpoints: Checkpoints, log: RunLog):
     """Starts without a save that failed.

@@ -28,20 +28,36 @@ class StepPrograms:
     self._compiled: dict[bool, Any] = {}
 
   def compile(self, step: int, state: TrainState, batch: Batch) -> bool:
-    """Compiles the program of a step; returns False where that was done before."""
+    """Compiles the program of a step, unless that was done before.
+
+    Args:
+      step: its number, from 1.
+      state: arrays or shapes, with the shardings and layouts of those that the step will get.
+      batch: likewise.
+
+    Returns:
+      Whether it compiled.
+    """
     norms = self._norms_due(step)
     if norms in self._compiled:
       return False
     start = time.monotonic()
     with waiting("compiling the train step"):
       self._compiled[norms] = self._jitted(norms).lower(state, batch).compile()
-    say(f"compiled the train step{_DIFFERENCE[norms]} in {duration(time.monotonic() - start)}")
+    without = "" if norms else " without the norms of gradient and parameters"
+    say(f"compiled the train step{without} in {duration(time.monotonic() - start)}")
     return True
 
   def __call__(self, step: int, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """Runs a step, whose program was compiled, and returns the next state and the metrics."""
+    """Runs a step.
+
+    Args:
+      step: its number, for which `compile` was called.
+      state: before the step; its buffers are donated.
+      batch: images and labels of the step.
+
+    Returns:
+      The state after the step, and its metrics.
+    """
     state, metrics = self._compiled[self._norms_due(step)](state, batch)
     return state, metrics
-
-
-_DIFFERENCE = {True: "", False: " without the norms of gradient and parameters"}

@@ -142,7 +142,8 @@ class Checkpoints:
       items = self._manager.restore(step, args=args)
     except (ValueError, KeyError) as error:
       raise ValueError(
-        f"{self.folder / str(step)}: does not fit this configuration: {_first_line(error)}"
+        f"{self.folder / str(step)}: does not fit this configuration: {_first_line(error)}; "
+        "use the config of its config.json"
       ) from error
     model, trainer = items["model"], items["trainer"]
     saved = jax.tree.map(lambda name: trainer["bank"][name], _leaf_names(bank))
