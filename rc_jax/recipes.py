@@ -1,9 +1,11 @@
-"""Recipes: how their files are run, and those that come with rc_jax.
+"""Recipes and studies: how their files are run, and those that come with rc_jax.
 
-The latter are ``configs/`` of the repository, which a wheel carries as ``rc_jax/configs/``.
+The latter are ``configs/`` of the repository, which a wheel carries as ``rc_jax/configs/``; studies are in its
+``studies/``.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -17,13 +19,47 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
-def resolve_recipe(name: str) -> str:
-  """Finds the file of a recipe.
+@dataclasses.dataclass(frozen=True)
+class FileKind:
+  """A kind of Python file that a flag names.
+
+  Attributes:
+    noun: its plural is with an s, except "studies".
+    flag: that names such a file.
+    function: that the file defines.
+    result: what the function returns, for error messages.
+    folder: of those that come with rc_jax, below ``configs``.
+  """
+
+  noun: str
+  flag: str
+  function: str
+  result: str
+  folder: str = ""
+
+  @property
+  def nouns(self) -> str:
+    """The plural of the noun."""
+    return f"{self.noun[:-1]}ies" if self.noun.endswith("y") else f"{self.noun}s"
+
+  @property
+  def example(self) -> str:
+    """The path of a file of this kind that comes with rc_jax."""
+    return str(pathlib.PurePosixPath("configs", self.folder, f"{names(self)[0]}.py"))
+
+
+RECIPE = FileKind("recipe", "--config", "get_config", "rc_jax.config.defaults(), changed")
+STUDY = FileKind("study", "--study", "get_study", "an rc_jax.study.Study", "studies")
+
+
+def resolve_recipe(name: str, kind: FileKind = RECIPE) -> str:
+  """Finds the file of a recipe or a study.
 
   A file of that path wins over a recipe of that name.
 
   Args:
     name: a path, such as ``configs/demo.py``, or the name of a recipe of ``names()``, such as ``demo``; no variant.
+    kind: ``RECIPE`` or ``STUDY``.
 
   Returns:
     The path of the file.
@@ -36,19 +72,19 @@ def resolve_recipe(name: str) -> str:
   """
   if pathlib.Path(name).is_file():
     return name
-  if name in names():
-    return str(_folder() / f"{name}.py")
-  listed = names()
+  listed = names(kind)
+  if name in listed:
+    return str(_folder() / kind.folder / f"{name}.py")
   close = difflib.get_close_matches(pathlib.Path(name).stem, listed, n=1)
   hint = f"; did you mean {close[0]}?" if close else ""
   raise ValueError(
-    f"--config={name}: no such file, and no such recipe; the recipes are {', '.join(listed)}{hint}"
+    f"{kind.flag}={name}: no such file, and no such {kind.noun}; the {kind.nouns} are {', '.join(listed)}{hint}"
   )
 
 
-def names() -> tuple[str, ...]:
-  """Returns the names of the recipes that come with rc_jax, sorted."""
-  return tuple(sorted(path.stem for path in _folder().glob("*.py")))
+def names(kind: FileKind = RECIPE) -> tuple[str, ...]:
+  """Returns the names of the recipes or studies that come with rc_jax, sorted."""
+  return tuple(sorted(path.stem for path in (_folder() / kind.folder).glob("*.py")))
 
 
 def _folder() -> pathlib.Path:
@@ -56,42 +92,40 @@ def _folder() -> pathlib.Path:
   return next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
 
 
-def run_recipe(recipe: str) -> object:
-  """Runs ``get_config`` of a recipe's file and returns its result.
+def run_recipe(recipe: str, kind: FileKind = RECIPE) -> object:
+  """Runs ``get_config`` of a recipe's file, or ``get_study`` of a study's, and returns its result.
 
   Args:
-    recipe: as for ``config.load_recipe``.
+    recipe: a file, or the name of one that comes with rc_jax, and its variant: ``cityscapes:resnet101``.
+    kind: ``RECIPE`` or ``STUDY``.
 
   Raises:
     ValueError: there is no such file or variant, or the file itself fails; one line with file and line number.
   """
   file, _, variant = recipe.partition(":")
-  path = pathlib.Path(resolve_recipe(os.path.expanduser(file)))
+  path = pathlib.Path(resolve_recipe(os.path.expanduser(file), kind))
   spec = importlib.util.spec_from_file_location(f"rc_jax_recipe_{path.stem}", path)
   if spec is None or spec.loader is None:
-    raise ValueError(f"--config={file}: is no Python file; expected a recipe such as configs/demo.py")
+    raise ValueError(f"{kind.flag}={file}: is no Python file; expected a {kind.noun} such as {kind.example}")
   module = importlib.util.module_from_spec(spec)
   with _errors_of(file, path):
     spec.loader.exec_module(module)
-  get_config = getattr(module, "get_config", None)
-  if not callable(get_config):
-    raise ValueError(
-      f"{file}: defines no function get_config; expected one that returns rc_jax.config.defaults(), changed"
-    )
+  function = getattr(module, kind.function, None)
+  if not callable(function):
+    raise ValueError(f"{file}: defines no function {kind.function}; expected one that returns {kind.result}")
   arguments = (variant,) if variant else ()
-  signature = inspect.signature(get_config)
+  signature = inspect.signature(function)
   try:
     signature.bind(*arguments)
   except TypeError:
     if variant:
-      problem = f"has no variants (get_config{signature}), found :{variant}; leave it out"
+      problem = f"has no variants ({kind.function}{signature}), found :{variant}; leave it out"
     else:
-      problem = (
-        f"needs arguments (get_config{signature}); expected get_config() or get_config(variant='NAME')"
-      )
+      name = kind.function
+      problem = f"needs arguments ({name}{signature}); expected {name}() or {name}(variant='NAME')"
     raise ValueError(f"{file}: {problem}") from None
   with _errors_of(file, path):
-    return get_config(*arguments)
+    return function(*arguments)
 
 
 @contextlib.contextmanager

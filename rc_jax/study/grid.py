@@ -1,0 +1,174 @@
+"""A study as data: rows of settings times seeds, with the paper's numbers and claims, and the runs that it needs."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rc_jax.config import Config, check_override, load_recipe, validate
+from rc_jax.recipes import STUDY, run_recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of a study's table: a setting of the recipe.
+
+  Attributes:
+    name: as the table shows it; its letters and digits name the folder of the row's runs.
+    fields: path of a config field -> its value, such as ``{"contrast.scope": "image"}``.
+    paper: the paper's mIoU in percent; None: the paper has no such row.
+  """
+
+  name: str
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  paper: float | None = None
+
+  @property
+  def folder(self) -> str:
+    """The name of the folder of the row's runs.
+
+    >>> Row("EP + HP, M = 1000").folder
+    'ep_hp_m_1000'
+    """
+    return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """An order that the paper claims: ``better`` has a higher mIoU than ``worse``. Both are names of rows."""
+
+  better: str
+  worse: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run of a study: a row at a seed."""
+
+  row: Row
+  seed: int
+
+  @property
+  def path(self) -> pathlib.Path:
+    """The run's folder, relative to the study's.
+
+    >>> str(Run(Row("CE + inter"), 3).path)
+    'runs/ce_inter/seed3'
+    """
+    return pathlib.Path("runs") / self.row.folder / f"seed{self.seed}"
+
+  def __str__(self) -> str:
+    return f"{self.row.name}, seed {self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A recipe trained once for each row and seed.
+
+  Runs of one seed have the same initial weights (of the arrays that both networks have), the same order of images and
+  the same augmentation in all rows, so that rows are compared seed by seed.
+
+  Attributes:
+    title: of the table.
+    recipe: what ``--config`` takes, ``"cityscapes:resnet101"``.
+    rows: in the order of the table.
+    baseline: the name of the row that the others are compared with.
+    seeds: of the runs of each row.
+    fields: path of a config field -> its value, for all rows; a row's own come after.
+    splits: the splits to score; the first is also that of ``eval.split`` in training.
+    claims: the orders that the paper states.
+    source: of the numbers and claims, ``"RegionContrast, Table 1"``; empty: there is none.
+
+  Raises:
+    ValueError: two rows have one name or folder, a name is missing, a seed occurs twice; one line.
+  """
+
+  title: str
+  recipe: str
+  rows: tuple[Row, ...]
+  baseline: str
+  seeds: tuple[int, ...]
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  splits: tuple[str, ...] = ("val",)
+  claims: tuple[Claim, ...] = ()
+  source: str = ""
+
+  def __post_init__(self) -> None:
+    names = [row.name for row in self.rows]
+    for kind, values in (("seeds", self.seeds), ("splits", self.splits), ("rows", names)):
+      if not values:
+        raise ValueError(f"study {self.title!r}: {kind}: is empty; expected at least one")
+      twice = [value for place, value in enumerate(values) if value in values[:place]]
+      if twice:
+        raise ValueError(f"study {self.title!r}: {kind}: {twice[0]!r} occurs twice; expected each once")
+    folders: dict[str, str] = {}
+    for row in self.rows:
+      if not row.folder:
+        raise ValueError(
+          f"study {self.title!r}: rows: the name {row.name!r} has no letter or digit to name a folder"
+        )
+      if row.folder in folders:
+        raise ValueError(
+          f"study {self.title!r}: rows: {folders[row.folder]!r} and {row.name!r} both have the folder "
+          f"{row.folder!r}; rename one"
+        )
+      folders[row.folder] = row.name
+    for field, name in [
+      ("baseline", self.baseline),
+      *(("claims", name) for claim in self.claims for name in (claim.better, claim.worse)),
+    ]:
+      if name not in names:
+        raise ValueError(
+          f"study {self.title!r}: {field}: no row is named {name!r}; the rows are {', '.join(names)}"
+        )
+
+  @property
+  def runs(self) -> tuple[Run, ...]:
+    """All runs: the rows of the first seed, then those of the next, so that a part of a study compares all rows."""
+    return tuple(Run(row, seed) for seed in self.seeds for row in self.rows)
+
+  def row(self, name: str) -> Row:
+    """Returns the row of a name."""
+    return next(row for row in self.rows if row.name == name)
+
+  def overrides(self, run: Run) -> dict[str, Any]:
+    """Returns path of a field -> value of all fields of a run that the recipe does not set."""
+    return {"eval.split": self.splits[0], **self.fields, **run.row.fields, "seed": run.seed}
+
+  def config(self, run: Run) -> Config:
+    """Returns the validated config of a run.
+
+    Raises:
+      ValueError: the recipe or a field is wrong; one line.
+    """
+    config = load_recipe(self.recipe)
+    for path, value in self.overrides(run).items():
+      check_override(path)
+      group, _, name = path.rpartition(".")
+      target = config[group] if group else config
+      try:
+        target[name] = value
+      except TypeError as error:
+        raise ValueError(
+          f"study {self.title!r}: row {run.row.name!r}: config.{path}: is {value!r}; expected a value like "
+          f"{target[name]!r}"
+        ) from error
+    validate(config)
+    return config
+
+
+def load_study(name: str) -> Study:
+  """Loads a study.
+
+  Args:
+    name: a file, or the name of a study that comes with rc_jax, and its variant: ``"table1:demo"``. The file defines
+      ``get_study``, which takes the variant where it has any, and returns a ``Study``.
+
+  Raises:
+    ValueError: there is no such file or variant, the file itself fails, or a run's config is not valid; one line.
+  """
+  study = run_recipe(name, STUDY)
+  if not isinstance(study, Study):
+    raise ValueError(f"{name}: get_study returned {type(study).__name__}; expected {STUDY.result}")
+  return study
