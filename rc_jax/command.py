@@ -37,7 +37,7 @@ class Command:
 
 
 def default_workdir(recipe: str) -> pathlib.Path:
-  """Returns the folder of a recipe's run, relative to the current one.
+  """Returns the folder of a recipe's run or of a study, relative to the current one.
 
   >>> str(default_workdir("configs/cityscapes.py:resnet101"))
   'runs/cityscapes_resnet101'

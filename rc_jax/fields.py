@@ -137,13 +137,13 @@ class Flag:
 
   Attributes:
     name: without the dashes; also the name of the argument of the mode's ``run``.
-    default: its type is the flag's: ``bool``, ``int``, ``str``, ``pathlib.Path``, or a tuple of strings, which the
-      command line separates by commas; ``None``: a path that may be absent.
+    default: its type is the flag's: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, or a tuple of strings,
+      which the command line separates by commas; ``None``: a path that may be absent.
     meaning: one sentence for ``--help``.
     choices: the allowed values; empty: any.
   """
 
   name: str
-  default: bool | int | str | tuple[str, ...] | None
+  default: bool | int | float | str | tuple[str, ...] | None
   meaning: str
   choices: tuple[str, ...] = ()

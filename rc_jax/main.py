@@ -36,6 +36,7 @@ MODES = {
   "prepare": "packs a data set into files that read fast",
   "summary": "prints the network stage by stage: shapes, parameters, FLOPs, memory",
   "compile": "compiles the train step, also for absent TPUs, and says whether it fits",
+  "study": "trains a recipe under several settings and seeds, and writes the table with intervals",
 }
 
 FAILED = 1
@@ -161,7 +162,9 @@ def _run(argv: Sequence[str]) -> int:
     raise ValueError(f"--mode={mode}: no such mode; expected one of {', '.join(MODES)}{hint}")
   module = importlib.import_module(f"rc_jax.modes.{mode}")
   recipe = given.get("config", "")
-  if not recipe and any(flag.name == "config" for flag in module.FLAGS):
+  if mode == "study":
+    recipe = module.recipe_of(given)
+  elif not recipe and any(flag.name == "config" for flag in module.FLAGS):
     raise ValueError("--config is missing; try: python -m rc_jax.main --config=configs/demo.py")
   _refuse_unread(given, mode, module)
   values = _parse(argv, module, recipe)
@@ -253,6 +256,8 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
       flags.DEFINE_bool(flag.name, flag.default, flag.meaning, **options)
     elif isinstance(flag.default, int):
       flags.DEFINE_integer(flag.name, flag.default, flag.meaning, **options)
+    elif isinstance(flag.default, float):
+      flags.DEFINE_float(flag.name, flag.default, flag.meaning, **options)
     elif isinstance(flag.default, tuple):
       flags.DEFINE_list(flag.name, list(flag.default), flag.meaning, **options)
     else:
@@ -278,7 +283,7 @@ def _parse(argv: Sequence[str], module: ModuleType, recipe: str) -> dict[str, An
   if "workdir" in values:
     from rc_jax.command import default_workdir
 
-    values["workdir"] = values["workdir"] or default_workdir(recipe)
+    values["workdir"] = values["workdir"] or default_workdir(values.get("study") or recipe)
     if values["workdir"].exists() and not values["workdir"].is_dir():
       raise ValueError(f"--workdir={values['workdir']}: is a file; expected a folder, or a name that is free")
   return values
@@ -379,8 +384,9 @@ def _described(flag: "Flag") -> str:
 
 def cli() -> int:
   """Runs the command line of this process; returns its exit status."""
-  from rc_jax import huge_pages
+  from rc_jax import huge_pages, parent_process
 
+  parent_process.stop_with_parent()
   huge_pages.restart_with_huge_pages()
   try:
     return main(sys.argv)

@@ -15,7 +15,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # What any package but `contrast` and `ops` may import.
 GROUND = {
   *("fields", "config", "sharding", "distributed", "command", "console", "files", "recipes", "huge_pages"),
-  *("agreement", "class_table", "folder_lock", "process_group", "rendezvous", "streams"),
+  *("agreement", "class_table", "folder_lock", "parent_process", "process_group", "rendezvous", "streams"),
 }
 
 # Package or module -> the packages of ours that it may import, besides itself and the ground.

@@ -18,20 +18,22 @@ class Row:
     name: as the table shows it; its letters and digits name the folder of the row's runs.
     fields: path of a config field -> its value, such as ``{"contrast.scope": "image"}``.
     paper: the paper's mIoU in percent; None: the paper has no such row.
+    baseline: the name of the row that this one is compared with; empty: the study's baseline.
   """
 
   name: str
-  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   paper: float | None = None
+  baseline: str = ""
 
   @property
   def folder(self) -> str:
     """The name of the folder of the row's runs.
 
     >>> Row("EP + HP, M = 1000").folder
-    'ep_hp_m_1000'
+    'ep_plus_hp_m_1000'
     """
-    return re.sub(r"[^a-z0-9.]+", "_", self.name.lower()).strip("_.")
+    return re.sub(r"[^a-z0-9.]+", "_", self.name.lower().replace("+", "plus")).strip("_.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Run:
   def path(self) -> pathlib.Path:
     """The run's folder, relative to the study's.
 
-    >>> str(Run(Row("CE + inter"), 3).path)
-    'runs/ce_inter/seed3'
+    >>> str(Run(Row("inter-image"), 3).path)
+    'runs/inter_image/seed3'
     """
     return pathlib.Path("runs") / self.row.folder / f"seed{self.seed}"
 
@@ -116,6 +118,7 @@ class Study:
       folders[row.folder] = row.name
     for field, name in [
       ("baseline", self.baseline),
+      *((f"row {row.name!r}: baseline", row.baseline) for row in self.rows if row.baseline),
       *(("claims", name) for claim in self.claims for name in (claim.better, claim.worse)),
     ]:
       if name not in names:
@@ -127,6 +130,13 @@ class Study:
   def runs(self) -> tuple[Run, ...]:
     """All runs: the rows of the first seed, then those of the next, so that a part of a study compares all rows."""
     return tuple(Run(row, seed) for seed in self.seeds for row in self.rows)
+
+  def baseline_of(self, row: Row) -> str:
+    """Returns the name of the row that a row is compared with; its own where it is a baseline."""
+    return row.baseline or (row.name if self._is_baseline(row.name) else self.baseline)
+
+  def _is_baseline(self, name: str) -> bool:
+    return any(row.baseline == name for row in self.rows)
 
   def row(self, name: str) -> Row:
     """Returns the row of a name."""

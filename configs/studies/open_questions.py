@@ -1,0 +1,52 @@
+"""Settings that the paper leaves open, each changed alone, beside the rows of its Tables 1 to 3.
+
+  python -m rc_jax.main --mode=study --study=open_questions:demo
+
+Variants: ``demo`` (synthetic street scenes, without files), ``camvid`` (reduced to two CPU cores) and ``cityscapes``.
+``RegionContrast`` is the paper's method with the defaults of docs/decisions.md: weighted centers, banks of the size of
+the training set, temperature 0.2, weight 0.1.
+"""
+
+from rc_jax.study import Claim, Row, Study
+
+RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
+# A third of the training set, as the paper's 1000 of 2975.
+SMALL_BANKS = {"cityscapes": 1000, "camvid": 122, "demo": 267}
+CE, INTRA, INTER = "CE", "intra-image", "RegionContrast"
+AVERAGE, EP_HP = "direct average", "EP + HP"
+
+
+def get_study(variant: str = "demo") -> Study:
+  """Returns the study on a data set; variants: ``demo``, ``camvid``, ``cityscapes``."""
+  if variant not in RECIPES:
+    raise ValueError(
+      f"configs/studies/open_questions.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
+    )
+  small = SMALL_BANKS[variant]
+  return Study(
+    title=f"Settings that the paper leaves open, {variant}",
+    recipe=RECIPES[variant],
+    rows=(
+      Row(CE, {"contrast.scope": "none"}),
+      Row(INTRA, {"contrast.scope": "image"}),
+      Row(INTER),
+      Row(AVERAGE, {"contrast.centers": "average"}),
+      Row(EP_HP, {"contrast.centers": "ep_hp"}),
+      Row(f"M = {small}", {"contrast.bank_size": small}),
+      Row("temperature 0.07", {"contrast.temperature": 0.07}),
+      Row("temperature 0.5", {"contrast.temperature": 0.5}),
+      Row("weight 0.3", {"loss.contrast_weight": 0.3}),
+      Row("weight 1", {"loss.contrast_weight": 1.0}),
+      Row("projection of one layer", {"model.embedding_channels": 64}),
+    ),
+    baseline=CE,
+    seeds=(0, 1, 2, 3, 4),
+    claims=(
+      Claim(INTRA, CE),
+      Claim(INTER, CE),
+      Claim(INTER, INTRA),
+      Claim(EP_HP, AVERAGE),
+      Claim(INTER, EP_HP),
+      Claim(INTER, f"M = {small}"),
+    ),
+  )

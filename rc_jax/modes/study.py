@@ -1,0 +1,135 @@
+"""``--mode=study``: trains all runs of a study and writes its table, with intervals."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from rc_jax.command import Command
+from rc_jax.config import Config, flatten
+from rc_jax.console import duration, say
+from rc_jax.fields import Flag
+from rc_jax.modes import CONFIG
+from rc_jax.study.grid import Study, load_study
+from rc_jax.study.runner import Outcome, StudyRunner
+
+FLAGS = (
+  dataclasses.replace(
+    CONFIG, meaning="--config.path.to.field=value sets a field of all runs; the study names the recipe."
+  ),
+  Flag("study", "", "Study: a file or a name such as table1, with :VARIANT."),
+  Flag("workdir", None, "Folder of the study. Default: runs/<name of the study>."),
+  Flag("seeds", (), "Seeds in place of the study's, separated by commas."),
+  Flag(
+    "parallel",
+    1,
+    "How many runs go on at the same time on this machine; each gets an equal share of the GPUs.",
+  ),
+  Flag(
+    "budget", 0.0, "Hours after which the runs are stopped, saved; the same command continues. 0: no limit."
+  ),
+)
+
+
+def recipe_of(given: Mapping[str, str]) -> str:
+  """Returns the recipe of the study that a command line names.
+
+  Raises:
+    ValueError: it names none, or a recipe besides; one line.
+  """
+  if not given.get("study"):
+    raise ValueError("--study is missing; try: --mode=study --study=table1:demo")
+  recipe = load_study(given["study"]).recipe
+  if given.get("config"):
+    raise ValueError(f"--config={given['config']}: the study names its recipe, {recipe}; leave it out")
+  return recipe
+
+
+def run(
+  config: Config,
+  study: str,
+  workdir: pathlib.Path,
+  seeds: list[str],
+  parallel: int,
+  budget: float,
+  command: Command,
+) -> int:
+  """Trains the runs of a study that are not finished, one or several at a time, and writes the table of all.
+
+  Args:
+    config: the study's recipe, with the fields of the command line.
+    study: as for ``load_study``.
+    workdir: the study's folder; created where absent.
+    seeds: in place of the study's; empty: the study's.
+    parallel: how many runs at a time.
+    budget: in hours; 0: no limit.
+    command: the command line, which says what fields it sets.
+
+  Returns:
+    The exit status: 0 when all runs are finished, 1 when some failed, 143, 130 or 129 after a signal, 143 at the end of
+    the budget.
+
+  Raises:
+    ValueError: the study, a field or the folder is wrong; one line.
+  """
+  # The runs need the accelerators; this process only starts them.
+  jax.config.update("jax_platforms", "cpu")
+  chosen = with_fields(load_study(study), config, [path for path, _ in command.overrides], seeds)
+  if budget < 0:
+    raise ValueError(f"--budget={budget:g}: expected hours, or 0 for no limit")
+  number = len(chosen.runs)
+  say(
+    f"{chosen.title}: {len(chosen.rows)} rows x {len(chosen.seeds)} seeds = {number} runs, folder {workdir}"
+  )
+  outcome = StudyRunner(chosen, workdir, parallel, 3600 * budget if budget else None).run()
+  return _finish(chosen, workdir, outcome, budget)
+
+
+def _finish(study: Study, workdir: pathlib.Path, outcome: Outcome, budget: float) -> int:
+  """Writes the tables of the finished runs, and says what is missing; returns the exit status."""
+  number = len(study.runs)
+  done = f"{len(outcome.finished)} of {number} runs finished"
+  for run, reason in outcome.failed.items():
+    say(f"failed: {run}: {reason}")
+  if outcome.out_of_budget:
+    say(f"stopped after {duration(3600 * budget)}, saved: {done}; the same command continues")
+  elif outcome.exit_status:
+    say(f"stopped, saved: {done}; the same command continues")
+  elif outcome.failed:
+    say(f"{done}, {len(outcome.failed)} failed; the same command tries these again")
+  return outcome.exit_status or int(bool(outcome.failed))
+
+
+def with_fields(study: Study, config: Config, paths: list[str], seeds: list[str]) -> Study:
+  """Returns a study with the fields and seeds of a command line.
+
+  Args:
+    study: the study.
+    config: its recipe, with these fields.
+    paths: of the fields that the command line sets.
+    seeds: in place of the study's; empty: the study's.
+
+  Raises:
+    ValueError: the study sets one of the fields itself, or a seed is no number; one line.
+  """
+  flat = flatten(config.to_dict())
+  fields = dict(study.fields)
+  for path in paths:
+    if path == "seed":
+      raise ValueError("--config.seed: a study trains several seeds; expected --seeds=0,1,2")
+    if path == "eval.split":
+      raise ValueError(
+        f"--config.eval.split: the study scores {', '.join(study.splits)}; change it in the study's file"
+      )
+    rows = [row.name for row in study.rows if path in row.fields]
+    if rows:
+      raise ValueError(
+        f"--config.{path}: the study's rows set it themselves ({', '.join(rows)}); leave it out"
+      )
+    fields[path] = flat[path]
+  try:
+    numbers = tuple(int(seed) for seed in seeds)
+  except ValueError:
+    raise ValueError(f"--seeds={','.join(seeds)}: expected whole numbers, such as --seeds=0,1,2") from None
+  return dataclasses.replace(study, fields=fields, seeds=numbers or study.seeds)
