@@ -13,7 +13,7 @@ RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 HEADS = {
   "DeepLabV3": {"model.name": "deeplabv3"},
   "DeepLabV3+": {"model.name": "deeplabv3plus"},
-  "FCN": {"model.name": "fcn"},
+  "FCN": {"model.name": "fcn", "model.aspp_rates": (12, 24, 36)},  # which it does not read: the default
 }
 NETWORKS = {
   "DeepLabV3 ResNet-50": {"model.backbone": "resnet50"},
