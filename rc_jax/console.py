@@ -60,15 +60,16 @@ def duration(seconds: float) -> str:
 class UpdatingLine:
   """A line that changes while a task goes on.
 
-  A terminal rewrites it at most every half second. A log file gets a new line at most every ten seconds.
+  A terminal rewrites it at most every half second. A log file gets a new line at most every ten seconds, or as often as
+  the task says.
 
   Attributes:
     rewrites: whether standard output is a terminal.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, file_seconds: float = _FILE_SECONDS) -> None:
     self.rewrites = is_terminal()
-    self._interval = _TERMINAL_SECONDS if self.rewrites else _FILE_SECONDS
+    self._interval = _TERMINAL_SECONDS if self.rewrites else file_seconds
     self._last = -math.inf
     self._newest = ""  # came too soon after another
 

@@ -28,6 +28,7 @@ from rc_jax.study.grid import Run, Study
 OUTPUT = "output.log"  # of a run's processes, in its folder
 STOPPED = 128 + signal.SIGTERM
 _POLL_SECONDS = 0.5
+_LOG_SECONDS = 60.0  # between two lines of progress in a log file
 _CLAIMED_SECONDS = 30.0  # until a run that another runner has claimed is tried again
 
 
@@ -129,7 +130,14 @@ def read_results(study: Study, folder: pathlib.Path) -> dict[tuple[str, int, str
 class StudyRunner:
   """Runs a study in a folder; see the module."""
 
-  def __init__(self, study: Study, folder: pathlib.Path, parallel: int = 1, budget: float | None = None):
+  def __init__(
+    self,
+    study: Study,
+    folder: pathlib.Path,
+    parallel: int = 1,
+    budget: float | None = None,
+    command_of: Callable[..., list[str]] = command,
+  ):
     """Checks the folder.
 
     Args:
@@ -137,12 +145,13 @@ class StudyRunner:
       folder: of the study; created where absent.
       parallel: how many runs at a time; each gets an equal share of the GPUs.
       budget: seconds after which the running processes are stopped, saved; None: no limit.
+      command_of: returns the command line of a run, as ``command`` does.
 
     Raises:
       ValueError: the folder holds runs of another study, or fewer GPUs than parallel runs are visible; one line.
     """
     check_folder(study, folder)
-    self._study, self._folder = study, folder
+    self._study, self._folder, self._command_of = study, folder, command_of
     self._environments = slot_environments(parallel, parent_process.environment())
     self._end = None if budget is None else time.monotonic() + budget
     self._steps = {run: int(study.config(run).train.steps) for run in study.runs}
@@ -228,7 +237,7 @@ class StudyRunner:
     split = splits.pop(0)
     if trained:
       flags = ["--mode=eval", f"--config.eval.split={split}"]
-    line = command(self._study, run, self._folder, *flags)
+    line = self._command_of(self._study, run, self._folder, *flags)
     path = self._folder / run.path / OUTPUT
     files.make_folder(path.parent)
     with path.open("ab") as output:
@@ -337,7 +346,7 @@ class StudyProgress:
       clock: seconds.
     """
     self._study, self._folder, self._steps, self._clock = study, folder, steps, clock
-    self._line = UpdatingLine()
+    self._line = UpdatingLine(file_seconds=_LOG_SECONDS)
     self._began = clock()
     self._first: int | None = None
     self._next = 0.0
