@@ -47,19 +47,22 @@ def command(workdir: pathlib.Path, *flags: str) -> list[str]:
   return [sys.executable, "-m", "rc_jax.main", f"--config={recipe}", f"--workdir={workdir}", *flags]
 
 
-def start(workdir: pathlib.Path, *flags: str, cache: pathlib.Path, devices: int = 1, **environment: str):
-  """Starts a run; its compiled programs are kept in ``cache``, so that only the first of a test compiles."""
-  variables = {
+def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
+  """Returns the environment of a run whose compiled programs are kept in ``cache``."""
+  return {
     **os.environ,
     **processes.with_devices(devices),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    **environment,
   }
+
+
+def start(workdir: pathlib.Path, *flags: str, cache: pathlib.Path, devices: int = 1, **variables: str):
+  """Starts a run; its compiled programs are kept in ``cache``, so that only the first of a test compiles."""
   return subprocess.Popen(
     command(workdir, *flags),
     cwd=ROOT,
-    env=variables,
+    env=environment(cache, devices) | variables,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
