@@ -4,9 +4,10 @@ import pathlib
 
 import pytest
 
-from benchmarks.fuzz import mutations, pool
+from benchmarks.fuzz import checks, mutations, pool
+from benchmarks.fuzz.__main__ import main
 from benchmarks.fuzz.kinds import KINDS
-from benchmarks.fuzz.worker import damage
+from benchmarks.fuzz.worker import Reader, damage, targets
 from tests.support import faulty_kinds
 
 LIMITS = pool.Limits(seconds=1, memory=100 << 20, waiting=10)
@@ -43,6 +44,41 @@ def test_a_seed_gives_the_same_files(tmp_path: pathlib.Path) -> None:
     [damage("classes_csv", tmp_path, seed, number) for number in range(50)] for seed in (0, 0, 1)
   )
   assert first == again != other
+
+
+@pytest.mark.run
+def test_each_run_damages_the_same_files_of_a_checkpoint(tmp_path: pathlib.Path) -> None:
+  kind = KINDS["checkpoint"]
+  for folder in (tmp_path / "a", tmp_path / "b"):
+    folder.mkdir()
+    kind.make(folder)
+  files, again = (targets(kind, folder) for folder in (tmp_path / "a", tmp_path / "b"))
+  assert files == again
+  assert {"checkpoints/8/checksums.json", "checkpoints/8/model/_METADATA"} <= set(files)
+  assert "checkpoints/8/model/ocdbt.process_0/manifest.ocdbt" in files
+
+
+@pytest.mark.parametrize("name", ["classes_csv-0-7-other.csv", "classes_csv", "no_kind-0-7-classes.csv"])
+def test_a_saved_failure_of_an_unknown_file_is_refused_in_one_line(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+  file = tmp_path / name
+  file.write_bytes(b"damaged")
+  monkeypatch.setattr("sys.argv", ["fuzz", f"--file={file}"])
+  with pytest.raises(SystemExit):
+    main()
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+  assert "expected" in line
+  assert name.partition("-")[0] in line
+
+
+def test_the_reader_of_a_kind_refuses_an_unknown_file(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "undamaged").mkdir()
+  KINDS["classes_csv"].make(tmp_path / "undamaged")
+  reader = Reader("classes_csv", tmp_path / "undamaged", tmp_path / "copy", checks.Watch(), LIMITS.memory)
+  answer = reader.read("other.csv", b"damaged")
+  assert answer["failed"]
+  assert "expected one of classes.csv, plain.csv" in answer["result"]
 
 
 def test_most_mutations_of_a_kind_change_the_file(tmp_path: pathlib.Path) -> None:

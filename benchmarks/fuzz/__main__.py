@@ -4,7 +4,10 @@ python -m benchmarks.fuzz --seconds=60 --seed=0 [--kind=png,jpeg]
 
 Each file must give an error of the product, in one line that names the file, or the right reading: that of the
 undamaged file, or that of another decoder. Other processes read the files, so that a crash ends none but them. A
-failure is saved, and ``--file`` repeats it. Needs the extra ``parity``.
+failure is saved, and ``--file`` reads it again. Needs the extra ``parity``.
+
+Equal seeds give equal files, except of the kinds whose undamaged files hold times or random names, such as
+``checkpoint``: there the damaged files have the same names, and their content may differ.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import tempfile
 
 from benchmarks.fuzz import pool
 from benchmarks.fuzz.kinds import KINDS
-from benchmarks.fuzz.worker import damage
+from benchmarks.fuzz.worker import damage, targets
 
 # Failures of one sort that are printed and saved; the rest are counted.
 _SHOWN = 3
@@ -24,7 +27,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seconds", type=float, default=60, help="of reading, shared by the kinds")
   parser.add_argument("--files", type=int, default=0, help="of each kind, in place of --seconds")
-  parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal files")
+  parser.add_argument("--seed", type=int, default=0, help="equal seeds damage the same files in the same way")
   parser.add_argument("--kind", default=",".join(KINDS), help=f"of {', '.join(KINDS)}; several with commas")
   parser.add_argument("--processes", type=int, default=2)
   parser.add_argument("--limit_s", type=float, default=10, help="seconds for a file, after which it hangs")
@@ -43,7 +46,10 @@ def main() -> int:
       (undamaged / kind).mkdir(parents=True)
       KINDS[kind].make(undamaged / kind)
     if arguments.file:
-      return _repeat(arguments.file, pathlib.Path(folder), limits)
+      try:
+        return _repeat(arguments.file, pathlib.Path(folder), limits)
+      except ValueError as error:
+        parser.error(str(error))
     tally = pool.run(
       pathlib.Path(folder),
       kinds,
@@ -75,8 +81,13 @@ def main() -> int:
 
 
 def _repeat(file: pathlib.Path, folder: pathlib.Path, limits: pool.Limits) -> int:
-  kind, _, _, target = file.name.split("-", 3)
-  task = {"kind": kind, "file": str(file.resolve()), "target": target.replace("@", "/")}
+  kind, target = file.name.partition("-")[0], file.name.split("-", 3)[-1].replace("@", "/")
+  known = targets(KINDS[kind], folder / "undamaged" / kind)
+  if target not in known:
+    raise ValueError(
+      f"--file={file}: is a damaged {target!r}, expected one of {', '.join(known)}: run its seed again"
+    )
+  task = {"kind": kind, "file": str(file.resolve()), "target": target}
   with pool.Process(folder / "undamaged", folder / "0", limits) as process:
     answer = process.ask(task)
   print(f"{file}: {answer['result']} ({answer['class'] or answer['seconds']})")

@@ -25,7 +25,7 @@ class Kind:
 
   Attributes:
     make: writes undamaged files into a folder.
-    targets: patterns of the files in it that are damaged, one at a time.
+    targets: patterns of the files in it that are damaged, one at a time. Each call of ``make`` gives the same names.
     read: (folder, name of the damaged file) -> what the product makes of it.
     mutations: ways to damage this format, beside the general ones.
     other_readings: (folder, name, reading of the undamaged file) -> readings that are right beside that one. It may
@@ -560,22 +560,29 @@ def _other_submission(folder: pathlib.Path, name: str, undamaged: Any) -> Iterat
 
 def _make_checkpoint(folder: pathlib.Path) -> None:
   from rc_jax.weights import checkpoint
-  from tests.weights.test_checkpoint import state
+  from tests.support.train_states import small_state
 
   with checkpoint.Checkpoints(folder, keep=2) as checkpoints:
     for step in (4, 8):
-      checkpoints.save(state(step, seed=step), {"next_batch": step})
+      checkpoints.save(small_state(step, seed=step), {"next_batch": step})
 
 
 def _read_checkpoint(folder: pathlib.Path, name: str) -> Any:
   import jax
 
   from rc_jax.weights import checkpoint
-  from tests.weights.test_checkpoint import state
+  from tests.support.train_states import small_state
 
-  template = state(0)
+  template = small_state(0)
   model = checkpoint.restore_model(folder, template.params, template.batch_stats)
   return model.step, [np.asarray(leaf) for leaf in jax.tree.leaves((model.params, model.batch_stats))]
+
+
+# Not the arrays in folders ``d``: Orbax gives their files random names, which neither a seed nor a saved failure finds.
+_CHECKPOINT_FILES = (
+  *("checkpoints/8/*", "checkpoints/8/*/*", "checkpoints/8/*/array_metadatas/*"),
+  "checkpoints/8/*/ocdbt.process_0/manifest.ocdbt",
+)
 
 
 def _make_split_list(folder: pathlib.Path) -> None:
@@ -630,7 +637,7 @@ KINDS: dict[str, Kind] = {
   "submission": Kind(
     _make_submission, ("*.png",), _read_submission, (mutations.png_chunk,), _other_submission, writes=True
   ),
-  "checkpoint": Kind(_make_checkpoint, ("checkpoints/8/**/*",), _read_checkpoint, mutations.JSON),
+  "checkpoint": Kind(_make_checkpoint, _CHECKPOINT_FILES, _read_checkpoint, mutations.JSON),
   "split_list": Kind(
     _make_split_list, ("raw/imageLists/train.txt",), _read_split_list, mutations.TEXT, _other_split_list
   ),

@@ -13,9 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_START_S = (
-  180  # seconds of computing in which a process imports its libraries and reads the undamaged files of a kind
-)
+# Seconds of computing in which a process imports its libraries and reads the undamaged files of a kind.
+_START_S = 180
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

@@ -28,7 +28,7 @@ def targets(kind: Kind, folder: pathlib.Path) -> list[str]:
 
 
 def damage(name: str, undamaged: pathlib.Path, seed: int, number: int) -> tuple[str, bytes]:
-  """Returns a file's name and its damaged content, equal for equal arguments.
+  """Returns a file's name and its damaged content, equal for equal arguments and undamaged files.
 
   Args:
     name: of the kind.
@@ -86,6 +86,9 @@ class Reader:
 
   def read(self, target: str, content: bytes) -> dict[str, Any]:
     """Reads a damaged file; returns ``result`` (right, error, or the fault), ``seconds`` and ``bytes``."""
+    if target not in self._readings:
+      unknown = f"{target!r} is no file of this kind, expected one of {', '.join(self._readings)}"
+      return {"result": unknown, "failed": True, "class": "", "seconds": 0.0, "bytes": 0, "target": target}
     if self._kind.writes:
       self._restore()
     path = self._folder / target

@@ -15,7 +15,8 @@ from rc_jax.training import run_log, saving
 from rc_jax.training.saving import Saving
 from rc_jax.weights import checkpoint
 from tests.support import disks
-from tests.weights.test_checkpoint import assert_same, state, steps_on_disk
+from tests.support.train_states import small_state as state
+from tests.weights.test_checkpoint import assert_same, steps_on_disk
 
 
 @pytest.fixture

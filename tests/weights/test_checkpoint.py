@@ -9,33 +9,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rc_jax import contrast, files
 from rc_jax.train_state import TrainState
 from rc_jax.weights import checkpoint
 from tests.support import processes
-
-
-def state(step: int, seed: int = 0, dtype: str = "float32", with_bank: bool = True) -> TrainState:
-  rng = np.random.default_rng(seed)
-  params = {
-    "backbone": {"kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)},
-    "head": {"bias": jnp.asarray(rng.normal(size=4), jnp.float32)},
-  }
-  bank = contrast.MemoryBank(
-    keys=jnp.asarray(rng.normal(size=(2, 5, 4)), dtype),
-    cursor=jnp.asarray([3, 1], jnp.int32),
-    count=jnp.asarray([5, 1], jnp.int32),
-  )
-  return TrainState(
-    step=jnp.int32(step),
-    params=params,
-    batch_stats={"mean": jnp.asarray(rng.normal(size=4), jnp.float32)},
-    opt_state=optax.sgd(0.1, momentum=0.9).init(params),
-    bank=bank if with_bank else None,
-  )
+from tests.support.train_states import small_state as state
 
 
 def steps_on_disk(workdir: pathlib.Path) -> set[int]:

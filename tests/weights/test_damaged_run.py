@@ -15,7 +15,8 @@ from rc_jax.train_state import TrainState
 from rc_jax.training import run_log
 from rc_jax.weights import checkpoint, checksums
 from tests.support import run_tiny
-from tests.weights.test_checkpoint import assert_same, state
+from tests.support.train_states import small_state as state
+from tests.weights.test_checkpoint import assert_same
 
 
 def save(workdir: pathlib.Path, steps: tuple[int, ...]) -> dict[int, TrainState]:
