@@ -13,8 +13,8 @@ from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset import Dataset, SubmissionFormat
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
-from rc_jax.data.reading.examine import DARK, Examined, examine_all
-from rc_jax.data.reading.listing import UNREAD_SUFFIXES, files_in
+from rc_jax.data.reading.examine import NEARLY_BLACK_BELOW, Examined, examine_all
+from rc_jax.data.reading.listing import UNREAD_SUFFIXES, common_folder, files_in
 from rc_jax.data.reading.locate import SPLIT_FIELDS, labelled_splits, suggest, suggest_moves
 from rc_jax.data.reading.pairing import IMAGE_SUFFIXES
 from rc_jax.data.reading.source import (
@@ -27,7 +27,7 @@ from rc_jax.data.reading.source import (
   names_of_files,
   notes_of,
 )
-from rc_jax.data.reading.split_facts import class_facts, split_facts
+from rc_jax.data.split_facts import class_facts, split_facts
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
 # suggest the first. CamVid is late in the list because other data sets have its two folders too.
@@ -141,14 +141,14 @@ def _folder_of(part: Source, root: str) -> str:
   """Returns the folder of the images of a split that are pairs of files; otherwise the root."""
   if not isinstance(part, FilePairs):
     return root
-  return os.path.commonpath([path.parent for path in part.images])
+  return str(common_folder(part.images))
 
 
 __all__ = [
-  "DARK",
   "DATASETS",
   "IGNORE_LABEL",
   "IMAGE_SUFFIXES",
+  "NEARLY_BLACK_BELOW",
   "UNREAD_SUFFIXES",
   "Dataset",
   "DatasetInfo",

@@ -2,11 +2,11 @@
 
 import collections
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from rc_jax import data
-from rc_jax.data import DARK, IGNORE_LABEL, DatasetInfo, Examined, FilePairs, Source
+from rc_jax.data import IGNORE_LABEL, NEARLY_BLACK_BELOW, DatasetInfo, Examined, FilePairs, Source
+from rc_jax.data.reading.listing import common_folder
 
 ON_SCREEN = 5  # defects, files and names that a terminal shows; report.txt holds all
 
@@ -72,8 +72,8 @@ def example_names(source: Source | None) -> Callable[[Examined], str]:
   """Returns a function that names an example: its image file below the split's folder, or else its index."""
   if isinstance(source, FilePairs) and source.images:
     images = source.images
-    top = os.path.commonpath([path.parent for path in images])
-    return lambda example: os.path.relpath(images[example.index], top)
+    top = common_folder(images)
+    return lambda example: str(images[example.index].relative_to(top))
   return lambda example: f"example {example.index}"
 
 
@@ -147,8 +147,8 @@ def _odd_images(examined: Sequence[Examined], name_of: Callable[[Examined], str]
     iter(blank), "images show one colour alone", "if a camera or a copy failed, remove these pairs"
   )
   yield from _note_if(
-    (name_of(example) for example in examined if example.dark and not example.blank),
-    f"images are nearly black, without a sample above {DARK - 1} of 255",
+    (name_of(example) for example in examined if example.nearly_black and not example.blank),
+    f"images are nearly black, without a sample above {NEARLY_BLACK_BELOW - 1} of 255",
     "if they hold samples of fewer bits or numbers from 0 to 1, scale them to the range 0-255",
   )
   yield from _note_if(

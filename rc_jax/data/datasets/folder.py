@@ -22,7 +22,6 @@ from rc_jax.data.reading import (
   files_by_key,
   files_in,
   is_hidden,
-  left_out,
   pair_files,
 )
 from rc_jax.files import one_line, read_text
@@ -71,22 +70,18 @@ def load(root: str, split: str) -> FilePairs:
   # A missing folder of labels means that the split has none; an empty one is a mistake.
   check_root(root, "folder", LAYOUT, (f"images/{split}",))
   defects: list[str] = []
-  images = files_in(images_in, recursive=True)
-  labels = files_in(labels_in, recursive=True) if labels_in.is_dir() else None
-  images_by_path = _files_by_path(images_in, images, IMAGE_SUFFIXES, defects)
-  labels_by_path = None if labels is None else _files_by_path(labels_in, labels, LABEL_SUFFIXES, defects)
-  # The line on a label without an image names its picture, if that is of a type that is not read.
-  alone = (labels_by_path or {}).keys() - images_by_path.keys()
-  others = [path for path in images if _key(images_in, path) not in alone]
+  images = _files_by_path(images_in)
+  labels = _files_by_path(labels_in) if labels_in.is_dir() else None
   pairs = pair_files(
     info,
     train_ids,
-    images_by_path,
-    labels_by_path,
+    files_by_key(images, IMAGE_SUFFIXES, defects),
+    None if labels is None else files_by_key(labels, LABEL_SUFFIXES, defects),
     images_at=str(images_in / "*.jpg"),
     labels_at=str(labels_in / "*.png"),
+    images_in=images_in,
+    listed=images,
     defects=defects,
-    notes=left_out(images_in, others, IMAGE_SUFFIXES),
   )
   return pairs if pairs.labelled else dataclasses.replace(pairs, labels_in=f"labels/{split}")
 
@@ -246,14 +241,10 @@ def _color(text: str, where: str) -> tuple[int, ...] | None:
   return tuple(bytes.fromhex(text[1:]))
 
 
-def _files_by_path(
-  folder: pathlib.Path, paths: list[pathlib.Path], suffixes: tuple[str, ...], defects: list[str]
-) -> dict[str, pathlib.Path]:
-  return files_by_key(((_key(folder, path), path) for path in paths), suffixes, defects)
-
-
-def _key(folder: pathlib.Path, path: pathlib.Path) -> str:
-  return str(path.relative_to(folder).with_suffix(""))
+def _files_by_path(folder: pathlib.Path) -> list[tuple[str, pathlib.Path]]:
+  """Lists the files in and below a folder, each with its path below it without suffix."""
+  paths = files_in(folder, recursive=True)
+  return [(str(path.relative_to(folder).with_suffix("")), path) for path in paths]
 
 
 DATASET = Dataset(info=info, splits=splits, load=load, layout=LAYOUT, signs=((CLASSES_FILE,),))

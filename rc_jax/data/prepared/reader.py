@@ -194,7 +194,7 @@ def read_index(path: epath.Path) -> dict[str, Any]:
   return index
 
 
-def contents(split: PreparedSplit) -> Any:
+def stored_metadata(split: PreparedSplit) -> Any:
   """Returns what the folder states of a split's files, as JSON knows it."""
   path = folder(split.root)
   if _exists(path / INDEX_FILE):

@@ -75,10 +75,13 @@ class TiledArray:
     if content[:4] != MAGIC or len(content) < _HEADER.size:
       raise ValueError(f"{where}: found {content[:4]!r}, expected {MAGIC!r}: prepare the data set again")
     _, height, width, channels, self._side = _HEADER.unpack_from(content)
-    if channels not in (1, 3) or not self._side or not 0 < height * width <= _MOST_PIXELS:
+    if channels not in (1, 3):
+      raise ValueError(f"{where}: found {channels} channels, expected 1 or 3: prepare the data set again")
+    if not self._side:
+      raise ValueError(f"{where}: found tiles of side 0, expected at least 1: prepare the data set again")
+    if not 0 < height * width <= _MOST_PIXELS:
       raise ValueError(
-        f"{where}: found {height} x {width} pixels of {channels} channels in tiles of {self._side}, expected 1 or 3 "
-        "channels: prepare the data set again"
+        f"{where}: found {height} x {width} pixels, expected 1 to {_MOST_PIXELS:,}: prepare the data set again"
       )
     self.shape = (height, width) if channels == 1 else (height, width, channels)
     self.ndim = len(self.shape)

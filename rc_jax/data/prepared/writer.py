@@ -378,7 +378,7 @@ def write_shard(
     files.move(part, output / shard.file)
   except RuntimeError as error:  # ArrayRecord's
     raise OSError(
-      f"{output / shard.file}: cannot be written ({' '.join(str(error).split())[:200]}): free some space on the disk "
+      f"{output / shard.file}: cannot be written ({files.one_line(error)}): free some space on the disk "
       "and run the same command again"
     ) from None
   finally:

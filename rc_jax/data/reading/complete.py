@@ -27,21 +27,16 @@ def refuse_damaged_png(content: bytes) -> None:
   if not content.startswith(_PNG):
     return
   view = memoryview(content)
-  at = len(_PNG)
-  while at + 12 <= len(content):
-    (length,) = struct.unpack_from(">I", content, at)
-    end = at + 8 + length
-    kind = content[at + 4 : at + 8]
+  for kind, start, end in _png_chunks(content):
     # The decoder compares those of the other chunks that it needs.
     if kind == b"IDAT":
       if end + 4 > len(content):
         raise ValueError("its pixels are cut off")
       (expected,) = struct.unpack_from(">I", content, end)
-      if zlib.crc32(view[at + 4 : end]) != expected:
+      if zlib.crc32(view[start - 4 : end]) != expected:
         raise ValueError("its pixels do not fit their checksum")
     if kind == b"IEND":
       return
-    at = end + 4
   raise ValueError("its end is cut off")
 
 
@@ -70,7 +65,8 @@ def refuse_short_png(content: bytes, image: Image.Image) -> None:
     expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
   stream = zlib.decompressobj()
   found = 0
-  for part in _pixel_chunks(content):
+  for kind, start, end in _png_chunks(content):
+    part = content[start:end] if kind == b"IDAT" else b""
     while part and not stream.eof:
       found += len(stream.decompress(part, _BLOCK))
       part = stream.unconsumed_tail
@@ -78,17 +74,19 @@ def refuse_short_png(content: bytes, image: Image.Image) -> None:
     raise ValueError(f"it has {found:,} of {expected:,} bytes of pixels")
 
 
-def _pixel_chunks(content: bytes) -> Iterator[bytes]:
-  """Yields the compressed pixels of a PNG whose chunks are complete."""
-  at = len(_PNG)
-  while at + 12 <= len(content):
-    (length,) = struct.unpack_from(">I", content, at)
-    kind = content[at + 4 : at + 8]
-    if kind == b"IDAT":
-      yield content[at + 8 : at + 8 + length]
-    elif kind == b"IEND":
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
+  """Yields type, start and end of the data of each chunk of a PNG up to ``IEND``; the last end may lie beyond it.
+
+  A checksum of 4 bytes follows the data, and 4 bytes of the type precede them.
+  """
+  start = len(_PNG) + 8
+  while start + 4 <= len(content):
+    length, kind = struct.unpack_from(">I4s", content, start - 8)
+    end = start + length
+    yield kind, start, end
+    if kind == b"IEND":
       return
-    at += 12 + length
+    start = end + 12
 
 
 def refuse_incomplete_tiff(image: Image.Image) -> None:

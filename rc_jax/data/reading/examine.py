@@ -28,9 +28,8 @@ from rc_jax.data.reading.source import FilePairs, Source
 
 _CHUNK = 8  # examples in a task of a process
 SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
-DARK = (
-  64  # a picture of 14 bits in 16, or of the numbers 0 to 1, has no sample as bright as this one of 8 bits
-)
+# A picture of 14 bits in 16, or of the numbers 0 to 1, has no sample as bright as this one of 8 bits.
+NEARLY_BLACK_BELOW = 64
 # Processes take several seconds to start: the remaining work must take longer.
 SECONDS_WORTH_PROCESSES = 10.0
 
@@ -49,7 +48,7 @@ class Examined:
       whether that is right.
     transparent: whether the image's file has pixels that are not opaque.
     blank: whether the image has several pixels, all of one colour.
-    dark: whether no sample of the image exceeds a quarter of the range.
+    nearly_black: whether no sample of the image exceeds a quarter of the range.
     palette: index -> RGB of the indices in the label, from the palette of its file, without those that have the colour
       of their class. Empty for a palette that tools give to ids of any data set, and for a file without palette.
   """
@@ -62,7 +61,7 @@ class Examined:
   turned_alone: bool = False
   transparent: bool = False
   blank: bool = False
-  dark: bool = False
+  nearly_black: bool = False
   palette: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -106,7 +105,7 @@ def examine(source: Source, index: int) -> Examined:
     turned_alone=turned_alone,
     transparent=transparent,
     blank=_is_blank(image),
-    dark=image is not None and int(image.max()) < DARK,
+    nearly_black=image is not None and int(image.max()) < NEARLY_BLACK_BELOW,
     palette=_colors(palette, list(found), source.info),
   )
 
@@ -169,7 +168,13 @@ def _examine_array(source: Source, index: int) -> Examined:
   counts = np.zeros(0, int) if label is None else np.bincount(label.ravel())
   size = image.shape[0], image.shape[1]
   return Examined(
-    index, size, _nonzero(counts), _digest(image), (), blank=_is_blank(image), dark=int(image.max()) < DARK
+    index,
+    size,
+    _nonzero(counts),
+    _digest(image),
+    (),
+    blank=_is_blank(image),
+    nearly_black=int(image.max()) < NEARLY_BLACK_BELOW,
   )
 
 

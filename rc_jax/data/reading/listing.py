@@ -63,6 +63,15 @@ def left_out(folder: pathlib.Path, files: Iterable[pathlib.Path], suffixes: Sequ
   ]
 
 
+def common_folder(files: Iterable[pathlib.Path]) -> pathlib.Path:
+  """Returns the deepest folder that holds all of one or more files, in it or below it.
+
+  >>> common_folder([pathlib.Path("set/a/1.png"), pathlib.Path("set/b/1.png")]).as_posix()
+  'set'
+  """
+  return pathlib.Path(os.path.commonpath([path.parent for path in files]))
+
+
 def _walk(folder: pathlib.Path, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[pathlib.Path]:
   try:
     names = os.listdir(folder)

@@ -60,6 +60,8 @@ def pair_files(
   *,
   images_at: str,
   labels_at: str,
+  images_in: pathlib.Path | None = None,
+  listed: Iterable[tuple[str, pathlib.Path]] = (),
   defects: Sequence[str] = (),
   notes: Sequence[str] = (),
 ) -> FilePairs:
@@ -72,8 +74,10 @@ def pair_files(
     labels: key -> label path; None for a split without labels.
     images_at: the expected path of an image, with ``*`` for the key, for error messages.
     labels_at: the expected path of a label, likewise.
+    images_in: the folder of the images, for a note on the pictures in ``listed``; None: no such note.
+    listed: key and path of all files in it. The split has a note on the pictures among them that are not read.
     defects: lines on defects that were found while the files were listed.
-    notes: lines on files that were left out.
+    notes: further lines on files that were left out.
 
   Returns:
     The split.
@@ -88,6 +92,11 @@ def pair_files(
       f"{images_at}: no images, only {_content_of(folder)}; expected at least one image: "
       "check the folder and --config.dataset.root="
     )
+  if images_in is not None:
+    # The line on a label without an image names its picture, if that is of a type that is not read.
+    alone = (labels or {}).keys() - images.keys()
+    others = [path for key, path in listed if key not in alone]
+    notes = (*left_out(images_in, others, IMAGE_SUFFIXES), *notes)
   complete = sorted(images if labels is None else images.keys() & labels.keys())
   pairs = FilePairs(
     info,
@@ -133,11 +142,9 @@ def pair_folders(
     ValueError: there is no image.
   """
   defects: list[str] = []
-  images_by_stem = files_by_stem(images, IMAGE_SUFFIXES, defects)
+  listed = [(path.stem, path) for path in files_in(images, recursive=False)]
+  images_by_stem = files_by_key(listed, IMAGE_SUFFIXES, defects)
   labels_by_stem = files_by_stem(labels, LABEL_SUFFIXES, defects) if labels else None
-  # The line on a label without an image names its picture, if that is of a type that is not read.
-  alone = (labels_by_stem or {}).keys() - images_by_stem.keys()
-  others = [path for path in files_in(images, recursive=False) if path.stem not in alone]
   return pair_files(
     info,
     train_ids,
@@ -145,8 +152,10 @@ def pair_folders(
     labels_by_stem,
     images_at=str(images / "*.jpg"),
     labels_at=str((labels or images) / "*.png"),
+    images_in=images,
+    listed=listed,
     defects=defects,
-    notes=[*left_out(images, others, IMAGE_SUFFIXES), *_deeper(images)],
+    notes=_deeper(images),
   )
 
 

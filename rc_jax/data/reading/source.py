@@ -1,7 +1,6 @@
 """A split of a data set: a random access sequence of examples."""
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, Protocol, TypedDict
@@ -10,6 +9,7 @@ import numpy as np
 
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.decode import check_sizes, decode_image, decode_label, read_file
+from rc_jax.data.reading.listing import common_folder
 
 
 class Example(TypedDict):
@@ -154,7 +154,7 @@ def names_of_files(paths: Sequence[pathlib.Path]) -> tuple[str, ...]:
   stems = tuple(path.stem for path in paths)
   if len(set(stems)) == len(stems):
     return stems
-  top = os.path.commonpath([path.parent for path in paths])
+  top = common_folder(paths)
   return tuple(path.relative_to(top).with_suffix("").as_posix() for path in paths)
 
 

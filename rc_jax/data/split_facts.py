@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset_info import DatasetInfo
+from rc_jax.data.reading.listing import common_folder
 from rc_jax.data.reading.source import FilePairs, Joined, Source
 
 _SAMPLED = 4  # examples whose content is compared: reading all would take as long as an epoch
@@ -41,7 +41,7 @@ def split_facts(source: Source, split: str) -> tuple[dict[str, Any], dict[str, l
   facts: dict[str, Any] = {f"number of examples of {split}": len(source)}
   for part in parts:
     if isinstance(part, reader.PreparedSplit):
-      facts[f"index of the prepared {part.split}"] = _digest(reader.contents(part))
+      facts[f"index of the prepared {part.split}"] = _digest(reader.stored_metadata(part))
   names = [name for part in parts if isinstance(part, FilePairs) for name in _names(part)]
   indices = np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(int)) if len(source) else ()
   for index in map(int, indices):
@@ -58,7 +58,7 @@ def _names(part: FilePairs) -> list[str]:
 
 
 def _below_common_folder(paths: Sequence[pathlib.Path]) -> list[str]:
-  top = os.path.commonpath([path.parent for path in paths])
+  top = common_folder(paths)
   return [path.relative_to(top).as_posix() for path in paths]
 
 
