@@ -95,8 +95,8 @@ def pair_files(
   if images_in is not None:
     # The line on a label without an image names its picture, if that is of a type that is not read.
     alone = (labels or {}).keys() - images.keys()
-    others = [path for key, path in listed if key not in alone]
-    notes = (*left_out(images_in, others, IMAGE_SUFFIXES), *notes)
+    pictures = [path for key, path in listed if key not in alone]
+    notes = (*left_out(images_in, pictures, IMAGE_SUFFIXES), *notes)
   complete = sorted(images if labels is None else images.keys() & labels.keys())
   pairs = FilePairs(
     info,
