@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Any
 
 from benchmarks import compiled_step
+from rc_jax.costs import gpu_kernels, step_fit
 from rc_jax.costs.chips import CHIPS, GPUS
 
 ROWS = pathlib.Path(__file__).with_suffix(".jsonl")
@@ -39,8 +40,11 @@ KEPT = (
   *("flops", "traffic", "seconds", "share", "collectives", "compiled_in", "operations", "does_not_fit"),
 )
 
-# Where a change may change the programs.
-SOURCES = [f"rc_jax/{name}" for name in ("contrast", "losses", "models", "ops", "training")]
+# A change in these may change the programs, or the figures that are read from them.
+SOURCES = [
+  *(f"rc_jax/{name}" for name in ("contrast", "costs", "losses", "models", "ops", "training")),
+  *("rc_jax/config.py", "rc_jax/sharding.py", "configs"),
+]
 
 # Assumptions on messages, none of them measured.
 NETWORK_CARD = 50e9  # bytes a second and GPU between hosts: 400 Gbit/s
@@ -48,7 +52,7 @@ HOP = 1e-6  # seconds between neighbours in a TPU slice
 GPU_MESSAGE = 10e-6  # seconds that a message of a GPU waits within a host
 HOSTS_MESSAGE = 30e-6  # the same between hosts
 
-INTRODUCTION = """\
+INTRODUCTION = f"""\
 # Accelerators
 
 `python -m benchmarks.accelerators` makes this page, without a TPU and without a GPU. It compiles the train step of each
@@ -58,9 +62,12 @@ more, each device gets an eighth of it. What ran on a GPU stands on [its own pag
 - **TPU slices**: times are the compiler's estimates of cycles, those of loops times their iterations, without waiting
   for messages; the fraction is that of the peak rate. Rows without times were compiled with `--fast`, whose code says
   nothing about speed.
-- **GPUs**: times are bounds from below: each kernel at the data sheet's bandwidth, or at 0.8 of its peak rate, without
-  launches and messages; in brackets, the arithmetic alone. Kernels are tiny if they could take less than 3 us. The
-  limit of the memory is 0.75 of the data sheet's, less 1 GB for workspaces.
+- **GPUs**: times are bounds from below: each kernel at the data sheet's bandwidth, or at \
+{gpu_kernels.ATTAINABLE} of its peak rate, without
+  launches and messages; in brackets, the arithmetic alone. Kernels are tiny if they could take less than \
+{1e6 * gpu_kernels.TINY:.0f} us. The
+  limit of the memory is {step_fit.PREALLOCATED} of the data sheet's, less \
+{step_fit.WORKSPACES / 1e9:.0f} GB for workspaces.
 - **Warnings** count operations that the hardware does badly; `--mode=compile` names them."""
 
 COLUMNS = (
@@ -68,14 +75,17 @@ COLUMNS = (
   *("kernels (tiny)", "traffic", "TFLOP", "step", "warnings", "compiled"),
 )
 
+_LINKS = {kind: f"{chip.link / 1e9:.0f} GB/s" for kind, chip in CHIPS.items()}
 SCALING = f"""\
 ## Scaling
 
 The time of messages is computed, not measured:
 
 - A ring of n devices sends 2 (n-1)/n of the bytes of an all-reduce, and (n-1)/n of those of another message.
-- It sends at the rate of all links of a device, by data sheets: 200 GB/s for a v5e, 600 GB/s for a v5p, 448 GB/s for a
-  v6e, 450 GB/s for an H100 or H200 and 300 GB/s for an A100 (NVLink, one direction). Between hosts, each GPU has a
+- It sends at the rate of all links of a device, by data sheets: \
+{_LINKS["TPU v5 lite"]} for a v5e, {_LINKS["TPU v5"]} for a v5p, {_LINKS["TPU v6 lite"]} for a
+  v6e, {_LINKS[GPUS["h100"].name]} for an H100 or H200 and \
+{_LINKS[GPUS["a100"].name]} for an A100 (NVLink, one direction). Between hosts, each GPU has a
   network card of {8 * NETWORK_CARD / 1e9:.0f} Gbit/s, and all cards of a host send at the same time.
 - Each message waits once. Assumed are {1e6 * HOP:.0f} us for each hop along the sides of a TPU slice and back,
   {1e6 * GPU_MESSAGE:.0f} us in a host of GPUs, and {1e6 * HOSTS_MESSAGE:.0f} us between hosts.

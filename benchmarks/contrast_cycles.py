@@ -38,7 +38,7 @@ def main() -> None:
     trips = streamed.loop_trips(size.num_classes, slots, size.batch * size.present)
     others = trips | {"full_tiles": 0, "partial_tiles": trips["full_tiles"]}
     clock = CHIPS[mesh.devices.flat[0].device_kind].clock
-    full, cleared = (hlo_cost.read(compiled.as_text(), counts) for counts in (trips, others))
+    full, cleared = (hlo_cost.read(hlo_cost.parse(compiled.as_text()), counts) for counts in (trips, others))
     memory: Any = compiled.memory_analysis()
     messages = ", ".join(f"{each.count} {each.kind} of {each.size / 1e6:.1f} MB" for each in full.collectives)
     print(

@@ -78,7 +78,9 @@ def main() -> None:
   for name in arguments.parts or PARTS:
     start = time.process_time()
     compiled = compile_part(name, arguments.size, device)
-    milliseconds = 1e3 * hlo_cost.read(compiled.as_text()).cycles / CHIPS[device.device_kind].clock
+    milliseconds = (
+      1e3 * hlo_cost.read(hlo_cost.parse(compiled.as_text())).cycles / CHIPS[device.device_kind].clock
+    )
     memory, summary = compiled.memory_analysis(), compiled.cost_analysis()
     print(
       f"| {name} | {milliseconds:.2f} | {summary['bytes accessed'] / 1e9:.2f} GB | "

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rc_jax.costs import hlo_cost
 from rc_jax.costs.chips import Gpu
-from rc_jax.costs.hlo_cost import Computations, Instruction
+from rc_jax.costs.hlo_cost import Computations, Instruction, Program
 from rc_jax.costs.scopes import module_of
 
 # Large bfloat16 products reach about this fraction of the data sheet's rate: 790 of 989 TFLOP/s on an H100.
@@ -104,18 +104,15 @@ class KernelCost:
   by_module: tuple[Share, ...]
 
 
-def read(text: str, gpu: Gpu, trips: Mapping[str, int] | None = None) -> list[Kernel]:
+def read(program: Program, gpu: Gpu, trips: Mapping[str, int] | None = None) -> list[Kernel]:
   """Returns the kernels of a program that was compiled for a GPU.
 
   Args:
-    text: of ``jax.stages.Compiled.as_text()``.
+    program: from ``hlo_cost.parse``.
     gpu: for its bandwidth and rates.
     trips: as for ``hlo_cost.read``.
-
-  Raises:
-    ValueError: the text is not an HLO module.
   """
-  computations, entry = hlo_cost.parse(text)
+  computations = program.computations
   operands = {
     name: {instruction.name: instruction for instruction in body} for name, body in computations.items()
   }
@@ -129,7 +126,7 @@ def read(text: str, gpu: Gpu, trips: Mapping[str, int] | None = None) -> list[Ke
     return each.seconds if each else 0
 
   kernels = []
-  for computation, instruction, runs in hlo_cost.executions(computations, entry, trips, weight):
+  for computation, instruction, runs in hlo_cost.executions(program, trips, weight):
     each = kernel(computation, instruction)
     if each and runs:
       kernels.append(dataclasses.replace(each, runs=runs))
@@ -141,7 +138,7 @@ def sum_up(kernels: Sequence[Kernel], text: str, gpu: Gpu) -> KernelCost:
 
   Args:
     kernels: from `read`.
-    text: the program from which they were read.
+    text: of the program from which they were read, ``jax.stages.Compiled.as_text()``.
     gpu: as for `read`.
   """
   rate = ATTAINABLE * gpu.chip.peak
@@ -186,7 +183,7 @@ def _kernel(
   size = _bytes_read(instruction, inputs, computations) + _bytes_written(instruction, operands, computations)
   flops = _flops(instruction, target, inputs, body)
   seconds = max(size / gpu.chip.bandwidth, flops / (ATTAINABLE * _rate(instruction, inputs, body, gpu)))
-  scope = instruction.scope or next((each.scope for each in reversed(body) if each.scope), "")
+  scope = hlo_cost.scope_of(instruction, body)
   return Kernel(_kind(instruction, target, body), scope, 1, size, flops, seconds)
 
 
@@ -228,7 +225,7 @@ def _bytes_written(
     dtype, dimensions = (hlo_cost.arrays(instruction.shape) or [("token", ())])[0]
     return hlo_cost.shape_bytes(f"{dtype}[{','.join(map(str, dimensions))}]")
   if instruction.opcode == "fusion":
-    body = computations.get(instruction.attribute(r"\bcalls=%?([\w.\-]+)"), ())
+    body = hlo_cost.fusion_body(instruction, computations)
     inner = {each.name: each for each in body}
     return sum(_result_bytes(each, inner) for each in body if each.root) or instruction.size
   return _result_bytes(instruction, operands)
@@ -250,7 +247,7 @@ def _bytes_read(instruction: Instruction, inputs: Sequence[Instruction], computa
   """Returns the bytes that a kernel reads, each operand once; of operands that it only slices, the slices."""
   unique = {each.name: each for each in inputs}
   if instruction.opcode == "fusion":
-    body = computations.get(instruction.attribute(r"\bcalls=%?([\w.\-]+)"), ())
+    body = hlo_cost.fusion_body(instruction, computations)
     parameters = {each.parameter: each for each in body if each.parameter is not None}
     slices: dict[str, list[int | None]] = {name: [] for name in unique}
     for number, name in enumerate(instruction.operands):

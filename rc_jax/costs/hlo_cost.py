@@ -77,6 +77,13 @@ class Instruction:
 Computations: TypeAlias = Mapping[str, Sequence[Instruction]]
 
 
+class Program(NamedTuple):
+  """A compiled program: its computations by name, and the name of the first one."""
+
+  computations: Computations
+  entry: str
+
+
 class Execution(NamedTuple):
   """An instruction that a program runs, its computation, and its runs: the product of the iterations around it."""
 
@@ -119,24 +126,18 @@ def is_operation(instruction: Instruction) -> bool:
   return instruction.opcode not in NO_OPERATION and not instruction.opcode.endswith("-done")
 
 
-def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
+def read(program: Program, trips: Mapping[str, int] | None = None) -> Cost:
   """Sums up a compiled program.
 
   Args:
-    text: of ``jax.stages.Compiled.as_text()``.
+    program: from `parse`.
     trips: name of a ``jax.named_scope`` -> iterations of the loop in it, for loops whose iterations depend on data.
-
-  Raises:
-    ValueError: the text is not an HLO module.
   """
-  computations, entry = parse(text)
   operations = 0
   unknown: list[str] = []
   heaviest: list[tuple[int, str]] = []
   messages: dict[str, list[tuple[int, int]]] = {}  # kind -> runs and bytes
-  for _, instruction, runs in executions(
-    computations, entry, trips, lambda _, instruction: instruction.cycles
-  ):
+  for _, instruction, runs in executions(program, trips, lambda _, instruction: instruction.cycles):
     scope = instruction.scope or instruction.name
     operations += runs * is_operation(instruction)
     heaviest.append((runs * instruction.cycles, scope))
@@ -164,21 +165,18 @@ def read(text: str, trips: Mapping[str, int] | None = None) -> Cost:
 
 
 def executions(
-  computations: Computations,
-  entry: str,
-  trips: Mapping[str, int] | None,
-  weight: Callable[[str, Instruction], float],
+  program: Program, trips: Mapping[str, int] | None, weight: Callable[[str, Instruction], float]
 ) -> Iterator[Execution]:
   """Yields the instructions that a run of a program executes, in order.
 
   A loop comes before its body. An unknown number of iterations counts as one.
 
   Args:
-    computations: as from `parse`.
-    entry: name of the first computation.
+    program: from `parse`.
     trips: as for `read`.
     weight: ``(computation, instruction) -> cost``; of the choices of a conditional, the most expensive one runs.
   """
+  computations, entry = program
 
   def known_iterations(instruction: Instruction) -> int:
     count = iterations(instruction, trips)
@@ -221,15 +219,30 @@ def fused(instruction: Instruction, computations: Computations) -> list[Instruct
   """Returns the instructions of a fusion, with those of fusions in it; none of another instruction."""
   if instruction.opcode != "fusion":
     return []
-  body = computations.get(instruction.attribute(r"\bcalls=%?([\w.\-]+)"), ())
+  body = fusion_body(instruction, computations)
   return [inner for each in body for inner in (each, *fused(each, computations))]
 
 
-def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
+def fusion_body(instruction: Instruction, computations: Computations) -> Sequence[Instruction]:
+  """Returns the instructions of the computation that a fusion calls, without those of fusions in it."""
+  return computations.get(instruction.attribute(r"\bcalls=%?([\w.\-]+)"), ())
+
+
+def scope_of(instruction: Instruction, body: Sequence[Instruction]) -> str:
+  """Returns the scope of an instruction, or, where it has none, that of the last instruction of its body with one.
+
+  Args:
+    instruction: of a program.
+    body: as from `fused`.
+  """
+  return instruction.scope or next((each.scope for each in reversed(body) if each.scope), "")
+
+
+def parse(text: str) -> Program:
   """Reads an HLO module.
 
-  Returns:
-    Its computations by name, and the name of its entry.
+  Args:
+    text: of ``jax.stages.Compiled.as_text()``.
 
   Raises:
     ValueError: the text has no entry computation.
@@ -247,7 +260,7 @@ def parse(text: str) -> tuple[dict[str, Sequence[Instruction]], str]:
     raise ValueError(
       "the text has no ENTRY computation; expected optimised HLO, from jax.stages.Compiled.as_text()"
     )
-  return dict(computations), entry
+  return Program(computations, entry)
 
 
 def _instruction(root: str | None, name: str, shape: str, opcode: str, rest: str) -> Instruction:

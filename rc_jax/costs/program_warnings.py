@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from rc_jax.costs import hlo_cost
 from rc_jax.costs.gpu_kernels import custom_call_target, only_moves
-from rc_jax.costs.hlo_cost import Computations, Instruction
+from rc_jax.costs.hlo_cost import Computations, Instruction, Program
 from rc_jax.costs.scopes import module_of
 
 # cuDNN has no fast algorithm above, and often none at all.
@@ -43,31 +43,28 @@ class ProgramWarning:
 
 
 def read(
-  text: str, platform: str, dtype: str, trips: Mapping[str, int] | None = None
+  program: Program, platform: str, dtype: str, trips: Mapping[str, int] | None = None
 ) -> tuple[ProgramWarning, ...]:
   """Returns the warnings of a compiled program, in the order of `KINDS`.
 
   Args:
-    text: of ``jax.stages.Compiled.as_text()``.
+    program: from ``hlo_cost.parse``.
     platform: ``gpu`` or ``tpu``, for which it was compiled.
     dtype: of the activations, ``model.dtype``.
     trips: as for ``hlo_cost.read``. The host of a GPU waits in the loops that it names, too.
-
-  Raises:
-    ValueError: the text is not an HLO module.
   """
-  computations, entry = hlo_cost.parse(text)
+  computations = program.computations
   by_name = {each.name: each for body in computations.values() for each in body}
   counts: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in KINDS}
   # Of the choices of a conditional, the one with the most instructions counts.
-  for _, instruction, runs in hlo_cost.executions(computations, entry, trips, lambda *_: 1):
+  for _, instruction, runs in hlo_cost.executions(program, trips, lambda *_: 1):
     body = hlo_cost.fused(instruction, computations)
     kinds = [kind for each in (instruction, *body) for kind in _kinds(each, by_name, computations, dtype)]
     if only_moves(instruction, body) and instruction.size > LARGEST_MOVE:
       kinds.append("large_move")
     if hlo_cost.iterations(instruction, trips if platform == "tpu" else None) is None:
       kinds.append("unknown_trips")
-    scope = instruction.scope or next((each.scope for each in reversed(body) if each.scope), "")
+    scope = hlo_cost.scope_of(instruction, body)
     for kind in kinds:
       counts[kind][module_of(scope)] += runs
   return tuple(

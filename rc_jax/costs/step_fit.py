@@ -21,6 +21,7 @@ from rc_jax.costs.program_warnings import ProgramWarning
 from rc_jax.costs.scopes import module_of
 from rc_jax.costs.stage_cost import forward_flops
 from rc_jax.costs.topology import topology_mesh
+from rc_jax.files import one_line
 from rc_jax.training import initial_state, optimizer
 
 # Classes that an image is assumed to show, for the number of queries: images of ADE20K show 9 of 150 classes.
@@ -33,9 +34,8 @@ FAST = {"exec_time_optimization_effort": -1.0}
 GPU_NOT_ATTACHED = {"xla_gpu_enable_triton_gemm": False}
 
 PREALLOCATED = 0.75  # of a GPU's memory, which JAX takes by default
-WORKSPACES = (
-  1e9  # bytes for cuDNN and cuBLAS, whose need is unknown before they choose their algorithms on the device
-)
+# Bytes for cuDNN and cuBLAS, whose need is unknown before they choose their algorithms on the device.
+WORKSPACES = 1e9
 
 
 class Operation(NamedTuple):
@@ -107,6 +107,32 @@ class DoesNotFit(ValueError):
   """The step needs more memory than the devices have."""
 
 
+class _Target(NamedTuple):
+  """The devices for which a step is compiled: the first one, their number, their platform, and whether they are here.
+
+  The platform is ``gpu`` for GPUs of any maker.
+  """
+
+  device: Any
+  devices: int
+  platform: str
+  attached: bool
+
+  @property
+  def kind(self) -> str:
+    return str(self.device.device_kind)
+
+
+class _ProgramReading(NamedTuple):
+  """Figures that the text of a compiled step gives, as in `StepCost`."""
+
+  cost: hlo_cost.Cost
+  seconds: float | None
+  kernels: KernelCost | None
+  heaviest: tuple[Operation, ...]
+  warnings: tuple[ProgramWarning, ...]
+
+
 def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   """Compiles the train step of a config.
 
@@ -124,9 +150,8 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     jax.config.update("jax_platforms", "cpu")
   mesh = topology_mesh(topology) if topology else sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh)
-  device = mesh.devices.flat[0]
-  kind, devices = device.device_kind, mesh.devices.size
-  platform = "gpu" if sharding.on_gpus(mesh) else device.platform
+  platform = "gpu" if sharding.on_gpus(mesh) else mesh.devices.flat[0].platform
+  target = _Target(mesh.devices.flat[0], mesh.devices.size, platform, attached=not topology)
   if fast and platform == "gpu":
     raise ValueError("--fast: changes nothing for a GPU, whose compiler has one effort; leave it out")
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
@@ -135,65 +160,92 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   step = initial_state.jitted_step(
     config, network, update_rule, state, mesh, norms=not sharding.on_gpus(mesh)
   )
-
-  options, note = _compiler_options(platform, not topology, fast)
-  say(f"compiling for {devices} x {kind}{note} ...")
   start = time.monotonic()
-  try:
-    compiled = step.lower(state, batch).compile(options or None)
-  except jax.errors.JaxRuntimeError as error:
-    raise does_not_fit(error, config, devices, kind) or error from error
+  compiled = _compile(step, (state, batch), config, target, fast)
   compiled_in = time.monotonic() - start
 
-  trips = {}
-  if isinstance(state.bank, contrast.MemoryBank):
-    queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
-    trips = streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
-  text = compiled.as_text() or ""
-  cost = hlo_cost.read(text, trips)
-  chip = CHIPS.get(kind)
-  clock = chip.clock if chip and not fast else 0.0
-  kernels, heaviest = _gpu_kernels(text, kind, trips)
-  if clock:
-    heaviest = tuple(
-      Operation(module_of(scope), scope.rpartition("/")[2], scope, cycles / clock)
-      for cycles, scope in cost.heaviest
-    )
-
-  memory: Any = compiled.memory_analysis()
-  peak = (
-    memory.argument_size_in_bytes
-    + memory.temp_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-  )
-  limit = _memory_limit(device, platform, attached=not topology)
+  trips = _loop_trips(config, network, state, target.devices)
+  reading = _read_program(compiled.as_text() or "", config, target, trips, fast)
+  kernels = reading.kernels
+  activations, peak = _memory_of(compiled)
+  limit = _memory_limit(target)
   if platform == "gpu":
-    refuse_above(limit, peak, kernels.rematerialised if kernels else 0, config, devices, kind)
+    rematerialised = kernels.rematerialised if kernels else 0
+    refuse_above(limit, peak, rematerialised, config, target.devices, target.kind)
   summary: Any = compiled.cost_analysis() or {}
-  images = config.train.batch_size // devices
+  images = config.train.batch_size // target.devices
   return StepCost(
-    devices=devices,
-    kind=kind,
+    devices=target.devices,
+    kind=target.kind,
     images=images,
     parameters=bytes_per_device((state.params, state.batch_stats)),
     momentum=bytes_per_device(state.opt_state),
     banks=bytes_per_device(state.bank),
     batch=bytes_per_device(batch),
-    activations=memory.temp_size_in_bytes,
+    activations=activations,
     peak=peak,
     limit=limit,
     flops=3 * images * forward_flops(network, height_width(config.train.crop_size)),
     traffic=kernels.size if kernels else summary.get("bytes accessed"),
-    seconds=cost.cycles / clock if clock and cost.cycles else None,
-    collectives=cost.collectives,
+    seconds=reading.seconds,
+    collectives=reading.cost.collectives,
     compiled_in=compiled_in,
-    attached=not topology,
-    operations=cost.operations,
+    attached=target.attached,
+    operations=reading.cost.operations,
     kernels=kernels,
-    warnings=_warnings(text, platform, config.model.dtype, trips),
-    heaviest=heaviest,
+    warnings=reading.warnings,
+    heaviest=reading.heaviest,
   )
+
+
+def _compile(
+  step: Any, arguments: tuple[Any, ...], config: Config, target: _Target, fast: bool
+) -> jax.stages.Compiled:
+  """Compiles a jitted step, which may take minutes; raises DoesNotFit if the devices have too little memory."""
+  options, note = _compiler_options(target.platform, target.attached, fast)
+  say(f"compiling for {target.devices} x {target.kind}{note} ...")
+  try:
+    compiled: jax.stages.Compiled = step.lower(*arguments).compile(options or None)
+  except jax.errors.JaxRuntimeError as error:
+    raise does_not_fit(error, config, target.devices, target.kind) or error from error
+  return compiled
+
+
+def _read_program(
+  text: str, config: Config, target: _Target, trips: dict[str, int], fast: bool
+) -> _ProgramReading:
+  """Reads a compiled step, ``jax.stages.Compiled.as_text()``; ``trips`` are as for ``hlo_cost.read``."""
+  program = hlo_cost.parse(text)
+  cost = hlo_cost.read(program, trips)
+  kernels, heaviest = _gpu_kernels(program, text, target.kind, trips)
+  chip = CHIPS.get(target.kind)
+  seconds = None
+  if chip and chip.clock and not fast:
+    seconds = cost.cycles / chip.clock or None
+    heaviest = tuple(
+      Operation(module_of(scope), scope.rpartition("/")[2], scope, cycles / chip.clock)
+      for cycles, scope in cost.heaviest
+    )
+  warnings: tuple[ProgramWarning, ...] = ()
+  if target.platform in ("gpu", "tpu"):
+    warnings = program_warnings.read(program, target.platform, config.model.dtype, trips)
+  return _ProgramReading(cost, seconds, kernels, heaviest, warnings)
+
+
+def _loop_trips(config: Config, network: models.Network, state: Any, devices: int) -> dict[str, int]:
+  """Returns the iterations of the loops of the contrastive loss by scope, as for ``hlo_cost.read``."""
+  if not isinstance(state.bank, contrast.MemoryBank):
+    return {}
+  queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
+  return streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
+
+
+def _memory_of(compiled: jax.stages.Compiled) -> tuple[int, int]:
+  """Returns the bytes of a program's temporary arrays, and the most that it needs at one time."""
+  memory: Any = compiled.memory_analysis()
+  arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
+  peak = arguments + memory.temp_size_in_bytes + results - memory.alias_size_in_bytes
+  return memory.temp_size_in_bytes, peak
 
 
 def _compiler_options(platform: str, attached: bool, fast: bool) -> tuple[dict[str, Any], str]:
@@ -206,20 +258,16 @@ def _compiler_options(platform: str, attached: bool, fast: bool) -> tuple[dict[s
 
 
 def _gpu_kernels(
-  text: str, kind: str, trips: dict[str, int]
+  program: hlo_cost.Program, text: str, kind: str, trips: dict[str, int]
 ) -> tuple[KernelCost | None, tuple[Operation, ...]]:
   """Returns the kernels of a program, and the most expensive ones; None and () if the GPU is unknown or none."""
   gpu = gpu_of(kind)
   if gpu is None:
     return None, ()
-  kernels = gpu_kernels.read(text, gpu, trips)
+  kernels = gpu_kernels.read(program, gpu, trips)
   longest = sorted(kernels, key=lambda kernel: -kernel.total_seconds)[:10]
   heaviest = (Operation(module_of(each.scope), each.kind, each.scope, each.total_seconds) for each in longest)
   return gpu_kernels.sum_up(kernels, text, gpu), tuple(heaviest)
-
-
-def _warnings(text: str, platform: str, dtype: str, trips: dict[str, int]) -> tuple[ProgramWarning, ...]:
-  return program_warnings.read(text, platform, dtype, trips) if platform in ("gpu", "tpu") else ()
 
 
 def _abstract_arguments(
@@ -268,7 +316,7 @@ def does_not_fit(error: Exception, config: Config, devices: int, kind: str) -> D
   if "RESOURCE_EXHAUSTED" not in text:
     return None
   used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", text)
-  amount = f"{used[1]} of {used[2]}" if used else text[:160]
+  amount = f"{used[1]} of {used[2]}" if used else one_line(text, 160)
   return DoesNotFit(_remedies(config, devices, kind, f"{amount} on each"))
 
 
@@ -295,13 +343,13 @@ def _remedies(config: Config, devices: int, kind: str, amount: str) -> str:
   return f"does not fit {devices} x {kind} ({amount}): try {', '.join(changes)}"
 
 
-def _memory_limit(device: Any, platform: str, attached: bool) -> float | None:
-  chip = CHIPS.get(device.device_kind)
-  if platform == "gpu" and chip and not attached:
+def _memory_limit(target: _Target) -> float | None:
+  chip = CHIPS.get(target.kind)
+  if target.platform == "gpu" and chip and not target.attached:
     return PREALLOCATED * chip.memory - WORKSPACES
-  if platform == "tpu" and chip:
+  if target.platform == "tpu" and chip:
     return chip.memory
-  return _attached_memory(device)
+  return _attached_memory(target.device)
 
 
 def _attached_memory(device: Any) -> float | None:

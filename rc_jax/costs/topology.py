@@ -9,6 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from rc_jax.costs.chips import GPUS, xla_description
+from rc_jax.files import one_line
 from rc_jax.sharding import mesh_of
 
 EXAMPLES = (
@@ -55,7 +56,7 @@ def _tpu_mesh(name: str) -> Mesh:
   try:
     return mesh_of(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
   except Exception as error:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     raise ValueError(
       f"--topology={name}: no such devices ({reason}); expected a generation and its chips along each axis, or a "
       f"GPU: {EXAMPLES}"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rc_jax.costs import chips, gpu_kernels, program_warnings, topology
+from rc_jax.costs import chips, gpu_kernels, hlo_cost, program_warnings, topology
 
 H100 = chips.GPUS["h100"]
 
@@ -111,7 +111,7 @@ X, Y, W = 2 * 2 * 9 * 9 * 4, 2 * 2 * 9 * 9 * 8, 2 * 8 * 3 * 3 * 4  # bytes
 
 @pytest.fixture(scope="module")
 def kernels():
-  return gpu_kernels.read(HLO, H100, {"tiles": 3})
+  return gpu_kernels.read(hlo_cost.parse(HLO), H100, {"tiles": 3})
 
 
 def of_kind(kernels, kind):
@@ -146,7 +146,7 @@ ENTRY %main (x: {dtype}[4096,4096]) -> {dtype}[4096,4096] {{
   ROOT %y = {dtype}[4096,4096]{{1,0}} dot(%x, %x), lhs_contracting_dims={{1}}, operand_precision={{{precision}}}
 }}
 """
-    (kernel,) = gpu_kernels.read(text, H100)
+    (kernel,) = gpu_kernels.read(hlo_cost.parse(text), H100)
     return kernel.seconds
 
   flops = 2 * 4096**3
@@ -177,7 +177,10 @@ def test_sums_equal_counts_by_hand(kernels) -> None:
 
 
 def test_warnings_name_kinds_and_modules() -> None:
-  found = {warning.kind: warning for warning in program_warnings.read(HLO, "gpu", "bfloat16", {"tiles": 3})}
+  found = {
+    warning.kind: warning
+    for warning in program_warnings.read(hlo_cost.parse(HLO), "gpu", "bfloat16", {"tiles": 3})
+  }
   assert {kind: warning.count for kind, warning in found.items()} == {
     "large_window": 1,
     "float32_convolution": 1,
@@ -190,15 +193,19 @@ def test_warnings_name_kinds_and_modules() -> None:
 
 
 def test_float32_networks_and_loops_with_estimated_trips_of_a_tpu_get_no_warning() -> None:
-  kinds = {warning.kind for warning in program_warnings.read(HLO, "tpu", "float32", {"tiles": 3})}
+  kinds = {
+    warning.kind for warning in program_warnings.read(hlo_cost.parse(HLO), "tpu", "float32", {"tiles": 3})
+  }
   assert not kinds & {"float32_convolution", "unknown_trips"}
-  assert "unknown_trips" in {warning.kind for warning in program_warnings.read(HLO, "tpu", "float32")}
+  assert "unknown_trips" in {
+    warning.kind for warning in program_warnings.read(hlo_cost.parse(HLO), "tpu", "float32")
+  }
 
 
 def test_a_scatter_without_equal_indices_gets_no_warning() -> None:
   text = HLO.replace("inserted_window_dims={0}, to_apply", "unique_indices=true, to_apply")
   assert text != HLO
-  kinds = {warning.kind for warning in program_warnings.read(text, "gpu", "bfloat16")}
+  kinds = {warning.kind for warning in program_warnings.read(hlo_cost.parse(text), "gpu", "bfloat16")}
   assert "adding_scatter" not in kinds
 
 
@@ -207,7 +214,7 @@ def test_a_float32_convolution_of_a_classifier_gets_no_warning() -> None:
     'Forward"\n', 'Forward", metadata={op_name="jit(f)/jvp(Segmenter)/head/classifier/conv"}\n'
   )
   assert text != HLO
-  kinds = {warning.kind for warning in program_warnings.read(text, "gpu", "bfloat16")}
+  kinds = {warning.kind for warning in program_warnings.read(hlo_cost.parse(text), "gpu", "bfloat16")}
   assert "float32_convolution" not in kinds and "large_window" in kinds
 
 
@@ -228,7 +235,7 @@ def test_a_program_compiled_for_an_h100_is_read() -> None:
     for shape in ((2, 16, 16, 32), (3, 3, 32, 64))
   ]
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
-  kernels = gpu_kernels.read(compiled.as_text(), H100)
+  kernels = gpu_kernels.read(hlo_cost.parse(compiled.as_text()), H100)
   convolutions = [kernel for kernel in kernels if kernel.kind.startswith("convolution")]
   assert len(convolutions) == 3
   assert {kernel.flops for kernel in convolutions} == {2 * 3 * 3 * 32 * 64 * 2 * 16 * 16}

@@ -64,7 +64,7 @@ HLO = HLO.replace("@trips@", 'backend_config={"known_trip_count":{"n":"3"}}')
 
 
 def test_cycles_count_each_iteration_and_the_more_expensive_choice() -> None:
-  cost = hlo_cost.read(HLO, {"tiles": 5, "blocks": 1000})
+  cost = hlo_cost.read(hlo_cost.parse(HLO), {"tiles": 5, "blocks": 1000})
   # A fusion counts with its own estimate, not with those of the operations in it.
   assert cost.cycles == 3 * 5 * (10 + 1) + 7 + 100
   assert cost.unknown_loops == ()
@@ -76,14 +76,14 @@ def test_cycles_count_each_iteration_and_the_more_expensive_choice() -> None:
 
 
 def test_a_loop_with_unknown_iterations_is_listed_and_counts_once() -> None:
-  cost = hlo_cost.read(HLO)
+  cost = hlo_cost.read(hlo_cost.parse(HLO))
   assert cost.cycles == 3 * (10 + 1) + 7 + 100
   assert cost.unknown_loops == ("jit(f)/blocks/while/body/tiles/while",)
 
 
 def test_text_without_an_entry_is_refused() -> None:
   with pytest.raises(ValueError, match="no ENTRY"):
-    hlo_cost.read("HloModule nothing")
+    hlo_cost.read(hlo_cost.parse("HloModule nothing"))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_compiled_program_is_read() -> None:
   loops = [line for lines in computations.values() for line in lines if line.opcode == "while"]
   assert entry in computations and [loop.trips for loop in loops] == [5]
   assert all(set(loop.called) <= computations.keys() for loop in loops)
-  cost = hlo_cost.read(text)
+  cost = hlo_cost.read(hlo_cost.parse(text))
   assert (
     cost.cycles == 0
     and cost.operations >= 5

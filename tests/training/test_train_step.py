@@ -266,7 +266,7 @@ def print_collectives() -> None:
       state, sharding.put_batch(own, mesh)
     )
     text = compiled.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
-    print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(text).collectives]))
+    print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(hlo_cost.parse(text)).collectives]))
 
 
 @pytest.mark.run
