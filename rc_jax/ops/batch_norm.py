@@ -150,11 +150,25 @@ def gradients_by_sign(
   mean: jax.Array,
   inverse: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """The gradients of `normalize` with ``relu`` and without a residual, for GPUs.
+  """Computes the gradients of `normalize` with ``relu`` and without a residual, for GPUs.
 
-  The sign of the rectified result follows from ``x``, which both passes over the arrays read anyway. The passes then
-  read and write five arrays of the size of ``x``. With ``y`` they take seven: XLA writes the rectified gradient.
-  ``offset`` is ``bias - mean * scale * inverse``.
+  The sign of ``x * scale * inverse + offset`` replaces that of the stored result: both passes over the arrays read
+  ``x`` anyway. The passes then read and write five arrays of the size of ``x``. With ``y`` they take seven, because XLA
+  writes the rectified gradient. Near 0 both signs can differ, because the formula rounds differently from the forward
+  pass. There a gradient is kept or dropped that the stored result would drop or keep.
+
+  Args:
+    dy: ``[...,C]``, the gradient of ``y``.
+    x: ``[...,C]``, the input of `normalize`.
+    y: ``[...,C]``, its result; not read.
+    scale: ``[C]`` float32.
+    offset: ``[C]`` float32, ``bias - mean * scale * inverse``.
+    mean: ``[C]`` float32, of the batch.
+    inverse: ``[C]`` float32, ``1 / sqrt(var + epsilon)`` of the batch.
+
+  Returns:
+    The gradient of ``x``, of its shape and dtype; ``dy`` as it was given, not rectified, in the place of a residual's
+    gradient; the gradients of scale and bias, ``[C]`` float32.
   """
   del y
   factor = inverse * scale

@@ -4,6 +4,8 @@ XLA for TPUs computes a convolution of eight images or more as it stands. It cut
 the pads, slices and copies between strips and images take as long as the convolutions (``docs/tpu.md``). Here a 1x1 is
 a matrix product over pixels, and a larger kernel is a sum over its rows: each is a convolution along the image's rows,
 which are its batch. No size and no dilation needs padding of the image.
+
+In the shapes of this module, ``h = ceil(H/stride)`` and ``w = ceil(W/stride)`` are the sides of the output.
 """
 
 from typing import NamedTuple
@@ -28,7 +30,14 @@ class RowTap(NamedTuple):
 
 
 def row_taps(height: int, size: int, stride: int, dilation: int) -> list[RowTap]:
-  """Lists the rows of a kernel of ``size`` that read pixels of an image of ``height``; the others read padding."""
+  """Lists the rows of a kernel that read pixels of an image; the others read padding alone.
+
+  Args:
+    height: of the image.
+    size: of the kernel, odd.
+    stride: as for ``conv.conv2d``.
+    dilation: as for ``conv.conv2d``.
+  """
   taps = []
   for row in range(size):
     offset = (row - size // 2) * dilation
@@ -40,6 +49,17 @@ def row_taps(height: int, size: int, stride: int, dilation: int) -> list[RowTap]
 
 
 def forward(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> jax.Array:
+  """Convolves as ``conv.conv2d``.
+
+  Args:
+    x: ``[B,H,W,C]``, any float dtype.
+    kernel: ``[k,k,C,O]`` of the dtype of ``x``, ``k`` odd.
+    stride: as for ``conv.conv2d``.
+    dilation: as for ``conv.conv2d``.
+
+  Returns:
+    ``[B,h,w,O]`` of the dtype of ``x``. Rows of the kernel are summed in float32, and the sum is rounded.
+  """
   size = kernel.shape[0]
   if size == stride == 1:
     return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])
@@ -55,6 +75,18 @@ def forward(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> j
 def input_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
+  """Computes the gradient of the input of `forward`.
+
+  Args:
+    dy: ``[B,h,w,O]`` of the dtype of ``x``, the gradient of the output.
+    x: ``[B,H,W,C]``; only its shape and dtype are read.
+    kernel: as for `forward`.
+    stride: as for `forward`.
+    dilation: as for `forward`.
+
+  Returns:
+    ``[B,H,W,C]`` of the dtype of ``x``. Rows of the kernel are summed in float32, and the sum is rounded.
+  """
   kernel = kernel.swapaxes(2, 3)
   size = kernel.shape[0]
   if size == stride == 1:
@@ -72,6 +104,18 @@ def input_gradient(
 def kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
+  """Computes the gradient of the kernel of `forward`, summed in float32 and not rounded afterwards.
+
+  Args:
+    dy: ``[B,h,w,O]`` of the dtype of ``x``, the gradient of the output.
+    x: ``[B,H,W,C]``.
+    kernel: ``[k,k,C,O]``; only its shape is read.
+    stride: as for `forward`.
+    dilation: as for `forward`.
+
+  Returns:
+    ``[k,k,C,O]`` float32.
+  """
   size = kernel.shape[0]
   if size == stride == 1:
     product = jnp.einsum("bhwc,bhwo->co", x, dy, preferred_element_type=jnp.float32)

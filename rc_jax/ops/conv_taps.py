@@ -72,6 +72,11 @@ def _sum_placed(parts: list[tuple[jax.Array, Spans]], stride: int, size: tuple[i
 
 
 def forward(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> jax.Array:
+  """Convolves as ``conv.conv2d``, with arguments as for ``conv_xla.forward``.
+
+  Returns:
+    ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``, to which each product and each sum is rounded.
+  """
   over_channels = (((3,), (0,)), ((), ()))
   parts = [
     (
@@ -86,6 +91,11 @@ def forward(x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> j
 def input_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
+  """Computes the gradient of the input of `forward`, with arguments as for ``conv_xla.input_gradient``.
+
+  Returns:
+    ``[B,H,W,C]`` of the dtype of ``dy``, to which each product and each sum is rounded.
+  """
   over_outputs = (((3,), (1,)), ((), ()))
   parts = [
     (lax.dot_general(pixels_at(dy, tap.outputs, 1), kernel[tap.row, tap.column], over_outputs), tap.inputs)
@@ -97,6 +107,11 @@ def input_gradient(
 def kernel_gradient(
   dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int
 ) -> jax.Array:
+  """Computes the gradient of the kernel of `forward`, with arguments as for ``conv_xla.kernel_gradient``.
+
+  Returns:
+    ``[k,k,C,O]`` of the dtype of ``x``, to which the sum is rounded: ``conv.conv2d`` gives float32 arrays.
+  """
   # A product over pixels reads one operand with its channels outermost. The one with fewer channels is transposed, once
   # for all taps, and apart from the operation that computes it: a fused transposition takes longer than the product.
   size, (inputs, outputs) = kernel.shape[0], kernel.shape[2:]
@@ -120,6 +135,11 @@ def kernel_gradient(
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
+  """Convolves each channel separately, with arguments as for ``conv_xla.depthwise``.
+
+  Returns:
+    ``[B,H,W,C]``, summed in float32, then rounded to the dtype of ``x``.
+  """
   parts = []
   for tap in valid_taps(x.shape[1:3], kernel.shape[0], 1, dilation):
     pixels, weights = pixels_at(x, tap.inputs, 1), kernel[tap.row, tap.column, 0]
@@ -128,7 +148,13 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
 
 
 def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
-  """Loops over the rows once for all taps; a reduction for each tap takes several times as long."""
+  """Computes the gradient of the kernel of `depthwise`, with arguments as for ``conv_xla.depthwise_kernel_gradient``.
+
+  It loops over the rows once for all taps: a reduction for each tap takes several times as long.
+
+  Returns:
+    ``[k,k,1,C]``, summed in float32, then rounded to the dtype of ``kernel``.
+  """
   size = kernel.shape[0]
   taps = valid_taps(x.shape[1:3], size, 1, dilation)
   offsets = [(tap.row - size // 2) * dilation for tap in taps]

@@ -130,6 +130,8 @@ def test_gradients_by_sign_equal_those_by_the_kept_result(dtype):
   found = batch_norm.gradients_by_sign(dy, x, y, scale, offset, mean, inverse)
   tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == "float32" else {"rtol": 1e-2, "atol": 1e-2}
   np.testing.assert_allclose(np.asarray(found[0], np.float32), np.asarray(dx, np.float32), **tolerance)
+  assert found[0].dtype == x.dtype
+  np.testing.assert_array_equal(found[1], dy)
   np.testing.assert_allclose(found[2], d_scale, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(found[3], d_bias, rtol=1e-4, atol=1e-4)
 

@@ -1,5 +1,7 @@
 """Convolutions and pooling against XLA's, PyTorch's and loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax import lax
 
 from rc_jax.models.layers import Conv
-from rc_jax.ops import conv_xla
+from rc_jax.ops import conv_rows, conv_taps, conv_xla
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
 from rc_jax.ops.conv_taps import valid_taps
 
@@ -86,6 +88,42 @@ def test_kernel_gradients_of_bfloat16_are_not_rounded_to_it(form, kernel_size, s
           pixel = padded[:, i * stride + row * dilation, j * stride + column * dilation]
           expected[row, column] += pixel.T @ np.asarray(dy[:, i, j], np.float64)
   np.testing.assert_allclose(d_kernel, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [conv_rows, conv_taps, conv_xla])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_all_forms_give_the_documented_shapes_and_dtypes(form, kernel_size, stride):
+  x, dy = (
+    jnp.ones((2, 9, 12, 5), jnp.bfloat16),
+    jnp.ones((2, -(-9 // stride), -(-12 // stride), 7), jnp.bfloat16),
+  )
+  kernel = jnp.ones((kernel_size, kernel_size, 5, 7), jnp.bfloat16)
+  options = {"stride": stride, "dilation": 1}
+
+  def described(function, *arrays):
+    result = jax.eval_shape(functools.partial(function, **options), *arrays)
+    return result.shape, result.dtype
+
+  assert described(form.forward, x, kernel) == (dy.shape, jnp.bfloat16)
+  assert described(form.input_gradient, dy, x, kernel) == (x.shape, jnp.bfloat16)
+  rounded = form is conv_taps
+  assert described(form.kernel_gradient, dy, x, kernel) == (
+    kernel.shape,
+    jnp.bfloat16 if rounded else jnp.float32,
+  )
+
+
+def test_a_transposed_kernel_gradient_is_rounded_before_it_is_widened():
+  random = np.random.default_rng(0)
+  x, dy = (jnp.asarray(random.standard_normal((2, 9, 12, size)), jnp.bfloat16) for size in (5, 7))
+  kernel = jnp.zeros((3, 3, 5, 7), jnp.bfloat16)
+  options = {"stride": 1, "dilation": 1}
+  for form in (conv_xla.transposed_kernel_gradient, conv_xla.phases_kernel_gradient):
+    gradient = form(dy, x, kernel, **options)
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_array_equal(gradient, gradient.astype(jnp.bfloat16).astype(jnp.float32))
+  exact = conv_xla.kernel_gradient(dy, x, kernel, **options)
+  assert (exact != exact.astype(jnp.bfloat16)).mean() > 0.9
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
