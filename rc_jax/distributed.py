@@ -221,16 +221,30 @@ def check_agreement(facts: agreement.Facts, listings: Mapping[str, Sequence[str]
 
 def _gather_on_devices(value: Any) -> list[Any]:
   """Exchanges values through the devices, where JAX has connected the processes."""
-  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+  return [json.loads(content) for content in allgather_bytes(json.dumps(value).encode())]
+
+
+def allgather_bytes(content: bytes) -> list[bytes]:
+  """Exchanges bytes through the devices; every process calls this at the same place.
+
+  Args:
+    content: of this process; its length may differ between processes.
+
+  Returns:
+    The contents of all processes, in order.
+  """
+  # Gathered arrays must have one shape in all processes.
+  lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(content))))
+  if not lengths.max():  # often no process has anything to send
+    return [b""] * len(lengths)
   padded = np.zeros(int(lengths.max()), np.uint8)
-  padded[: len(text)] = text
+  padded[: len(content)] = np.frombuffer(content, np.uint8)
   rows = np.asarray(multihost_utils.process_allgather(padded))
-  return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+  return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def leave(status: int, message: str = "") -> None:
-  """Tells the other processes that this one ends; does nothing the second time, or where there are no others.
+  """Sends the other processes the exit status of this one; does nothing the second time, or in a single process.
 
   Args:
     status: its exit status.

@@ -271,6 +271,8 @@ import os, sys, jax
 from rc_jax import distributed
 index = int(os.environ["RC_JAX_PROCESS_ID"])
 jax.distributed.initialize(os.environ["RC_JAX_COORDINATOR"], 2, index)
+assert distributed.allgather_bytes(b"") == [b"", b""]
+assert distributed.allgather_bytes(b"\\0a" * index) == [b"", b"\\0a"]
 distributed.check_agreement({"seed": 0}, {"image": ["a.png"] * 300})
 try:
   distributed.check_agreement({"seed": index}, {"image": ["a.png"] * (300 + index)})

@@ -1,6 +1,7 @@
 """Scores a network on a split: confusion matrix, counts of every image, and means by the data set's rule."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec
 
-from rc_jax import data, models, sharding
+from rc_jax import data, distributed, models, sharding
 from rc_jax.config import Config
 from rc_jax.console import Progress
 from rc_jax.evaluation import metrics
@@ -182,15 +183,10 @@ def _in_order(gathered: np.ndarray) -> np.ndarray:
 
 
 def _gathered_names(names: list[str]) -> list[str]:
-  # Collectives carry numbers of one shape.
-  # Names of files may hold bytes that are no UTF-8, which Python shows as surrogates.
-  encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-  longest = int(np.max(multihost_utils.process_allgather(np.int32(max(map(len, encoded))))))
-  rows = np.zeros((len(names), longest), np.uint8)
-  for row, name in zip(rows, encoded, strict=True):
-    row[: len(name)] = np.frombuffer(name, np.uint8)
-  gathered = _in_order(multihost_utils.process_allgather(rows))
-  return [row.tobytes().rstrip(b"\0").decode("utf-8", "surrogatepass") for row in gathered]
+  """Returns the names of all processes, in the order of ``_in_order``."""
+  # JSON escapes the surrogates by which Python shows bytes of a file's name that are no UTF-8.
+  gathered = distributed.allgather_bytes(json.dumps(names).encode())
+  return [name for row in zip(*map(json.loads, gathered), strict=True) for name in row]
 
 
 def _sum_over_processes(confusion: np.ndarray) -> np.ndarray:

@@ -5,10 +5,8 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from rc_jax import files
+from rc_jax import distributed, files
 from rc_jax.console import say
 
 FILE = "skipped.jsonl"
@@ -71,14 +69,9 @@ def _merged_over_processes(reasons: dict[str, str]) -> dict[str, str]:
   """Returns the union of the dicts of all processes."""
   if jax.process_count() == 1:
     return reasons
-  text = np.frombuffer(json.dumps(reasons).encode(), np.uint8)
-  # Gathered arrays must have one size in all processes. Mostly no process skipped anything, and the sizes show it.
-  sizes = multihost_utils.process_allgather(np.int32(text.size))
-  if sizes.max() <= len("{}"):
-    return {}
-  padded = np.full(int(sizes.max()), ord(" "), np.uint8)
-  padded[: text.size] = text
+  # Mostly no process skipped anything: then only the lengths are exchanged.
+  content = json.dumps(reasons).encode() if reasons else b""
   merged: dict[str, str] = {}
-  for row in multihost_utils.process_allgather(padded):
-    merged |= json.loads(bytes(np.asarray(row, np.uint8)))
+  for gathered in distributed.allgather_bytes(content):
+    merged |= json.loads(gathered or b"{}")
   return merged
