@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import jax
 
 import rc_jax
+from rc_jax.process_group import listed_processes
 
 Facts: TypeAlias = Mapping[str, Any]
 Gather: TypeAlias = Callable[[Any], list[Any]]
@@ -23,7 +24,7 @@ Gather: TypeAlias = Callable[[Any], list[Any]]
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "grain")
 _JAX_SETTINGS = ("jax_platforms", "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
-_SHOWN = 3  # differences in one message
+_SHOWN = 3  # differences in one message, values of a difference, and entries in a list of processes
 _LONGEST = 60  # characters of a value in a message
 _BLOCK = 256  # names that share a digest
 
@@ -98,7 +99,9 @@ def _differences(facts: Sequence[Facts]) -> list[str]:
       # As text: a tuple that has been sent is a list, and NaN equals itself.
       processes.setdefault(json.dumps(each.get(name), sort_keys=True), []).append(index)
     if len(processes) > 1:
-      values = [f"{_shown(value)} on {_listed(indices)}" for value, indices in processes.items()]
+      values = [
+        f"{_shown(value)} on {listed_processes(indices, most=_SHOWN)}" for value, indices in processes.items()
+      ]
       rest = [f"{len(values) - _SHOWN} other values"] if len(values) > _SHOWN else []
       *first, last = [*values[:_SHOWN], *rest]
       found.append(f"{name} is {', '.join(first)} and {last}")
@@ -119,13 +122,6 @@ def _shown(text: str) -> str:
     return "absent"
   shown = value if isinstance(value, str) and value else text
   return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
-
-
-def _listed(indices: Sequence[int]) -> str:
-  if len(indices) == 1:
-    return f"process {indices[0]}"
-  shown = ", ".join(map(str, indices[:_SHOWN]))
-  return f"processes {shown}" + (f" and {len(indices) - _SHOWN} more" if len(indices) > _SHOWN else "")
 
 
 def _block_digests(names: Sequence[str]) -> list[str]:

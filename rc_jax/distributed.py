@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from rc_jax import agreement, streams
 from rc_jax.fields import Flag
 from rc_jax.process_group import ProcessGroup
-from rc_jax.rendezvous import meet, split_address
+from rc_jax.rendezvous import connect_processes, split_address
 
 CONNECT_SECONDS = 300
 
@@ -79,7 +79,7 @@ def connect(
     needed = f"{', '.join(flags)}, or in the environment {', '.join(names)}"
     raise ValueError(f"{missing}: not set; a run of several processes needs {needed}")
   coordinator, processes, process_id = values
-  if not (processes.isdigit() and process_id.isdigit() and int(process_id) < int(processes)):
+  if not (processes.isdecimal() and process_id.isdecimal() and int(process_id) < int(processes)):
     raise ValueError(f"--process_id={process_id} of --processes={processes}: expected 0..processes-1")
   try:
     split_address(coordinator)
@@ -98,7 +98,7 @@ def _join(
   """Joins the other processes; JAX reads from the cluster's environment whatever is None."""
   global _group
   if coordinator and processes and processes > 1 and process_id is not None:
-    _group = meet(coordinator, processes, process_id, timeout, facts)
+    _group = connect_processes(coordinator, processes, process_id, timeout, facts)
     # The interpreter's end must not look like a crash to the others. JAX registered its own function earlier, so
     # this one runs first.
     atexit.register(leave, 0)
@@ -107,7 +107,10 @@ def _join(
       jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=timeout)
   except RuntimeError as error:
     reason = " ".join(str(error).split())[:300]
-    raise ValueError(f"the processes of this run did not find each other: {reason}") from error
+    raise ValueError(
+      f"JAX could not connect the processes of this run ({reason}); check that all ports are open between the hosts "
+      "and start all processes again, or raise --connect_timeout"
+    ) from error
   except (ValueError, KeyError, IndexError) as error:
     # JAX reads the variables of the cluster as they are.
     if coordinator is not None:

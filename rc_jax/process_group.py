@@ -1,8 +1,8 @@
 """Messages between the processes of one run, which also show at once that one of them has ended.
 
-Process 0 has a connection to each of the others. They are those over which the processes met (`rc_jax.rendezvous`), and
-stay open until the end of the run: the kernel closes them when a process ends, however it ends. JAX alone notices a
-missing process after 100 seconds, and then aborts.
+Process 0 has a connection to each other process. `rc_jax.rendezvous` opens these connections, and they stay open until
+the end of the run: the kernel closes them when a process ends, for whatever reason. JAX alone notices a missing process
+after 100 seconds, and then aborts.
 """
 
 import collections
@@ -20,7 +20,9 @@ from rc_jax import console, streams
 
 # EX_TEMPFAIL of sysexits.h: the same command may succeed, where 2 means that it must be changed.
 LOST_PROCESS = 75
-_MOST_BYTES = 1 << 22  # of a message
+_RECEIVE_BYTES = 1 << 16  # at a time
+# Until a connection is known to belong to the run, another program may send without end.
+_MOST_GREETING_BYTES = 1 << 22
 _SEND_SECONDS = 30.0
 _NOTICE_SECONDS = 30.0  # between two lines about a wait
 _FIRST_NOTICE_SECONDS = 3.0
@@ -37,11 +39,18 @@ class Disconnected(Exception):
 
 
 class Connection:
-  """Sends and receives JSON objects, one a line, over a TCP connection."""
+  """Sends and receives JSON objects, one a line, over a TCP connection.
+
+  A message may have at most 4 MiB until ``allow_long_messages`` is called.
+  """
 
   def __init__(self, connected: socket.socket):
-    self._socket, self._buffer, self._lock = connected, b"", threading.Lock()
-    connected.settimeout(_SEND_SECONDS)
+    self._socket, self._lock = connected, threading.Lock()
+    self._parts: list[bytes] = []  # of the message that has not yet arrived completely
+    self._most_bytes: int | None = _MOST_GREETING_BYTES
+    self._timeout_reason = ""
+    # With a timeout, Python would wait for data even under MSG_DONTWAIT.
+    connected.setblocking(False)
     # A machine that loses its power closes no connection: the kernel finds out in about a minute.
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
@@ -52,12 +61,40 @@ class Connection:
     return self._socket.fileno()
 
   def send(self, message: Message) -> None:
-    """Sends a message; raises ``Disconnected``."""
+    """Sends a message; waits at most 30 seconds until the other end has taken it.
+
+    Raises:
+      Disconnected: the other end has closed the connection, or takes nothing. Then this end closes it too.
+    """
     try:
       with self._lock:
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
+        self._send_all(json.dumps(message).encode() + b"\n")
+    except TimeoutError:
+      self._timeout_reason = f"it took no message for {_SEND_SECONDS:.0f} s"
+      # A part of the line may have been sent, so that no other message can follow. Both ends now read an end of file.
+      with contextlib.suppress(OSError):
+        self._socket.shutdown(socket.SHUT_RDWR)
+      raise Disconnected(self._timeout_reason) from None
     except OSError as error:
-      raise Disconnected(_reason(error)) from None
+      raise Disconnected(error_reason(error)) from None
+
+  def _send_all(self, content: bytes) -> None:
+    end = time.monotonic() + _SEND_SECONDS
+    unsent = memoryview(content)
+    while unsent:
+      try:
+        unsent = unsent[self._socket.send(unsent) :]
+      except BlockingIOError:
+        remaining = end - time.monotonic()
+        if remaining <= 0:
+          raise TimeoutError from None
+        with selectors.DefaultSelector() as selector:
+          selector.register(self._socket, selectors.EVENT_WRITE)
+          selector.select(remaining)
+
+  def allow_long_messages(self) -> None:
+    """Removes the limit of a message's length: the other end belongs to this run."""
+    self._most_bytes = None
 
   def receive(self) -> list[dict[str, Any]]:
     """Returns the messages that have arrived; does not wait.
@@ -66,20 +103,27 @@ class Connection:
       Disconnected: the other end has closed the connection, or sends something else than these messages.
     """
     try:
-      received = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+      received = self._socket.recv(_RECEIVE_BYTES)
     except BlockingIOError:
       return []
     except OSError as error:
-      raise Disconnected(_reason(error)) from None
+      raise Disconnected(error_reason(error)) from None
     if not received:
-      raise Disconnected("it closed the connection")
-    *lines, self._buffer = (self._buffer + received).split(b"\n")
+      raise Disconnected(self._timeout_reason or "it closed the connection")
+    first, *others = received.split(b"\n")
+    self._parts.append(first)
+    lines = []
+    for part in others:
+      lines.append(b"".join(self._parts))
+      self._parts = [part] if part else []
     try:
       messages = [json.loads(line) for line in lines]
     except (ValueError, RecursionError):
       messages = [None]
-    stranger = self._buffer and not self._buffer.startswith(b"{")
-    if stranger or len(self._buffer) > _MOST_BYTES or not all(isinstance(m, dict) for m in messages):
+    is_json = all(isinstance(message, dict) for message in messages)
+    is_json &= not self._parts or self._parts[0].startswith(b"{")
+    is_too_long = self._most_bytes is not None and sum(map(len, self._parts)) > self._most_bytes
+    if is_too_long or not is_json:
       raise Disconnected("another program answers, or a run that has already started")
     return messages
 
@@ -105,6 +149,8 @@ class ProcessGroup:
       peers: index -> connection; process 0 has all others, each of them has process 0.
     """
     self.index, self.names, self._peers = index, tuple(names), dict(peers)
+    for connection in self._peers.values():
+      connection.allow_long_messages()  # process 0 sends the values of all processes in one message
     self._changed = threading.Condition()
     self._received: dict[int, collections.deque[Any]] = {peer: collections.deque() for peer in peers}
     self._finished: set[int] = set()
@@ -117,10 +163,13 @@ class ProcessGroup:
 
     Args:
       value: of this process, as JSON knows it.
-      purpose: what the others do until they call it, ``"read the data"``; for the line that says for whom this waits.
+      purpose: what the others do until they call it, ``"read the data"``; for the line that names the missing ones.
 
     Returns:
       The values of all processes, in order.
+
+    Raises:
+      ValueError: another process has finished without this call; one line.
     """
     if self.index > 0:
       self._send(0, {"value": value})
@@ -132,7 +181,7 @@ class ProcessGroup:
     return values
 
   def leave(self, status: int, message: str = "") -> None:
-    """Tells the others that this process ends on purpose.
+    """Sends the others the exit status and error of this process, which ends on purpose.
 
     Args:
       status: its exit status.
@@ -148,7 +197,7 @@ class ProcessGroup:
       self._peers[peer].send(message)
 
   def _take(self, peers: Sequence[int], purpose: str) -> list[Any]:
-    """Returns the next value of each of the peers; says for whom it waits."""
+    """Returns the next value of each of the peers; prints which ones are missing."""
     start, notice = time.monotonic(), _FIRST_NOTICE_SECONDS
     with self._changed:
       while missing := [peer for peer in peers if not self._received[peer]]:
@@ -224,11 +273,18 @@ class ProcessGroup:
       os._exit(status)
 
 
-def listed_processes(indices: Iterable[int], count: int) -> str:
-  """Names some processes of ``count``.
+def listed_processes(indices: Iterable[int], count: int | None = None, most: int | None = None) -> str:
+  """Names some processes of a run.
 
   >>> listed_processes([1], 2), listed_processes([1, 2, 3, 5], 8)
   ('process 1 of 2', 'processes 1-3, 5 of 8')
+  >>> listed_processes([0, 2, 4, 6, 7, 8], most=2)
+  'processes 0, 2 and 4 more'
+
+  Args:
+    indices: of the processes, at least one.
+    count: the number of all processes of the run; None: the text does not contain it.
+    most: numbers and ranges of numbers in the text; None: all.
   """
   ranges: list[list[int]] = []
   for index in sorted(indices):
@@ -236,12 +292,20 @@ def listed_processes(indices: Iterable[int], count: int) -> str:
       ranges[-1].append(index)
     else:
       ranges.append([index])
-  texts = [
-    f"{members[0]}-{members[-1]}" if len(members) > 2 else ", ".join(map(str, members)) for members in ranges
-  ]
+  entries: list[tuple[str, int]] = []  # text, number of processes
+  for members in ranges:
+    if len(members) > 2:
+      entries.append((f"{members[0]}-{members[-1]}", len(members)))
+    else:
+      entries += [(str(member), 1) for member in members]
+  shown = entries[:most]
   noun = "process" if sum(map(len, ranges)) == 1 else "processes"
-  return f"{noun} {', '.join(texts)} of {count}"
+  text = f"{noun} {', '.join(text for text, _ in shown)}"
+  if len(shown) < len(entries):
+    text += f" and {sum(number for _, number in entries[len(shown) :])} more"
+  return text if count is None else f"{text} of {count}"
 
 
-def _reason(error: OSError) -> str:
-  return (error.strerror or str(error)).lower()
+def error_reason(error: OSError | Disconnected) -> str:
+  """Returns why a connection failed, for the middle of a message: ``connection refused``."""
+  return (getattr(error, "strerror", None) or str(error)).lower()

@@ -59,7 +59,11 @@ def refusals(facts: Sequence[dict], listings: Sequence[dict]) -> tuple[list[str]
   [
     ([{"seed": 1}, {"seed": 1}], ""),
     ([{"seed": 1}, {"seed": 2}], "seed is 1 on process 0 and 2 on process 1;"),
-    ([{"seed": 1}] * 5 + [{"seed": 0}], "seed is 1 on processes 0, 1, 2 and 2 more and 0 on process 5;"),
+    ([{"seed": 1}] * 5 + [{"seed": 0}], "seed is 1 on processes 0-4 and 0 on process 5;"),
+    (
+      [{"seed": 1}, {"seed": 0}] * 5,
+      "seed is 1 on processes 0, 2, 4 and 2 more and 0 on processes 1, 3, 5 and 2",
+    ),
     ([{"seed": 1}, {}], "seed is 1 on process 0 and absent on process 1;"),
     ([{}, {"seed": None}], ""),
     ([{"a": (1, 2), "nan": float("nan")}, {"a": [1, 2], "nan": float("nan")}], ""),

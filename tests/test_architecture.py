@@ -46,6 +46,7 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   **{name: set() for name in GROUND},
   # Heads, backbones, pixel losses and augmentations state their own fields.
   "config": {"fields", "models", "losses", "data", "recipes", "files"},
+  "agreement": {"process_group"},
   "class_table": {"console", "files"},
   "console": {"streams"},
   "distributed": {"agreement", "fields", "process_group", "rendezvous", "streams"},

@@ -1,5 +1,6 @@
-"""How the processes of one run meet: whom they wait for, and what they refuse."""
+"""How the processes of one run connect: which ones they wait for, what they refuse, and their messages."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from rc_jax import distributed, rendezvous
-from rc_jax.process_group import LOST_PROCESS, ProcessGroup, listed_processes
+from rc_jax import agreement, distributed, process_group, rendezvous
+from rc_jax.process_group import LOST_PROCESS, Connection, Disconnected, ProcessGroup, listed_processes
 from tests.support import processes
 from tests.support.paths import ROOT
 
@@ -28,10 +29,10 @@ def pool() -> Iterator[ThreadPoolExecutor]:
     yield threads
 
 
-def meet(
+def connect(
   pool: ThreadPoolExecutor, address: str, count: int, index: int, timeout: float = 20, **facts: object
 ) -> Future[ProcessGroup]:
-  return pool.submit(rendezvous.meet, address, count, index, timeout, facts)
+  return pool.submit(rendezvous.connect_processes, address, count, index, timeout, facts)
 
 
 def leave(*groups: ProcessGroup) -> None:
@@ -39,8 +40,8 @@ def leave(*groups: ProcessGroup) -> None:
     group.leave(0)
 
 
-def test_processes_meet_in_any_order_and_exchange_values(address: str, pool: ThreadPoolExecutor) -> None:
-  joining = [meet(pool, address, 4, index) for index in (3, 1, 0, 2)]
+def test_processes_connect_in_any_order_and_exchange_values(address: str, pool: ThreadPoolExecutor) -> None:
+  joining = [connect(pool, address, 4, index) for index in (3, 1, 0, 2)]
   groups = sorted((each.result(30) for each in joining), key=lambda group: group.index)
   assert [group.index for group in groups] == [0, 1, 2, 3]
   assert groups[2].names == groups[0].names and groups[0].names[3].startswith("process 3 of 4 (")
@@ -50,13 +51,13 @@ def test_processes_meet_in_any_order_and_exchange_values(address: str, pool: Thr
   leave(*groups)
 
 
-def test_the_port_is_free_after_each_meeting(
+def test_the_port_is_free_after_the_processes_have_connected(
   address: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   monkeypatch.setattr(rendezvous, "_RETRY_SECONDS", 0.01)
   host, port = rendezvous.split_address(address)
   for _ in range(50):
-    joining = [meet(pool, address, 2, index) for index in (1, 0)]
+    joining = [connect(pool, address, 2, index) for index in (1, 0)]
     groups = [each.result(30) for each in joining]
     # The connections are open, and the service of JAX listens on the same port.
     with socket.create_server((host, port)), socket.create_connection((host, port)):
@@ -67,7 +68,7 @@ def test_the_port_is_free_after_each_meeting(
 def test_a_missing_process_is_named_at_once_and_at_the_end(
   address: str, pool: ThreadPoolExecutor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-  present = [meet(pool, address, 5, index, timeout=3) for index in (0, 3)]
+  present = [connect(pool, address, 5, index, timeout=3) for index in (0, 3)]
   time.sleep(2)
   assert f"waiting for processes 1, 2, 4 of 5 at {address}" in capsys.readouterr().out
   for each in present:
@@ -81,20 +82,20 @@ def test_a_missing_coordinator_is_named(address: str, capsys: pytest.CaptureFixt
   with pytest.raises(
     ValueError, match=rf"^process 1: process 0 of 2 at {address} did not answer within 2 s .*refused"
   ):
-    rendezvous.meet(address, 2, 1, 2, {})
+    rendezvous.connect_processes(address, 2, 1, 2, {})
   assert f"process 1 waits for process 0 of 2 at {address}: connection refused" in capsys.readouterr().out
 
 
 def test_a_host_without_address_is_named(capsys: pytest.CaptureFixture[str]) -> None:
   with pytest.raises(ValueError, match=r"at nowhere\.invalid:1234 did not answer within 1 s \("):
-    rendezvous.meet("nowhere.invalid:1234", 2, 1, 1, {})
+    rendezvous.connect_processes("nowhere.invalid:1234", 2, 1, 1, {})
 
 
 def test_two_processes_of_one_number_are_refused_everywhere(
   address: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   monkeypatch.setattr(rendezvous, "_CONFLICT_SECONDS", 1.0)
-  present = [meet(pool, address, 3, index) for index in (0, 1, 1)]
+  present = [connect(pool, address, 3, index) for index in (0, 1, 1)]
   for each in present:
     with pytest.raises(ValueError, match=r"^--process_id=1 is the number of two processes of 3 \(.*pid"):
       each.result(30)
@@ -105,7 +106,7 @@ def test_two_coordinators_of_one_port_are_refused(
 ) -> None:
   refused = pytest.raises(ValueError, match=r"^process 0 cannot listen on port \d+ .*in use.*--coordinator")
   with socket.create_server(rendezvous.split_address(address)), refused:
-    rendezvous.meet(address, 2, 0, 2, {})
+    rendezvous.connect_processes(address, 2, 0, 2, {})
   assert "process 0 waits for port" in capsys.readouterr().out
 
 
@@ -113,36 +114,38 @@ def test_another_number_of_processes_is_refused_everywhere(
   address: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   monkeypatch.setattr(rendezvous, "_CONFLICT_SECONDS", 1.0)
-  present = [meet(pool, address, 2, 0), meet(pool, address, 3, 2)]
+  present = [connect(pool, address, 2, 0), connect(pool, address, 3, 2)]
   for each in present:
     with pytest.raises(ValueError, match=r"^--processes is 2 on process 0 \(.*\) and 3 on process 2 \("):
       each.result(30)
 
 
 def test_other_facts_are_refused_everywhere(address: str, pool: ThreadPoolExecutor) -> None:
-  present = [meet(pool, address, 3, index, seed=index // 2, sizes=(1, 2)) for index in range(3)]
+  present = [connect(pool, address, 3, index, seed=index // 2, sizes=(1, 2)) for index in range(3)]
   for each in present:
     with pytest.raises(ValueError, match=r"do not agree: seed is 0 on processes 0, 1 and 1 on process 2; "):
       each.result(30)
 
 
 def test_a_process_that_was_started_again_takes_its_place(address: str, pool: ThreadPoolExecutor) -> None:
-  first = meet(pool, address, 3, 0)
+  first = connect(pool, address, 3, 0)
   host, port = rendezvous.split_address(address)
   for _ in range(100):
     try:
       with socket.create_connection((host, port)) as connection:
-        connection.sendall(b'{"rc_jax": 1, "index": 1, "processes": 3, "host": "a", "pid": 1, "facts": {}}\n')
+        connection.sendall(b'{"index": 1, "processes": 3, "host": "a", "pid": 1, "facts": {}}\n')
         assert b"missing" in connection.recv(100)
       break
     except OSError:
       time.sleep(0.05)
-  groups = [each.result(30) for each in (first, meet(pool, address, 3, 1), meet(pool, address, 3, 2))]
+  else:
+    pytest.fail("process 0 did not listen within 5 s")
+  groups = [each.result(30) for each in (first, connect(pool, address, 3, 1), connect(pool, address, 3, 2))]
   assert all("(a)" not in name for name in groups[0].names)
   leave(*groups)
 
 
-NO_INDEX = b'{"rc_jax": 1, "index": -1, "processes": 2, "host": "a", "pid": 1, "facts": {}}\n'
+NO_INDEX = b'{"index": -1, "processes": 2, "host": "a", "pid": 1, "facts": {}}\n'
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ NO_INDEX = b'{"rc_jax": 1, "index": -1, "processes": 2, "host": "a", "pid": 1, "
   ],
 )
 def test_other_programs_are_ignored(sent: bytes, address: str, pool: ThreadPoolExecutor) -> None:
-  first = meet(pool, address, 2, 0)
+  first = connect(pool, address, 2, 0)
   host, port = rendezvous.split_address(address)
   stranger = None
   while stranger is None:
@@ -168,7 +171,7 @@ def test_other_programs_are_ignored(sent: bytes, address: str, pool: ThreadPoolE
     except OSError:
       time.sleep(0.05)
   stranger.sendall(sent)
-  groups = [first.result(30) for first in (first, meet(pool, address, 2, 1))]
+  groups = [first.result(30) for first in (first, connect(pool, address, 2, 1))]
   stranger.close()
   leave(*groups)
 
@@ -177,7 +180,7 @@ def test_a_coordinator_that_does_not_answer_is_not_waited_for(address: str) -> N
   with socket.create_server(rendezvous.split_address(address)):
     start = time.monotonic()
     with pytest.raises(ValueError, match="did not answer within 2 s"):
-      rendezvous.meet(address, 2, 1, 2, {})
+      rendezvous.connect_processes(address, 2, 1, 2, {})
     assert time.monotonic() - start < 10
 
 
@@ -194,12 +197,158 @@ def test_the_service_of_another_run_is_no_coordinator(address: str) -> None:
   with socket.create_server(rendezvous.split_address(address)) as server:
     threading.Thread(target=greet, args=(server,), daemon=True).start()
     with pytest.raises(ValueError, match=r"did not answer within 2 s \(another program answers"):
-      rendezvous.meet(address, 2, 1, 2, {})
+      rendezvous.connect_processes(address, 2, 1, 2, {})
     server.shutdown(socket.SHUT_RDWR)
 
 
 def test_long_lists_of_processes_are_short() -> None:
   assert listed_processes(range(1, 64), 64) == "processes 1-63 of 64"
+  assert listed_processes(range(0, 64, 2), most=3) == "processes 0, 2, 4 and 29 more"
+
+
+def test_a_wait_that_process_0_extends_shows_its_new_limit(
+  address: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  monkeypatch.setattr(rendezvous, "_CONFLICT_SECONDS", 2.0)
+  monkeypatch.setattr(rendezvous, "_NOTICE_SECONDS", 0.1)
+  with socket.create_server(rendezvous.split_address(address)) as server:
+    waiting = connect(pool, address, 3, 1, timeout=3)
+    connection, _ = server.accept()
+    with connection:
+      for _ in range(3):
+        time.sleep(2)
+        connection.sendall(b'{"missing": [2]}\n')
+      time.sleep(1)
+      connection.sendall(b'{"refused": "no process 2"}\n')
+      with pytest.raises(ValueError, match=r"^no process 2$"):
+        waiting.result(30)
+  lines = re.findall(r"waits for process 2 of 3 \((\d+) of at most (\d+) s\)", capsys.readouterr().out)
+  assert len(lines) == 3
+  # Each message of process 0 adds the timeout and two seconds; both numbers of a line are rounded.
+  assert all(4 <= int(limit) - int(waited) <= 6 for waited, limit in lines), lines
+
+
+def test_an_address_of_ipv6_is_shown_in_brackets() -> None:
+  address = f"[::1]:{processes.free_port()}"
+  with pytest.raises(ValueError, match=rf"^process 1: process 0 of 2 at {re.escape(address)} did not"):
+    rendezvous.connect_processes(address, 2, 1, 1, {})
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Connection, Connection]]:
+  """Both ends of a TCP connection."""
+  with socket.create_server(("127.0.0.1", 0)) as server:
+    first = Connection(socket.create_connection(server.getsockname()))
+    second = Connection(server.accept()[0])
+  yield first, second
+  first.close()
+  second.close()
+
+
+def received(connection: Connection) -> list[dict]:
+  """Returns the next messages; waits for them."""
+  end = time.monotonic() + 20
+  while time.monotonic() < end:
+    if messages := connection.receive():
+      return messages
+    time.sleep(0.001)
+  pytest.fail("no message within 20 s")
+
+
+def test_receiving_does_not_wait(ends: tuple[Connection, Connection]) -> None:
+  first, second = ends
+  start = time.monotonic()
+  assert first.receive() == []
+  assert time.monotonic() - start < 5
+  second.send({"a": 1})
+  second.send({"b": 2})
+  messages = received(first)
+  assert (messages if len(messages) == 2 else messages + received(first)) == [{"a": 1}, {"b": 2}]
+
+
+def test_only_processes_of_the_run_may_send_long_messages(
+  ends: tuple[Connection, Connection], pool: ThreadPoolExecutor
+) -> None:
+  first, second = ends
+  message = {"value": "x" * (9 << 20)}
+  first.allow_long_messages()
+  sending = pool.submit(second.send, message)
+  assert received(first) == [message]
+  sending.result(30)
+  sending = pool.submit(first.send, message)
+  with pytest.raises(Disconnected, match="another program"):
+    received(second)
+  second.close()
+  with pytest.raises(Disconnected):
+    sending.result(30)
+
+
+def test_a_message_that_is_not_taken_ends_the_connection_at_both_ends(
+  ends: tuple[Connection, Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """A part of the line is on its way: a next message would be read as the rest of this one."""
+  first, second = ends
+  second.allow_long_messages()
+  monkeypatch.setattr(process_group, "_SEND_SECONDS", 1.0)
+  start = time.monotonic()
+  with pytest.raises(Disconnected, match="took no message for 1 s"):
+    first.send({"value": "x" * (64 << 20)})
+  assert time.monotonic() - start < 15
+  with pytest.raises(Disconnected):
+    first.send({"value": 1})
+  with pytest.raises(Disconnected, match="took no message for 1 s"):
+    received(first)
+  with pytest.raises(Disconnected, match="closed the connection"):
+    received(second)
+
+
+def test_many_processes_with_long_names_still_name_the_difference(address: str) -> None:
+  """Process 0 sends the names of all processes in one message, here of 12 MB."""
+  count = 24
+  names = [f"{'x' * 2000}/{number}.png" for number in range(256)]
+  with ThreadPoolExecutor(count) as threads:
+    connecting = [connect(threads, address, count, index, timeout=60) for index in range(count)]
+    groups = [each.result(90) for each in connecting]
+
+    def refusal(group: ProcessGroup) -> str:
+      listing = [*names[:255], "cat.png"] if group.index == 5 else names
+      with pytest.raises(ValueError, match=r"do not agree: ") as raised:
+        agreement.check_agreement(lambda value: group.gather(value, "wait"), {}, {"image": listing})
+      return str(raised.value)
+
+    (message,) = set(threads.map(refusal, groups))
+  assert "image number 256 is" in message and "on processes 0-4, 6-23 and cat.png on process 5" in message
+  leave(*groups)
+
+
+def test_a_process_that_finishes_instead_of_exchanging_is_named(
+  address: str, pool: ThreadPoolExecutor
+) -> None:
+  groups = [each.result(30) for each in [connect(pool, address, 2, index) for index in range(2)]]
+  groups[1].leave(0)
+  with pytest.raises(ValueError, match=r"^process 1 of 2 \(.* has finished while the others read the data; "):
+    groups[0].gather(1, "read the data")
+  groups[0].leave(0)
+
+
+@pytest.mark.parametrize(("count", "index"), [("²", "0"), ("2", "¹"), ("-1", "0"), ("2", "2"), ("two", "0")])
+def test_numbers_of_processes_that_cannot_be_are_refused(count: str, index: str) -> None:
+  with pytest.raises(
+    ValueError, match=f"^--process_id={index} of --processes={count}: expected 0..processes-1"
+  ):
+    distributed.connect("localhost:1", count, index)
+
+
+def test_a_failure_of_jax_to_connect_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+  def initialize(*unused: object, **options: object) -> None:
+    raise RuntimeError("DEADLINE_EXCEEDED: barrier\ntimed out")
+
+  monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+  with pytest.raises(
+    ValueError,
+    match=r"^JAX could not connect the processes of this run \(DEADLINE_EXCEEDED: barrier timed out\); check .*ports",
+  ):
+    distributed.connect("localhost:1", "1", "0")
 
 
 RUN = """
@@ -217,7 +366,7 @@ def run_two(body: str) -> list[subprocess.Popen]:
 
 
 @pytest.mark.run
-def test_jax_connects_after_the_meeting_and_processes_may_end_apart() -> None:
+def test_jax_connects_afterwards_and_processes_may_end_apart() -> None:
   for process in run_two("time.sleep(4 * jax.process_index()); print('done')"):
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and printed.rstrip().endswith("done"), printed
@@ -298,20 +447,20 @@ GKE = {"TPU_WORKER_HOSTNAMES": "a-0.b,a-1.b", "TPU_WORKER_ID": "1", "JAX_PLATFOR
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:2"}, (None, None, None)),
   ],
 )
-def test_clusters_whose_variables_say_all_meet_too(
+def test_processes_of_clusters_with_known_variables_connect_first(
   variables: dict[str, str], expected: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   for name in (*SLURM, *GKE, "SLURM_STEP_NODELIST", "JAX_COORDINATOR_PORT", "JAX_COORDINATOR_ADDRESS"):
     monkeypatch.delenv(name, raising=False)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
-  met, joined = [], []
-  monkeypatch.setattr(distributed, "meet", lambda *arguments: met.append(arguments[:3]))
+  connected, initialized = [], []
+  monkeypatch.setattr(distributed, "connect_processes", lambda *arguments: connected.append(arguments[:3]))
   monkeypatch.setattr(
     distributed.jax.distributed,
     "initialize",
-    lambda *arguments, **options: joined.append((arguments, options)),
+    lambda *arguments, **options: initialized.append((arguments, options)),
   )
   distributed.connect(connect_timeout=7)
-  assert joined == [(expected, {"initialization_timeout": 7})]
-  assert met == ([expected] if expected[0] else [])
+  assert initialized == [(expected, {"initialization_timeout": 7})]
+  assert connected == ([expected] if expected[0] else [])

@@ -164,11 +164,11 @@ def test_a_cluster_is_recognised(environment, several, monkeypatch) -> None:
 
 def test_flags_connect_processes(monkeypatch) -> None:
   joined: list[tuple] = []
-  met: list[tuple] = []
+  connected: list[tuple] = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *arguments, **_: joined.append(arguments))
-  monkeypatch.setattr(distributed, "meet", lambda *arguments: met.append(arguments))
+  monkeypatch.setattr(distributed, "connect_processes", lambda *arguments: connected.append(arguments))
   distributed.connect("host:1234", "4", "3", 60, {"seed": 0})
-  assert joined == [("host:1234", 4, 3)] and met == [("host:1234", 4, 3, 60, {"seed": 0})]
+  assert joined == [("host:1234", 4, 3)] and connected == [("host:1234", 4, 3, 60, {"seed": 0})]
   with pytest.raises(ValueError, match="--processes, --process_id: not set"):
     distributed.connect("host:1234")
   with pytest.raises(ValueError, match="--process_id=4 of --processes=4: expected 0"):
