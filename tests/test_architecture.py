@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     *("study", "costs", "training", "evaluation", "weights", "inference", "predictions", "drawing"),
     *("models", "data", "train_state", "contrast", "ops"),
   },
-  "study": {"evaluation"},
+  "study": {"evaluation", "drawing"},
   "costs": {"training", "models", "data", "contrast"},
   "training": {"weights", "contrast", "models", "losses", "data", "ops", "train_state"},
   "evaluation": {"inference", "models", "data"},

@@ -1,6 +1,7 @@
-"""A paired bootstrap over images: the difference between two results, with a confidence interval."""
+"""A paired bootstrap over images: the difference of two results, or of two groups of results, with its interval."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,31 +51,66 @@ def difference(
   Raises:
     ValueError: the two results differ in images, classes or rule.
   """
-  _check_comparable(first, second)
-  rule = first.scores["absent_class"]
-  images, classes = first.counts.shape[1:]
-  rng = np.random.default_rng(seed)
-  both = np.stack([first.counts, second.counts]).astype(np.float64)  # [2,3,I,N], exact below 2^53
-  differences = []
-  for start in range(0, resamples, CHUNK):
-    drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
-    sums = drawn.astype(np.float64) @ both.reshape(6, images, classes)  # [R,I] @ [6,I,N] -> [6,R,N]
-    tp, fp, fn = sums.reshape(2, 3, -1, classes).swapaxes(0, 1)  # [2,R,N] each
-    miou = _mean_of_scored(metrics.class_ious(tp, fp, fn, rule))
-    differences.append(miou[1] - miou[0])
-  of_resamples = np.concatenate(differences)
-  low, high = np.quantile(of_resamples, [(1 - coverage) / 2, (1 + coverage) / 2])
+  mious = resampled_mious([first, second], resamples, seed)  # [2,R]
+  low, high = interval_of_means(mious[:1], mious[1:], coverage)
   of_classes = {
     name: None if before is None or after is None else after - before
     for (name, before), after in zip(first.scores["iou"].items(), second.scores["iou"].values(), strict=True)
   }
   return Difference(
     miou=second.scores["miou"] - first.scores["miou"],
-    low=float(low),
-    high=float(high),
-    better=float((of_resamples > 0).mean()),
+    low=low,
+    high=high,
+    better=float((mious[1] > mious[0]).mean()),
     classes=of_classes,
   )
+
+
+def resampled_mious(results: Sequence[Result], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+  """Computes the mIoU of each result on each resample of the images; all results have the same resamples.
+
+  Args:
+    results: ``K`` of the same images.
+    resamples: their number, ``R``.
+    seed: of the draws.
+
+  Returns:
+    float64 ``[K,R]``, 0..1, by the data set's rule for absent classes; 0 for a resample that scores no class.
+
+  Raises:
+    ValueError: two results differ in images, classes or rule; one line.
+  """
+  for result in results[1:]:
+    check_comparable(results[0], result)
+  rng = np.random.default_rng(seed)
+  mious = np.empty((len(results), resamples))
+  images = len(results[0].names)
+  for start in range(0, resamples, CHUNK):
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
+    drawn = drawn.astype(np.float64)  # sums of pixels are exact below 2^53
+    for row, result in enumerate(results):
+      tp, fp, fn = drawn @ result.counts.astype(np.float64)  # [R,I] @ [3,I,N] -> [3,R,N]
+      ious = metrics.class_ious(tp, fp, fn, result.scores["absent_class"])
+      mious[row, start : start + len(drawn)] = _mean_of_scored(ious)
+  return mious
+
+
+def interval_of_means(
+  first: np.ndarray, second: np.ndarray, coverage: float = COVERAGE
+) -> tuple[float, float]:
+  """Returns the interval over images of the difference between the means of two groups of results.
+
+  Args:
+    first: ``[S,R]`` of ``resampled_mious``: the runs to compare with, such as those of several seeds.
+    second: ``[T,R]`` of the same call: the runs that may be better.
+    coverage: fraction of the resamples that the interval holds, 0..1.
+
+  Returns:
+    Its lower and its upper end, as fractions, second minus first.
+  """
+  differences = second.mean(axis=0) - first.mean(axis=0)  # [R]
+  low, high = np.quantile(differences, [(1 - coverage) / 2, (1 + coverage) / 2])
+  return float(low), float(high)
 
 
 def _mean_of_scored(ious: np.ndarray) -> np.ndarray:
@@ -84,7 +120,12 @@ def _mean_of_scored(ious: np.ndarray) -> np.ndarray:
   return mean
 
 
-def _check_comparable(first: Result, second: Result) -> None:
+def check_comparable(first: Result, second: Result) -> None:
+  """Checks that two results are of the same images and classes, scored by one rule.
+
+  Raises:
+    ValueError: they are not; one line with both files.
+  """
   for quantity, a, b in (
     ("data set", first.scores["dataset"], second.scores["dataset"]),
     ("classes", list(first.scores["iou"]), list(second.scores["iou"])),
@@ -94,11 +135,11 @@ def _check_comparable(first: Result, second: Result) -> None:
     if a != b:
       shown = "" if isinstance(a, list) else f" ({a}, {b})"
       raise ValueError(
-        f"--results: {first.path} and {second.path} differ in their {quantity}{shown}; compare results of one split"
+        f"{first.path} and {second.path} differ in their {quantity}{shown}; compare results of one split"
       )
   different = [pair for pair in zip(first.names, second.names, strict=True) if pair[0] != pair[1]]
   if different:
     raise ValueError(
-      f"--results: {first.path} and {second.path} scored different images ({' and '.join(different[0])}); "
+      f"{first.path} and {second.path} scored different images ({' and '.join(different[0])}); "
       "compare results of one split"
     )

@@ -1,4 +1,4 @@
-"""Charts with a row for each class: bars, pairs of dots, and confusion as a table or as a list."""
+"""Charts with a row for each class: bars, pairs of dots, differences, and confusion as a table or as a list."""
 
 import html
 from collections.abc import Sequence
@@ -172,4 +172,42 @@ def _largest_confusions(confusion: np.ndarray, fractions: np.ndarray, names: Seq
     )
   return (
     f'<ul class="rows pairs-list" tabindex="0" data-rove="1" aria-label="Confusions">{"".join(rows)}</ul>'
+  )
+
+
+def difference_matrix(
+  names: Sequence[str], columns: Sequence[str], differences: np.ndarray, reference: tuple[str, np.ndarray]
+) -> str:
+  """Returns a table with a row for each class and a column for each setting, coloured by the difference.
+
+  Args:
+    names: of the ``N`` classes.
+    columns: names of the ``K`` settings.
+    differences: ``[N,K]``, points of IoU; NaN where there is none.
+    reference: the name of the setting to compare with, and its IoUs ``[N]`` in percent; NaN where there is none.
+  """
+  known = np.abs(differences[np.isfinite(differences)])
+  largest = float(known.max()) if known.size and known.max() > 0 else 1.0
+  head = "".join(
+    f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in (reference[0], *columns)
+  )
+  body = []
+  for label, name in enumerate(names):
+    iou = float(reference[1][label])
+    text = "–" if np.isnan(iou) else f"{iou:.1f}"
+    tip = html.escape(f"{name}, {reference[0]}: IoU {text} %", quote=True)
+    cells = [f'<td data-tip="{tip}">{text}</td>']
+    for column, value in zip(columns, differences[label].tolist(), strict=True):
+      text = "–" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}"
+      tip = f"{name}, {column}: {text} points of IoU against {reference[0]}"
+      share = 0.0 if np.isnan(value) else 100 * abs(value) / largest
+      kind = "same" if value > 0 else "other"  # the colours of right and wrong pixels
+      strong = " strong" if share >= 55 else ""
+      cells.append(
+        f'<td class="{kind}{strong}" style="--share:{share:.1f}%" data-tip="{html.escape(tip, quote=True)}">{text}</td>'
+      )
+    body.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
+  return (
+    f'<div class="scroll"><table class="matrix" tabindex="0" data-rove="{1 + len(columns)}">'
+    f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
   )
