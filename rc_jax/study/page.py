@@ -38,7 +38,8 @@ def _header(tables: Sequence[StudyTable]) -> str:
     for scored in tables[0].claims
   )
   claims = (
-    f'<p class="lead">{html.escape(wording.claims_title(tables[0]))}, on {html.escape(study.splits[0])}:</p>'
+    f'<p class="lead">{html.escape(wording.claims_title(tables[0]))}, on {html.escape(study.splits[0])}, '
+    f"with the {_COVERAGE} over seeds:</p>"
     f'<dl class="beside">{names}</dl>'
     if names
     else ""

@@ -4,14 +4,13 @@ import html
 import json
 import pathlib
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from rc_jax.config import defaults
 from rc_jax.drawing.report.configuration import recipe_lines
 from rc_jax.drawing.report.run_page import run_page
+from tests.support.browser import browse, in_browser
 from tests.support.example_runs import HOSTILE, make_config, make_run, unusual_runs
 
 ALL = ["pictures", "classes", "confusion", "curves", "contrast", "configuration"]
@@ -26,8 +25,6 @@ SECTIONS = {
   "hostile names": ALL,
   "old log": [name for name in ALL if name != "contrast"],
 }
-BROWSERS = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-BROWSER = next(filter(None, BROWSERS), None)
 
 
 def sections(page: str) -> list[str]:
@@ -99,28 +96,6 @@ def test_a_string_with_quotes_stays_a_python_string() -> None:
     config.dataset.root = root
     exec("\n".join(recipe_lines(config)[0]), {"config": made})
     assert made.dataset.root == root
-
-
-def browse(folder: pathlib.Path, page: str) -> str:
-  """Opens a page in a browser; returns its elements after the scripts, and finds no error."""
-  assert BROWSER
-  (folder / "index.html").write_text(page)
-  finished = subprocess.run(
-    [
-      *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"),
-      *("--enable-logging=stderr", "--v=0", "--dump-dom", (folder / "index.html").as_uri()),
-    ],
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert "CONSOLE" not in finished.stderr, finished.stderr
-  (root,) = re.findall(r"<html[^>]*>", finished.stdout)
-  assert 'data-ready="true"' in root and "data-error" not in root  # the script ran to its end
-  return finished.stdout
-
-
-in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 
 
 @pytest.mark.run
