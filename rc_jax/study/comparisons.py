@@ -70,7 +70,8 @@ class ScoredRow:
     deviation: their standard deviation, with ``n - 1``; None below two seeds.
     over_seeds: lower and upper end of Student's interval of the mean; None below two seeds.
     classes: class -> mean IoU in percent over the seeds that score it; None where none does.
-    difference: to the baseline; None for the baseline.
+    baseline: the name of the row that it is compared with; of a baseline, its own.
+    difference: to the baseline; None for a baseline.
   """
 
   row: Row
@@ -79,6 +80,7 @@ class ScoredRow:
   deviation: float | None
   over_seeds: tuple[float, float] | None
   classes: Mapping[str, float | None]
+  baseline: str
   difference: Comparison | None
 
 
@@ -113,6 +115,11 @@ class StudyTable:
   failed: tuple[tuple[Run, str], ...]
   images: int
   protocols: tuple[str, ...]
+
+  @property
+  def baselines(self) -> tuple[str, ...]:
+    """The names of the rows that others are compared with, in the order of the study."""
+    return tuple(dict.fromkeys(row.baseline for row in self.rows))
 
   @property
   def missing(self) -> tuple[Run, ...]:
@@ -170,7 +177,7 @@ class _Scores:
   """The results of a study on one split, and their mIoU on the resamples of its images."""
 
   def __init__(self, study: Study, scored: Sequence[tuple[Run, Result]]):
-    self._baseline = study.row(study.baseline)
+    self._study = study
     self._results: dict[str, dict[int, Result]] = {row.name: {} for row in study.rows}
     self._resampled: dict[str, dict[int, np.ndarray]] = {row.name: {} for row in study.rows}
     if not scored:
@@ -183,6 +190,7 @@ class _Scores:
   def scored_row(self, row: Row) -> ScoredRow:
     """Returns the scores of a row and its difference to the baseline."""
     results = self._results[row.name]
+    baseline = self._study.baseline_of(row)
     mious = {seed: 100 * result.scores["miou"] for seed, result in results.items()}
     return ScoredRow(
       row=row,
@@ -191,7 +199,8 @@ class _Scores:
       deviation=_deviation(mious.values()),
       over_seeds=_interval(mious.values()),
       classes=_means_of_classes([_percent(result.scores["iou"]) for result in results.values()]),
-      difference=None if row is self._baseline else self.comparison(self._baseline, row),
+      baseline=baseline,
+      difference=None if baseline == row.name else self.comparison(self._study.row(baseline), row),
     )
 
   def comparison(self, worse: Row, better: Row) -> Comparison:

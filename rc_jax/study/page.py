@@ -11,7 +11,7 @@ from rc_jax.drawing.report.class_charts import difference_matrix
 from rc_jax.drawing.report.page import Section, document
 from rc_jax.drawing.report.seed_charts import SeedChart, SeedRow, seed_chart
 from rc_jax.study import wording
-from rc_jax.study.comparisons import Comparison, StudyTable, Verdict
+from rc_jax.study.comparisons import Comparison, ScoredRow, StudyTable, Verdict
 from rc_jax.study.intervals import COVERAGE
 
 _COVERAGE = f"{100 * COVERAGE:g} % interval"
@@ -109,9 +109,10 @@ def _differences_chart(table: StudyTable) -> SeedChart:
       of_seeds = dict(zip(difference.seeds, difference.differences, strict=True))
       values = np.array([of_seeds.get(seed, np.nan) for seed in seeds])
       intervals = [difference.over_seeds, difference.over_images]
-      rows.append(SeedRow(row.row.name, values, difference.mean, intervals, difference.paper))
+      name = row.row.name if len(table.baselines) == 1 else f"{row.row.name}, against {row.baseline}"
+      rows.append(SeedRow(name, values, difference.mean, intervals, difference.paper))
   return SeedChart(
-    title=f"Difference to {table.study.baseline} in points of mIoU on {table.split}",
+    title=f"Difference to {_baseline(table)} in points of mIoU on {table.split}",
     seeds=[str(seed) for seed in seeds],
     rows=rows,
     intervals=[f"mean, {_COVERAGE} over seeds", f"mean, {_COVERAGE} over images"],
@@ -123,8 +124,8 @@ def _differences_chart(table: StudyTable) -> SeedChart:
 
 
 def _tables(table: StudyTable) -> str:
-  caption = f"mIoU in %, differences to {table.study.baseline}"
-  text = _table(caption, wording.ROW_HEADS, (wording.row_cells(row, table) for row in table.rows))
+  caption = f"mIoU in %, differences to {_baseline(table)}"
+  text = _table(caption, wording.row_heads(table), (wording.row_cells(row, table) for row in table.rows))
   if table.claims:
     text += _table(wording.claims_title(table), wording.CLAIM_HEADS, map(wording.claim_cells, table.claims))
   return text
@@ -151,23 +152,35 @@ def _sentences(sentences: Iterable[str]) -> str:
   return "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences)
 
 
+def _baseline(table: StudyTable) -> str:
+  return table.baselines[0] if len(table.baselines) == 1 else "the baseline of the row"
+
+
 def _classes(table: StudyTable) -> str:
-  names = list(table.results[0][1].scores["iou"])
-  compared = [(row.row.name, row.difference.classes) for row in table.rows if row.difference is not None]
-  (baseline,) = (row.classes for row in table.rows if row.difference is None)
-  differences = np.array([[_nan(classes.get(name)) for _, classes in compared] for name in names])
-  reference = np.array([_nan(baseline.get(name)) for name in names])
   lead = (
-    f"First column: IoU of {table.study.baseline} in %. Others: differences to it in points of IoU, means over the "
-    "seeds that both have. They have no intervals: of many classes, some change by chance."
+    "First column: IoU of the baseline in %. Others: differences to it in points of IoU, means over the seeds that "
+    "both have. They have no intervals: of many classes, some change by chance."
   )
-  matrix = difference_matrix(
+  matrices = "".join(_class_differences(table, row) for row in table.rows if row.row.name in table.baselines)
+  return f'<p class="lead">{html.escape(lead)}</p>{matrices}'
+
+
+def _class_differences(table: StudyTable, baseline: ScoredRow) -> str:
+  """Returns a row for each class and a column for each row of the table that is compared with a baseline."""
+  names = list(table.results[0][1].scores["iou"])
+  compared = [
+    (row.row.name, row.difference.classes)
+    for row in table.rows
+    if row.difference is not None and row.baseline == baseline.row.name
+  ]
+  differences = np.array([[_nan(classes.get(name)) for _, classes in compared] for name in names])
+  reference = np.array([_nan(baseline.classes.get(name)) for name in names])
+  return difference_matrix(
     names,
     [name for name, _ in compared],
     differences.reshape(len(names), len(compared)),
-    (table.study.baseline, reference),
+    (baseline.row.name, reference),
   )
-  return f'<p class="lead">{html.escape(lead)}</p>{matrix}'
 
 
 def _nan(value: float | None) -> float:

@@ -17,7 +17,7 @@ def markdown(table: StudyTable) -> str:
   """Returns the table of one split, its claims and the sentences on both as Markdown."""
   study = table.study
   lines = [f"## {_cell(study.title)}, {_cell(table.split)}", "", wording.progress(table), ""]
-  lines += _markdown_table(wording.ROW_HEADS, (wording.row_cells(row, table) for row in table.rows))
+  lines += _markdown_table(wording.row_heads(table), (wording.row_cells(row, table) for row in table.rows))
   if table.claims:
     lines += ["", f"{_text(wording.claims_title(table))}:", ""]
     lines += _markdown_table(wording.CLAIM_HEADS, map(wording.claim_cells, table.claims))
@@ -91,6 +91,7 @@ def _row_records(tables: Iterable[StudyTable]) -> list[Record]:
       "miou": _decimal(row.mean),
       "miou_deviation": _decimal(row.deviation),
       "paper": _decimal(row.row.paper),
+      "baseline": row.baseline,
       **dict(zip(_DIFFERENCE_COLUMNS, _difference_values(row.difference), strict=True)),
     }
     for table in tables

@@ -1,6 +1,6 @@
 """The numbers and sentences of a study's table, as Markdown and the page both show them."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rc_jax.evaluation.bootstrap import RESAMPLES
 from rc_jax.study.comparisons import Comparison, ScoredClaim, ScoredRow, StudyTable
@@ -56,17 +56,24 @@ def claim(scored: ScoredClaim) -> str:
 
 
 _DIFFERENCE_HEADS = ("difference", "pairs", "over seeds", "over images")
-ROW_HEADS = ("row", "seeds", "mIoU", *_DIFFERENCE_HEADS, "paper", "paper's difference")
 CLAIM_HEADS = ("claim", "verdict", *_DIFFERENCE_HEADS, "paper's difference")
 
 
+def row_heads(table: StudyTable) -> list[str]:
+  """Returns the titles of the columns of the rows; of the baseline where the rows have several."""
+  baseline = ["baseline"] if len(table.baselines) > 1 else []
+  return ["row", "seeds", "mIoU", *baseline, *_DIFFERENCE_HEADS, "paper", "paper's difference"]
+
+
 def row_cells(row: ScoredRow, table: StudyTable) -> list[str]:
-  """Returns the cells of a row, below ``ROW_HEADS``."""
+  """Returns the cells of a row, below ``row_heads``."""
   scored, planned = len(row.mious), len(table.study.seeds)
+  baseline = [NONE if row.difference is None else row.baseline] if len(table.baselines) > 1 else []
   return [
     row.row.name,
     str(planned) if scored == planned else f"{scored} of {planned}",
     percent(row.mean, row.deviation),
+    *baseline,
     *_difference_cells(row.difference),
     paper(row.row.paper),
     paper(row.difference.paper if row.difference else None, "+"),
@@ -122,8 +129,7 @@ def warnings(table: StudyTable) -> list[str]:
     )
   if table.images == 1:
     found.append("One image says nothing about others: there is no interval over images.")
-  baseline = table.study.baseline
-  compared = [(row.row.name, baseline, row.difference) for row in table.rows if row.difference]
+  compared = [(row.row.name, row.baseline, row.difference) for row in table.rows if row.difference]
   pairs = {(better, worse) for better, worse, _ in compared}
   for scored in table.claims:
     names_of_claim = (scored.claim.better, scored.claim.worse)
@@ -181,11 +187,11 @@ def _number_of_seeds(difference: float, deviation: float) -> str:
   return f"more than {MANY_SEEDS:,} seeds" if needed is None else f"about {needed} seeds"
 
 
-def reading(tables: Iterable[StudyTable]) -> list[str]:
+def reading(tables: Sequence[StudyTable]) -> list[str]:
   """Returns the sentences that say what the numbers mean."""
-  study = next(iter(tables)).study
-  baseline = study.baseline
-  pairs = {(row.name, baseline) for row in study.rows if row.name != baseline}
+  study = tables[0].study
+  baseline = tables[0].baselines[0] if len(tables[0].baselines) == 1 else "its baseline"
+  pairs = {(row.name, study.baseline_of(row)) for row in study.rows if study.baseline_of(row) != row.name}
   pairs |= {(entry.better, entry.worse) for entry in study.claims}
   number = len({frozenset(pair) for pair in pairs}) * len(study.splits)
   coverage = f"{100 * COVERAGE:g} %"

@@ -108,6 +108,27 @@ def test_rows_are_compared_over_the_seeds_that_both_have() -> None:
   assert [str(run) for run in table.missing] == ["CE, seed 0", "CE + inter-image, seed 3"]
 
 
+def test_a_row_is_compared_with_its_own_baseline(tmp_path: pathlib.Path) -> None:
+  rows = (Row("a, CE"), Row("a, RC", baseline="a, CE"), Row("b, CE"), Row("b, RC", baseline="b, CE"))
+  mious = {"a, CE": [40.0, 41.0], "a, RC": [42.0, 44.0], "b, CE": [50.0, 51.0], "b, RC": [49.0, 49.5]}
+  table = with_mious(mious, rows=rows)
+  assert [row.baseline for row in table.rows] == ["a, CE", "a, CE", "b, CE", "b, CE"]
+  assert table.rows[0].difference is None and table.rows[2].difference is None
+  assert table.rows[1].difference.differences == pytest.approx([2.0, 3.0])
+  assert table.rows[3].difference.differences == pytest.approx([-1.0, -1.5])
+  text = markdown(table)
+  assert (
+    "| row | seeds | mIoU | baseline | difference |" in text and "row minus its baseline at the same" in text
+  )
+  assert "| b, RC | 2 | 49.25 ± 0.35 | b, CE | -1.25 | 2 |" in text and "makes 2 comparisons" in text
+  write(tmp_path, [table])
+  assert [record["baseline"] for record in read_csv(tmp_path / "table.csv")] == [
+    row.baseline for row in table.rows
+  ]
+  page = (tmp_path / "index.html").read_text()
+  assert "b, RC, against b, CE" in page and page.count('<table class="matrix"') == 2
+
+
 @pytest.mark.parametrize(
   ("differences", "verdict"),
   [
@@ -214,7 +235,7 @@ def test_results_of_other_images_are_refused_in_one_line() -> None:
   names = ["another", *result.names[1:]]
   other = Result(result.path, result.scores, names, result.counts)
   with pytest.raises(
-    ValueError, match=r"runs/ce/seed0/eval/val.json and runs/ce_inter_image/seed0/.* different"
+    ValueError, match=r"runs/ce/seed0/eval/val.json and runs/ce_plus_inter_image/seed0/.* different"
   ) as one:
     study_tables(study, {**results, (INTER, 0, "val"): other}, {})
   assert "image0 and another" in str(one.value) and "\n" not in str(one.value)
