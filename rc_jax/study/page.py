@@ -109,8 +109,7 @@ def _differences_chart(table: StudyTable) -> SeedChart:
       of_seeds = dict(zip(difference.seeds, difference.differences, strict=True))
       values = np.array([of_seeds.get(seed, np.nan) for seed in seeds])
       intervals = [difference.over_seeds, difference.over_images]
-      name = row.row.name if len(table.baselines) == 1 else f"{row.row.name}, against {row.baseline}"
-      rows.append(SeedRow(name, values, difference.mean, intervals, difference.paper))
+      rows.append(SeedRow(row.row.name, values, difference.mean, intervals, difference.paper))
   return SeedChart(
     title=f"Difference to {_baseline(table)} in points of mIoU on {table.split}",
     seeds=[str(seed) for seed in seeds],
@@ -161,11 +160,23 @@ def _classes(table: StudyTable) -> str:
     "First column: IoU of the baseline in %. Others: differences to it in points of IoU, means over the seeds that "
     "both have. They have no intervals: of many classes, some change by chance."
   )
-  matrices = "".join(_class_differences(table, row) for row in table.rows if row.row.name in table.baselines)
-  return f'<p class="lead">{html.escape(lead)}</p>{matrices}'
+  largest = max(
+    (
+      abs(value)
+      for row in table.rows
+      if row.difference is not None
+      for value in row.difference.classes.values()
+      if value is not None
+    ),
+    default=0.0,
+  )
+  matrices = "".join(
+    _class_differences(table, row, largest) for row in table.rows if row.row.name in table.baselines
+  )
+  return f'<p class="lead">{html.escape(lead)}</p><div class="side-by-side">{matrices}</div>'
 
 
-def _class_differences(table: StudyTable, baseline: ScoredRow) -> str:
+def _class_differences(table: StudyTable, baseline: ScoredRow, largest: float) -> str:
   """Returns a row for each class and a column for each row of the table that is compared with a baseline."""
   names = list(table.results[0][1].scores["iou"])
   compared = [
@@ -180,6 +191,7 @@ def _class_differences(table: StudyTable, baseline: ScoredRow) -> str:
     [name for name, _ in compared],
     differences.reshape(len(names), len(compared)),
     (baseline.row.name, reference),
+    largest,
   )
 
 

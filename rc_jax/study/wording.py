@@ -42,12 +42,15 @@ def interval(ends: tuple[float, float] | None) -> str:
 
 
 def paper(value: float | None, sign: str = "") -> str:
-  """Formats a number of the paper, with the digits that the paper has.
+  """Formats a number of the paper, with its one digit after the point, or two.
 
-  >>> paper(76.4), paper(79.6 - 76.4, "+"), paper(None)
-  ('76.4', '+3.2', '-')
+  >>> paper(79.0), paper(79.6 - 76.4, "+"), paper(81.25), paper(None)
+  ('79.0', '+3.2', '81.25', '-')
   """
-  return NONE if value is None else f"{value:{sign}.6g}"
+  if value is None:
+    return NONE
+  digits = 1 if abs(round(value, 1) - value) < 1e-6 else 2
+  return f"{value:{sign}.{digits}f}"
 
 
 def claim(scored: ScoredClaim) -> str:

@@ -91,7 +91,7 @@ def test_names_are_escaped_and_long_ones_cut() -> None:
 
 def test_a_matrix_of_differences_is_coloured_by_sign_and_size() -> None:
   differences = np.array([[4.0, -2.0], [np.nan, -0.01]])
-  text = difference_matrix(["road", "s<y"], ["a", "b"], differences, ("CE", np.array([50.0, np.nan])))
+  text = difference_matrix(["road", "s<y"], ["a", "b"], differences, ("CE", np.array([50.0, np.nan])), 4.0)
   cells = re.findall(
     r"<td(?: class=\"([a-z ]+)\" style=\"--share:([\d.]+)%\")? data-tip=\"([^\"]*)\">(.*?)</td>", text
   )
@@ -104,4 +104,4 @@ def test_a_matrix_of_differences_is_coloured_by_sign_and_size() -> None:
     ("other", "0.2", "+0.0"),
   ]
   assert cells[1][2] == "road, a: +4.0 points of IoU against CE" and "s<y" not in text
-  assert "<td" in difference_matrix(["road"], [], np.zeros((1, 0)), ("CE", np.array([50.0])))
+  assert "<td" in difference_matrix(["road"], [], np.zeros((1, 0)), ("CE", np.array([50.0])), 0.0)

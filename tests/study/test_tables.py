@@ -126,7 +126,9 @@ def test_a_row_is_compared_with_its_own_baseline(tmp_path: pathlib.Path) -> None
     row.baseline for row in table.rows
   ]
   page = (tmp_path / "index.html").read_text()
-  assert "b, RC, against b, CE" in page and page.count('<table class="matrix"') == 2
+  assert (
+    "Difference to the baseline of the row" in page and page.count('<table class="matrix differences"') == 2
+  )
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,11 @@ def _largest_confusions(confusion: np.ndarray, fractions: np.ndarray, names: Seq
 
 
 def difference_matrix(
-  names: Sequence[str], columns: Sequence[str], differences: np.ndarray, reference: tuple[str, np.ndarray]
+  names: Sequence[str],
+  columns: Sequence[str],
+  differences: np.ndarray,
+  reference: tuple[str, np.ndarray],
+  largest: float,
 ) -> str:
   """Returns a table with a row for each class and a column for each setting, coloured by the difference.
 
@@ -185,9 +189,8 @@ def difference_matrix(
     columns: names of the ``K`` settings.
     differences: ``[N,K]``, points of IoU; NaN where there is none.
     reference: the name of the setting to compare with, and its IoUs ``[N]`` in percent; NaN where there is none.
+    largest: the absolute difference that has the full colour; 0: all differences are 0.
   """
-  known = np.abs(differences[np.isfinite(differences)])
-  largest = float(known.max()) if known.size and known.max() > 0 else 1.0
   head = "".join(
     f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in (reference[0], *columns)
   )
@@ -200,7 +203,7 @@ def difference_matrix(
     for column, value in zip(columns, differences[label].tolist(), strict=True):
       text = "–" if np.isnan(value) else f"{round(value, 1) + 0.0:+.1f}"
       tip = f"{name}, {column}: {text} points of IoU against {reference[0]}"
-      share = 0.0 if np.isnan(value) else 100 * abs(value) / largest
+      share = 0.0 if np.isnan(value) or not largest else 100 * abs(value) / largest
       kind = "same" if value > 0 else "other"  # the colours of right and wrong pixels
       strong = " strong" if share >= 55 else ""
       cells.append(
@@ -208,6 +211,6 @@ def difference_matrix(
       )
     body.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
   return (
-    f'<div class="scroll"><table class="matrix" tabindex="0" data-rove="{1 + len(columns)}">'
+    f'<div class="scroll"><table class="matrix differences" tabindex="0" data-rove="{1 + len(columns)}">'
     f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
   )

@@ -14,7 +14,7 @@ from rc_jax.drawing.report.series import short, ticks
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 12, 12, 4, 24
 _NAME, _DOTS, _INTERVAL = 13, 27, 10  # from the top of a row: name, dots; from there to each interval
 _GAP = 8  # below a row
-_LONGEST_NAME = 62  # letters that fit beside each other
+_LONGEST_NAME = 56  # letters that fit beside each other
 _ARROW = 5
 
 _INTERVAL_COLORS = ACCENTS[1:]
