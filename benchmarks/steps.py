@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rc_jax import contrast, data, models, sharding
-from rc_jax.config import Config, height_width
+from rc_jax.config import Config, height_width, reads_image_index
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
@@ -17,7 +17,10 @@ from rc_jax.training.train_step import make_train_step
 TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 800}
 
 
-def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
+Bank = TypeVar("Bank", contrast.MemoryBank, contrast.ImageMemoryBank)
+
+
+def full_bank(bank: Bank, seed: int = 1) -> Bank:
   """Fills a bank with random unit vectors, class by class, because a second bank may not fit."""
   slots, dim = bank.keys.shape[1:]
 
@@ -30,6 +33,9 @@ def full_bank(bank: contrast.MemoryBank, seed: int = 1) -> contrast.MemoryBank:
   keys = bank.keys
   for n in range(keys.shape[0]):
     keys = fill(keys, n)
+  if isinstance(bank, contrast.ImageMemoryBank):
+    valid = jnp.broadcast_to(jnp.arange(slots) < bank.capacity, bank.valid.shape)
+    return dataclasses.replace(bank, keys=keys, valid=jax.device_put(valid, bank.valid.sharding))
   return dataclasses.replace(bank, keys=keys, count=jnp.full_like(bank.count, bank.capacity))
 
 
@@ -42,7 +48,11 @@ def made_up_batch(config: Config, num_classes: int) -> dict[str, np.ndarray]:
   size = (config.train.batch_size, *height_width(config.train.crop_size))
   blocks = rng.integers(0, num_classes, (size[0], 4, 4))
   label = np.kron(blocks, np.ones((1, -(-size[1] // 4), -(-size[2] // 4))))[:, : size[1], : size[2]]
-  return {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}
+  batch = {"image": rng.integers(0, 256, (*size, 3), np.uint8), "label": label.astype(np.uint8)}
+  if reads_image_index(config):
+    images = TRAINING_IMAGES[config.dataset.name]
+    batch["index"] = (np.arange(config.train.batch_size) % images).astype(np.int32)
+  return batch
 
 
 def one_step(config: Config) -> Callable[[], Any]:

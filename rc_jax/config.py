@@ -36,6 +36,7 @@ _DIFFERENCES_SHOWN = 8  # fields in one message
 
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
+SLOTS = ("queue", "image")
 
 _SIDES = "(height, width) in pixels, or one number for a square"
 
@@ -167,10 +168,19 @@ FIELDS: tuple[Field, ...] = (
     one_of(*CENTERS),
   ),
   Field(
+    "contrast.slots",
+    "queue",
+    "Slots of a memory bank: ``queue``: each key replaces its class's oldest; ``image``: slot k belongs to training "
+    "image k, so that no key is older than an epoch.",
+    one_of(*SLOTS),
+    read_when=("contrast.scope", ("bank",)),
+  ),
+  Field(
     "contrast.bank_size",
     0,
     "Slots of each class's memory bank, M; 0: as many as training images, the paper's choice.",
     at_least(0, "size of the training set"),
+    read_when=("contrast.slots", ("queue",)),
   ),
   Field(
     "contrast.temperature",
@@ -362,6 +372,11 @@ def reads_banks(config: Config) -> bool:
   return uses_contrast(config) and bool(config.contrast.scope == "bank")
 
 
+def reads_image_index(config: Config) -> bool:
+  """True where a training batch holds ``index [B]``, the place of each image in ``dataset.train_split``."""
+  return reads_banks(config) and bool(config.contrast.slots == "image")
+
+
 def different_run(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
   """Lists the fields that make two configs two different runs, as ``field: ours, there theirs``.
 
@@ -489,6 +504,7 @@ __all__ = [
   "CENTERS",
   "FIELDS",
   "SCOPES",
+  "SLOTS",
   "Config",
   "as_dict",
   "check_override",
@@ -502,6 +518,7 @@ __all__ = [
   "is_training_only",
   "load_recipe",
   "reads_banks",
+  "reads_image_index",
   "uses_contrast",
   "validate",
 ]

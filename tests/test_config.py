@@ -190,12 +190,17 @@ def test_a_field_that_nothing_reads_is_refused() -> None:
     ("model.psp_bins", (1, 2), "pspnet"),
     ("model.hrnet_upsample", "nearest", "hrnetv2_w18"),
     ("loss.ohem_threshold", 0.5, "loss.pixel=ohem"),
+    ("contrast.slots", "image", "contrast.scope=bank"),
+    ("contrast.bank_size", 40, "contrast.slots=queue; leave it at 0"),
   ],
 )
 def test_a_field_that_the_chosen_network_or_loss_does_not_read_is_refused(
   field: str, value: Any, reader: str
 ) -> None:
   config = recipe("demo")
+  config.contrast.update(
+    {"contrast.slots": {"scope": "image"}, "contrast.bank_size": {"slots": "image"}}.get(field, {})
+  )
   section, name = field.split(".")
   config[section][name] = value
   with pytest.raises(ValueError, match=rf"config\.{re.escape(field)}: .*{reader}"):

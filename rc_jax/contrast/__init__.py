@@ -17,15 +17,18 @@ One training step, given features, logits and labels on one grid:
 This package needs jax and numpy alone.
 """
 
+from rc_jax.contrast.image_bank import ImageMemoryBank, write_images
 from rc_jax.contrast.loss import batch_contrast_loss, region_contrast_loss
 from rc_jax.contrast.memory_bank import MemoryBank, enqueue
 from rc_jax.contrast.region_centers import RegionCenters, region_centers
 
 __all__ = [
+  "ImageMemoryBank",
   "MemoryBank",
   "RegionCenters",
   "batch_contrast_loss",
   "enqueue",
   "region_centers",
   "region_contrast_loss",
+  "write_images",
 ]

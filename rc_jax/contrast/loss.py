@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rc_jax.contrast.memory_bank import MemoryBank, check_shapes
+from rc_jax.contrast.image_bank import Bank
+from rc_jax.contrast.memory_bank import check_shapes
 from rc_jax.contrast.region_centers import RegionCenters
 from rc_jax.contrast.streamed import LEAST_BOUNDED_TEMPERATURE, Terms, streamed_contrast
 
@@ -21,7 +22,7 @@ BATCH_SCOPES = ("image", "batch")
 
 
 def region_contrast_loss(
-  centers: RegionCenters, bank: MemoryBank, temperature: ArrayLike = 0.2
+  centers: RegionCenters, bank: Bank, temperature: ArrayLike = 0.2
 ) -> tuple[Array, dict[str, Array]]:
   """Mean over queries of Equation 4, with the keys of memory banks.
 
@@ -34,7 +35,8 @@ def region_contrast_loss(
 
   Args:
     centers: vectors ``[B,N,C]`` of unit length, present ``[B,N]``.
-    bank: the bank *before* these centers enter it. Any float dtype; similarities are float32.
+    bank: the bank *before* these centers enter it: queues, or a slot for each image. Any float dtype; similarities are
+      float32.
     temperature: ``tau``, positive; a number or a traced scalar. The paper is silent; 0.2 is from the authors' code.
 
   Returns:
@@ -48,7 +50,7 @@ def region_contrast_loss(
 
   Source: RegionContrast, Eq. 4.
   """
-  check_shapes(centers, bank)
+  check_shapes(centers, bank.keys)
   known = not isinstance(temperature, jax.core.Tracer)
   bounded = known and bool(np.asarray(temperature) >= LEAST_BOUNDED_TEMPERATURE)
   temperature = _as_temperature(temperature)

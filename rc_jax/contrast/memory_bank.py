@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from rc_jax.contrast.region_centers import RegionCenters
 
@@ -64,28 +64,12 @@ class MemoryBank:
     Raises:
       ValueError: a size is not positive, the dtype is not floating, or the mesh has no such axis.
     """
-    for name, size in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
-      if size < 1:
-        raise ValueError(f"{name} of a memory bank must be at least 1, got {size}")
-    if not jnp.issubdtype(dtype, jnp.floating):
-      raise ValueError(f"dtype of a memory bank must be floating, got {jnp.dtype(dtype).name}; try bfloat16")
-    if mesh is None:
-      padding = 0
-    elif axis not in mesh.shape:
-      raise ValueError(f"axis: the mesh has no {axis!r}; its axes are {', '.join(map(repr, mesh.shape))}")
-    else:
-      padding = -capacity % math.lcm(mesh.shape[axis], SLOT_MULTIPLE)
-
-    def zeros(shape: tuple[int, ...], dtype: DTypeLike, spec: PartitionSpec) -> Array:
-      if mesh is None:
-        return jnp.zeros(shape, dtype)
-      # Allocated shard by shard: one device may not hold the array.
-      return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, spec))()
-
+    check_sizes(num_classes, capacity, dim, dtype)
+    padding = padding_of(capacity, mesh, axis)
     return cls(
-      keys=zeros((num_classes, capacity + padding, dim), dtype, PartitionSpec(None, axis)),
-      cursor=zeros((num_classes,), jnp.int32, PartitionSpec()),
-      count=zeros((num_classes,), jnp.int32, PartitionSpec()),
+      keys=zeros((num_classes, capacity + padding, dim), dtype, mesh, PartitionSpec(None, axis)),
+      cursor=zeros((num_classes,), jnp.int32, mesh, PartitionSpec()),
+      count=zeros((num_classes,), jnp.int32, mesh, PartitionSpec()),
       padding=padding,
       mesh=mesh,
       axis=axis,
@@ -124,21 +108,13 @@ class MemoryBank:
       reports the difference.
     """
 
-    def struct(leaf: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
-      return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    described = jax.tree.map(struct, self, self.shardings())
+    described = jax.tree.map(described_array, self, self.shardings())
     keys, shape = described.keys, shapes.get("keys")
     if shape in (None, keys.shape) or shape[::2] != keys.shape[::2]:
       return described
     # Other slots may not divide among these devices.
-    sharding = keys.sharding if self.mesh is None else self._channel_sharding(self.mesh)
+    sharding = keys.sharding if self.mesh is None else channel_sharding(keys, self.mesh, self.axis)
     return dataclasses.replace(described, keys=jax.ShapeDtypeStruct(shape, keys.dtype, sharding=sharding))
-
-  def _channel_sharding(self, mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of keys along their channels: one device may not hold all keys."""
-    divides = self.keys.shape[2] % mesh.shape[self.axis] == 0
-    return NamedSharding(mesh, PartitionSpec(None, None, self.axis) if divides else PartitionSpec())
 
   def refit(self, saved: "MemoryBank") -> "MemoryBank":
     """Returns the keys of ``saved`` with the capacity, the padding and the shardings of this bank.
@@ -160,7 +136,7 @@ class MemoryBank:
       def move(keys: Array) -> Array:
         if self.mesh is not None:
           # Reading slots of other devices would gather all keys on each.
-          keys = jax.lax.with_sharding_constraint(keys, self._channel_sharding(self.mesh))
+          keys = jax.lax.with_sharding_constraint(keys, channel_sharding(self.keys, self.mesh, self.axis))
         slot = jnp.arange(slots)
         sources = (jnp.asarray(start)[:, None] + slot) % jnp.asarray(ring)[:, None]  # [N,slots]
         moved = jnp.take_along_axis(keys, sources[:, :, None], axis=1)
@@ -180,6 +156,47 @@ class MemoryBank:
 
       keys = jax.jit(repad, out_shardings=self.keys.sharding)(keys)
     return dataclasses.replace(self, keys=keys, cursor=saved.cursor, count=saved.count)
+
+
+def check_sizes(num_classes: int, capacity: int, dim: int, dtype: DTypeLike) -> None:
+  """Raises ``ValueError`` unless the sizes of a bank are positive and its dtype is floating."""
+  for name, size in (("num_classes", num_classes), ("capacity", capacity), ("dim", dim)):
+    if size < 1:
+      raise ValueError(f"{name} of a memory bank must be at least 1, got {size}")
+  if not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"dtype of a memory bank must be floating, got {jnp.dtype(dtype).name}; try bfloat16")
+
+
+def padding_of(capacity: int, mesh: Mesh | None, axis: str) -> int:
+  """Returns the slots to add to ``capacity``, so that the devices along ``axis`` divide the slots; 0 without a mesh.
+
+  Raises:
+    ValueError: the mesh has no such axis.
+  """
+  if mesh is None:
+    return 0
+  if axis not in mesh.shape:
+    raise ValueError(f"axis: the mesh has no {axis!r}; its axes are {', '.join(map(repr, mesh.shape))}")
+  return -capacity % math.lcm(mesh.shape[axis], SLOT_MULTIPLE)
+
+
+def zeros(shape: tuple[int, ...], dtype: DTypeLike, mesh: Mesh | None, spec: PartitionSpec) -> Array:
+  """Returns zeros that are spread over the mesh."""
+  if mesh is None:
+    return jnp.zeros(shape, dtype)
+  # Allocated shard by shard: one device may not hold the array.
+  return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=NamedSharding(mesh, spec))()
+
+
+def described_array(leaf: Array, sharding: Sharding) -> jax.ShapeDtypeStruct:
+  """Returns the shape and the dtype of an array with a sharding."""
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def channel_sharding(keys: Array, mesh: Mesh, axis: str) -> NamedSharding:
+  """Returns the sharding of keys ``[N,M,C]`` along their channels: one device may not hold all keys."""
+  divides = keys.shape[2] % mesh.shape[axis] == 0
+  return NamedSharding(mesh, PartitionSpec(None, None, axis) if divides else PartitionSpec())
 
 
 def _moved(cursor: np.ndarray, count: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -224,7 +241,7 @@ def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
 
   Source: RegionContrast, section 3.2.3.
   """
-  check_shapes(centers, bank)
+  check_shapes(centers, bank.keys)
   num_classes, capacity = bank.keys.shape[0], bank.capacity
   present = jnp.asarray(centers.present, jnp.int32)  # [B,N]
   # [B,N]: how many centers of the class come before this one in the batch
@@ -266,15 +283,15 @@ def enqueue(bank: MemoryBank, centers: RegionCenters) -> MemoryBank:
   )
 
 
-def check_shapes(centers: RegionCenters, bank: MemoryBank | None = None) -> None:
-  """Raises ``ValueError`` unless the centers are ``[B,N,C]`` and ``[B,N]``, and have the bank's ``N`` and ``C``."""
+def check_shapes(centers: RegionCenters, keys: ArrayLike | None = None) -> None:
+  """Raises ``ValueError`` unless centers are ``[B,N,C]`` and ``[B,N]``, with ``N`` and ``C`` of a bank's keys."""
   vectors, present = jnp.shape(centers.vectors), jnp.shape(centers.present)
   if len(vectors) != 3 or present != vectors[:2]:
     raise ValueError(f"centers must have vectors [B,N,C] and present [B,N], got {vectors} and {present}")
-  if bank is None:
+  if keys is None:
     return
-  keys = jnp.shape(bank.keys)
-  if len(keys) != 3 or (keys[0], keys[2]) != vectors[1:]:
+  shape = jnp.shape(keys)
+  if len(shape) != 3 or (shape[0], shape[2]) != vectors[1:]:
     raise ValueError(
-      f"centers [B,N,C] and bank keys [N,M,C] must have the same N and C, got {vectors} and {keys}"
+      f"centers [B,N,C] and bank keys [N,M,C] must have the same N and C, got {vectors} and {shape}"
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Mesh
 
+from rc_jax.contrast.image_bank import Bank, ImageMemoryBank, write_images
 from rc_jax.contrast.loss import batch_contrast_loss, region_contrast_loss
 from rc_jax.contrast.memory_bank import MemoryBank, enqueue
 from rc_jax.contrast.region_centers import RegionCenters, region_centers
@@ -57,12 +58,14 @@ class ContrastiveMethod(Protocol):
       bank: the bank of the steps before.
     """
 
-  def update(self, bank: Any, keys: Any) -> tuple[Any, dict[str, Array]]:
+  def update(self, bank: Any, keys: Any, images: Array | None) -> tuple[Any, dict[str, Array]]:
     """Puts the keys of a batch into the bank; not called where the bank is None.
 
     Args:
       bank: the bank that the loss has read.
       keys: ``Contrast.keys``.
+      images: ``[B]`` int32 in ``0..training_images-1``, the index of each image in the training set; None where the
+        batches of the training loop have none.
 
     Returns:
       The bank of the next step, and metrics to log under their own names: float32 scalars, or ``[N]`` by class.
@@ -77,7 +80,8 @@ class RegionContrast:
     scope: the keys: ``"bank"``: the memory banks; ``"image"`` or ``"batch"``: the batch's own centers, and no bank.
     centers: the pixel weights of centers, ``method`` of ``region_centers``.
     temperature: ``tau``, positive.
-    bank_size: ``M``, slots of each class's bank; 0: the size of the training set.
+    slots: of a bank: ``"queue"``: first-in first-out; ``"image"``: each belongs to an image of the training set.
+    bank_size: ``M``, slots of each class's queue; 0: the size of the training set.
     bank_dtype: dtype of the keys.
 
   Source: Hu, Cui and Wang, Region-aware Contrastive Learning for Semantic Segmentation (ICCV 2021).
@@ -86,19 +90,22 @@ class RegionContrast:
   scope: str = "bank"
   centers: str = "dynamic"
   temperature: float = 0.2
+  slots: str = "queue"
   bank_size: int = 0
   bank_dtype: str = "float32"
 
   def init(
     self, num_classes: int, dim: int, training_images: int, mesh: Mesh | None, axis: str
-  ) -> MemoryBank | None:
+  ) -> Bank | None:
     """Returns an empty bank whose slots are spread over the mesh; None for the scopes without a bank."""
     if self.scope != "bank":
       return None
+    if self.slots == "image":
+      return ImageMemoryBank.create(num_classes, training_images, dim, jnp.dtype(self.bank_dtype), mesh, axis)
     capacity = self.bank_size or training_images
     return MemoryBank.create(num_classes, capacity, dim, jnp.dtype(self.bank_dtype), mesh, axis)
 
-  def loss(self, features: Array, logits: Array, labels: Array, bank: MemoryBank | None) -> Contrast:
+  def loss(self, features: Array, logits: Array, labels: Array, bank: Bank | None) -> Contrast:
     """Computes region centers and their loss against the keys of the scope."""
     centers = region_centers(features, logits, labels, method=self.centers)
     if bank is None:
@@ -107,13 +114,26 @@ class RegionContrast:
       loss, stats = region_contrast_loss(centers, bank, temperature=self.temperature)
     return Contrast(loss, stats, centers)
 
-  def update(self, bank: MemoryBank, keys: RegionCenters) -> tuple[MemoryBank, dict[str, Array]]:
-    """Enqueues the centers.
+  def update(
+    self, bank: Bank, keys: RegionCenters, images: Array | None = None
+  ) -> tuple[Bank, dict[str, Array]]:
+    """Writes the centers into their queues, or into the slots of their images.
 
     Returns:
-      The bank, and the metrics ``bank_fill [N]``, the share of each class's slots that hold a key, and
+      The bank, and the metrics ``bank_fill [N]``, the share of each class's slots that hold a key, and, of queues,
       ``bank_cursor [N]``, the slot that the class's next key overwrites.
+
+    Raises:
+      ValueError: the slots belong to images, and the batch has no indices.
     """
+    if isinstance(bank, ImageMemoryBank):
+      if images is None:
+        raise ValueError(
+          "contrast.slots: is 'image', but the batch has no 'index' of its images in the training set; expected "
+          "train_batches(..., with_index=True)"
+        )
+      bank = write_images(bank, keys, images)
+      return bank, {"bank_fill": bank.count / jnp.float32(bank.capacity)}
     bank = enqueue(bank, keys)
     fill = bank.count / jnp.float32(bank.capacity)
     return bank, {"bank_fill": fill, "bank_cursor": bank.cursor.astype(jnp.float32)}

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from rc_jax.contrast.memory_bank import MemoryBank
+from rc_jax.contrast.image_bank import Bank, ImageMemoryBank
 from rc_jax.contrast.tiles import (
   FULL_TILES,
   GPU_OWN_KEY_TILE,
@@ -32,6 +32,7 @@ from rc_jax.contrast.tiles import (
   is_one_tile,
   sum_over_tiles,
   tile_shape,
+  valid_slots,
 )
 
 # Queries that share one pass over the banks. More queries read the banks less often, but a pass takes as long for one
@@ -59,9 +60,7 @@ class Terms(NamedTuple):
   negative_logits: Array
 
 
-def streamed_contrast(
-  queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool
-) -> Terms:
+def streamed_contrast(queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool) -> Terms:
   """Computes ``l(q)`` of every query against the banks; gradients reach the queries and the temperature.
 
   Args:
@@ -97,12 +96,12 @@ def loop_trips(num_classes: int, slots: int, queries: int) -> dict[str, int]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _streamed(queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool) -> Terms:
+def _streamed(queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool) -> Terms:
   return _on_all_devices(queries, present, bank, temperature, bounded, with_gradient=False)[0]
 
 
 def _forward(
-  queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool
+  queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool
 ) -> tuple[Terms, tuple[Array, ...]]:
   terms, gradient = _on_all_devices(queries, present, bank, temperature, bounded, with_gradient=True)
   # An absent query may hold anything.
@@ -121,7 +120,7 @@ _streamed.defvjp(_forward, _backward)
 
 
 def _on_all_devices(
-  queries: Array, present: Array, bank: MemoryBank, temperature: Array, bounded: bool, with_gradient: bool
+  queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool, with_gradient: bool
 ) -> tuple[Terms, Array]:
   """Runs `_terms_and_gradient` on each device's slots."""
   terms_and_gradient = functools.partial(
@@ -131,18 +130,21 @@ def _on_all_devices(
     bounded=bounded,
     with_gradient=with_gradient,
   )
+  arguments = (queries, present, bank.keys, bank.count, temperature)
+  # The slots of a queue follow from its count.
+  mask = (bank.valid,) if isinstance(bank, ImageMemoryBank) else ()
   if bank.mesh is None:
-    return terms_and_gradient(queries, present, bank.keys, bank.count, temperature)
+    return terms_and_gradient(*arguments, *mask)
   replicated, slots = PartitionSpec(), PartitionSpec(None, bank.axis)
   # Unchecked: the results are sums over all devices, which the type of a loop's carry cannot show.
   sharded = jax.shard_map(
     terms_and_gradient,
     mesh=bank.mesh,
-    in_specs=(replicated, replicated, slots, replicated, replicated),
+    in_specs=(replicated, replicated, slots, replicated, replicated, *(slots for _ in mask)),
     out_specs=replicated,
     check_vma=False,
   )
-  return sharded(queries, present, bank.keys, bank.count, temperature)
+  return sharded(*arguments, *mask)
 
 
 def _terms_and_gradient(
@@ -151,6 +153,8 @@ def _terms_and_gradient(
   keys: Array,
   count: Array,
   temperature: Array,
+  valid: Array | None = None,
+  *,
   capacity: int,
   axis: str | None,
   bounded: bool,
@@ -164,6 +168,7 @@ def _terms_and_gradient(
     keys: ``[N,m,C]``, the slots on this device.
     count: ``[N]``, the keys of each class on all devices.
     temperature: ``tau``.
+    valid: ``[N,m]`` bool, the slots on this device that hold a key; None: the first ``count`` of all devices.
     capacity: ``M``, on all devices.
     axis: the mesh axis over which the slots are spread; None: this device holds all.
     bounded: as for `streamed_contrast`.
@@ -177,9 +182,10 @@ def _terms_and_gradient(
   scaled = jnp.where(counted[..., None], queries, 0) / temperature  # q / tau
   slots = keys.shape[1]
   first = 0 if axis is None else jax.lax.axis_index(axis) * slots
-  shard = BankShard(keys, jnp.clip(count - first, 0, slots), jnp.clip(capacity - first, 0, slots))
+  written = jnp.clip(count - first, 0, slots) if valid is None else valid.sum(axis=1, dtype=jnp.int32)
+  shard = BankShard(keys, written, jnp.clip(capacity - first, 0, slots), valid)
   if is_one_tile(keys):
-    shard = shard._replace(keys=cleared(keys, jnp.arange(slots) < shard.written[:, None]))
+    shard = shard._replace(keys=cleared(keys, valid_slots(shard)))
 
   bound = 1 / temperature if bounded else None
   negative = _sum_over_negatives(scaled, counted, shard, bound, with_gradient)

@@ -31,13 +31,15 @@ class BankShard(NamedTuple):
 
   Attributes:
     keys: ``[N,m,C]``.
-    written: ``[N]`` int32, number of slots of each class that hold a key; these come first.
+    written: ``[N]`` int32, number of slots of each class that hold a key; without ``valid`` these come first.
     usable: int32 scalar, number of slots of each class that ever will; the others are padding and stay zero.
+    valid: ``[N,m]`` bool, the slots that hold a key; all others are zero. None: the first ``written`` ones.
   """
 
   keys: Array
   written: Array
   usable: Array
+  valid: Array | None = None
 
 
 class Tile(NamedTuple):
@@ -83,6 +85,13 @@ def cleared(keys: Array, written: Array) -> Array:
   return zeroed
 
 
+def valid_slots(shard: BankShard) -> Array:
+  """Returns ``[N,m]`` bool, the slots of a shard that hold a key."""
+  if shard.valid is not None:
+    return shard.valid
+  return jnp.arange(shard.keys.shape[1]) < shard.written[:, None]
+
+
 def sum_over_tiles(
   shard: BankShard, wanted: Array, add: Callable[[Tile, Any], Any], zeros: Any, gpu_keys: int = GPU_KEY_TILE
 ) -> Any:
@@ -98,10 +107,9 @@ def sum_over_tiles(
     zeros: the sums before the first tile.
     gpu_keys: of a tile on GPUs, at most.
   """
-  num_classes, slots, _ = shard.keys.shape
   if is_one_tile(shard.keys):
-    valid = jnp.arange(slots) < shard.written[:, None]
-    return add(Tile(jnp.arange(num_classes, dtype=jnp.int32), shard.keys, valid, jnp.int32(0)), zeros)
+    classes = jnp.arange(shard.keys.shape[0], dtype=jnp.int32)
+    return add(Tile(classes, shard.keys, valid_slots(shard), jnp.int32(0)), zeros)
 
   def needed() -> Any:
     return _over_needed_tiles(shard, wanted, add, zeros)
@@ -135,7 +143,10 @@ def _tile(shard: BankShard, keys: Array, corner: tuple[Array, Array], size: tupl
   (num_classes, slots, dim), (g, t) = keys.shape, size
   row, column = jnp.minimum(corner[0], num_classes - g), jnp.minimum(corner[1], slots - t)
   classes, at = row + jnp.arange(g, dtype=jnp.int32), column + jnp.arange(t)
-  written = at < jax.lax.dynamic_slice_in_dim(shard.written, row, g)[:, None]
+  if shard.valid is None:
+    written = at < jax.lax.dynamic_slice_in_dim(shard.written, row, g)[:, None]
+  else:
+    written = jax.lax.dynamic_slice(shard.valid, (row, column), (g, t))
   unread = (classes >= corner[0])[:, None] & (at >= corner[1])
   return Tile(classes, jax.lax.dynamic_slice(keys, (row, column, 0), (g, t, dim)), written & unread, row)
 
@@ -150,9 +161,16 @@ def _over_needed_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any
   classes = jnp.arange(num_classes)
   inside = (classes >= starts) & (classes < starts + g)  # [rows,N]
   new = inside & (classes >= row_of[:, None])  # [rows,N]
-  needed = wanted & (shard.written > column_of[:, None])  # [columns,N]
+  if shard.valid is None:
+    held = shard.written > column_of[:, None]  # [columns,N]
+    is_full = shard.written >= shard.usable  # [N]
+  else:
+    padded = jnp.pad(shard.valid, ((0, 0), (0, columns * t - slots)))
+    held = padded.reshape(num_classes, columns, t).any(axis=2).T
+    is_full = jnp.ones(num_classes, bool)  # empty slots are zero, so no tile needs clearing
+  needed = wanted & held  # [columns,N]
   visited = (new[:, None] & needed).any(axis=2).reshape(-1)  # [rows columns]
-  full = (~inside | (shard.written >= shard.usable)).all(axis=1).repeat(columns)
+  full = (~inside | is_full).all(axis=1).repeat(columns)
 
   def body(clear: bool, order: Array) -> Callable[[Array, Any], Any]:
     def add_tile(i: Array, sums: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rc_jax import contrast, data, models, sharding
-from rc_jax.config import Config, height_width, reads_banks
+from rc_jax.config import Config, height_width, reads_banks, reads_image_index
 from rc_jax.console import say
 from rc_jax.contrast import streamed
 from rc_jax.costs import gpu_kernels, hlo_cost, program_warnings
@@ -234,7 +234,7 @@ def _read_program(
 
 def _loop_trips(config: Config, network: models.Network, state: Any, devices: int) -> dict[str, int]:
   """Returns the iterations of the loops of the contrastive loss by scope, as for ``hlo_cost.read``."""
-  if not isinstance(state.bank, contrast.MemoryBank):
+  if not isinstance(state.bank, contrast.MemoryBank | contrast.ImageMemoryBank):
     return {}
   queries = config.train.batch_size * min(network.num_classes, CLASSES_IN_AN_IMAGE)
   return streamed.loop_trips(network.num_classes, state.bank.keys.shape[1] // devices, queries)
@@ -293,6 +293,8 @@ def _abstract_arguments(
     "image": jax.ShapeDtypeStruct((*size, 3), jnp.uint8, sharding=spread),
     "label": jax.ShapeDtypeStruct(size, jnp.uint8, sharding=spread),
   }
+  if reads_image_index(config):
+    batch["index"] = jax.ShapeDtypeStruct(size[:1], jnp.int32, sharding=spread)
   return placed_state, batch, update_rule
 
 
@@ -304,9 +306,10 @@ def _count_training_images(config: Config) -> int:
   try:
     return len(data.load(dataset.name, dataset.root, dataset.train_split))
   except (ValueError, FileNotFoundError) as error:
+    expected = "dataset.root" if reads_image_index(config) else "a number, or dataset.root"
     raise ValueError(
       "config.contrast.bank_size: is 0, the size of the training set, which cannot be counted here; "
-      "expected a number, or dataset.root"
+      f"expected {expected}"
     ) from error
 
 

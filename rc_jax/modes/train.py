@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from rc_jax import data, distributed, files, folder_lock, models, sharding
 from rc_jax.class_table import check_class_table, write_class_table
 from rc_jax.command import Command
-from rc_jax.config import Config, as_dict, different_run, height_width
+from rc_jax.config import Config, as_dict, different_run, height_width, reads_image_index
 from rc_jax.console import duration, say, waiting
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
@@ -34,7 +34,11 @@ from rc_jax.training.saving import Saving
 from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.step_programs import StepPrograms
 from rc_jax.training.throughput import Throughput
-from rc_jax.training.training_set import position_in_training_set, with_training_set
+from rc_jax.training.training_set import (
+  bank_of_training_set,
+  position_in_training_set,
+  with_training_set,
+)
 from rc_jax.weights import restore
 from rc_jax.weights.checkpoint import Checkpoints, newest_step, newest_undamaged
 from rc_jax.weights.checksums import weights_digest
@@ -311,6 +315,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   data_position = None
   if resumes:
     state, data_position = checkpoints.restore(state)
+    bank = bank_of_training_set(state.bank, data_position, len(source), config)
+    state = dataclasses.replace(state, bank=bank)
     data_position = position_in_training_set(data_position, len(source), config, int(state.step))
     for line in run_log.notes_on_protocols(workdir, config.eval.split, protocol):
       say(line)
@@ -467,6 +473,7 @@ def _training_batches(
     max_skipped=config.dataset.max_skipped if config.dataset.on_error == "skip" else None,
     host_index=jax.process_index(),
     host_count=jax.process_count(),
+    with_index=reads_image_index(config),
   )
   if data_position is not None:
     batches.set_state(data_position)

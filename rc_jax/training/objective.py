@@ -24,6 +24,7 @@ METHODS: dict[str, Callable[[Config], ContrastiveMethod]] = {
     scope=contrast.scope,
     centers=contrast.centers,
     temperature=contrast.temperature,
+    slots=contrast.slots,
     bank_size=contrast.bank_size,
     bank_dtype=contrast.bank_dtype,
   ),

@@ -101,6 +101,8 @@ def _loss_text(config: Config, terms: dict[str, float], num_classes: int, traini
   words.append(f"{terms['contrast']:g} x {method}")
   if reads_banks(config):
     keys = f"banks of {config.contrast.bank_size or training_images:,} keys for each of {num_classes} classes"
+    if config.contrast.slots == "image":
+      keys += ", a slot for each training image"
   else:
     keys = _SCOPES[config.contrast.scope]
   return f"{' + '.join(words)}, which compares the region centers of each image with {keys}"

@@ -37,7 +37,8 @@ def make_train_step(
 
   Returns:
     ``step(state, batch) -> (state, metrics)``; batch: ``image [B,H,W,3]`` uint8, ``label [B,H,W]`` uint8 with 255
-    ignored; metrics: float32 scalars, and ``[N]`` by class from the contrast and its memory banks.
+    ignored, and ``index [B]`` int32, the place of each image in the training set, where ``reads_image_index``; metrics:
+    float32 scalars, and ``[N]`` by class from the contrast and its memory banks.
 
   Raises:
     ValueError: ``contrast.method`` names no method.
@@ -59,7 +60,7 @@ def make_train_step(
     bank = state.bank
     if method is not None and bank is not None:
       # After the loss: a center must not meet itself among its own positives.
-      bank, bank_metrics = method.update(bank, keys)
+      bank, bank_metrics = method.update(bank, keys, batch.get("index"))
       metrics |= bank_metrics
     if norms:
       metrics["gradient_norm"] = optax.tree.norm(grads)

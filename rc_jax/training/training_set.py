@@ -2,7 +2,11 @@
 
 from typing import Any
 
-from rc_jax.config import Config, reads_banks
+import jax
+import jax.numpy as jnp
+
+from rc_jax import sharding
+from rc_jax.config import Config, reads_banks, reads_image_index
 from rc_jax.console import say
 
 # Beside the position of ``TrainBatches``. A list of files may have grown between two sessions of a run.
@@ -39,9 +43,29 @@ def position_in_training_set(
     # By their places in the list of files, where other files lie now.
     lines.append("the list of unreadable images starts again")
     position = {key: value for key, value in position.items() if key != "skipped"}
-  if reads_banks(config) and not config.contrast.bank_size:
+  if reads_image_index(config):
+    lines.append("the memory banks start empty, because their slots belong to other images now")
+  elif reads_banks(config) and not config.contrast.bank_size:
     kept = "all keys" if training_images > earlier else f"the newest {training_images:,} keys of each class"
     lines.append(f"each memory bank has {training_images:,} slots in place of {earlier:,} and keeps {kept}")
   lines.append("the images are drawn in another order")
   say("; ".join(lines))
   return position
+
+
+def bank_of_training_set(bank: Any, position: dict[str, Any], training_images: int, config: Config) -> Any:
+  """Returns the restored bank, or an empty one where its slots belong to images of another training set.
+
+  Args:
+    bank: of the checkpoint; its buffers may be donated.
+    position: of the checkpoint, as ``with_training_set`` returned it.
+    training_images: number of training images today.
+    config: a validated config.
+  """
+  if not reads_image_index(config) or position.get(TRAINING_IMAGES) == training_images:
+    return bank
+
+  def empty(bank: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, bank)
+
+  return jax.jit(empty, donate_argnums=0, out_shardings=sharding.shardings_of(bank))(bank)

@@ -230,6 +230,32 @@ def test_the_next_example_replaces_an_unreadable_one():
   ]
 
 
+@pytest.mark.run
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"threads": 0},
+    {"threads": 2, "max_skipped": 0.2},
+    {"cache_gb": 0.01, "max_skipped": 0.2},
+    {"workers": 2, "threads": 1, "cache_gb": 0.01},
+    {"host_index": 1, "host_count": 2},
+  ],
+)
+def test_the_index_of_a_batch_is_that_of_the_examples_that_were_read(options):
+  bad = 4 if "max_skipped" in options else None
+  without, batches = (
+    _batches(Numbered(7, bad=bad), 5, augment=EVERYTHING, with_index=with_index, **options)
+    for with_index in (False, True)
+  )
+  for batch in batches:
+    index = batch.pop("index")
+    assert index.dtype == np.int32 and index.shape == batch["label"].shape[:1]
+    # The first label that is not ignored; rotation ignores the corners.
+    labels = np.where(batch["label"] == 255, 0, batch["label"]).reshape(len(index), -1)
+    np.testing.assert_array_equal(index, labels.max(axis=1))
+  _assert_equal(batches, without)
+
+
 def test_skipped_examples_are_reported_with_their_reasons_and_counted_after_a_resumption():
   options = dict(seed=3, batch_size=4, crop_size=SIZE, augment=PLAIN, threads=1)
   with train_batches(Numbered(12, bad={4, 5}), max_skipped=0.2, **options) as batches:

@@ -131,6 +131,7 @@ def test_batches_are_those_of_the_raw_folder(both, workers, hosts):
         workers=processes,
         host_index=host,
         host_count=hosts,
+        with_index=True,
       ) as batches:
         parts.append([next(batches) for _ in range(5)])
     for one, other in zip(*parts, strict=True):

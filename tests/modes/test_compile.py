@@ -111,6 +111,14 @@ def test_a_step_that_does_not_fit_names_remedies() -> None:
   assert step_fit.does_not_fit(RuntimeError("INTERNAL"), config, 2, "TPU v5 lite") is None
 
 
+def test_slots_for_images_are_counted() -> None:
+  config = run_tiny.get_config()
+  config.contrast.update({"slots": "image", "bank_size": 0})
+  cost = step_fit.measure(config, fast=True)
+  assert cost.banks == 11 * 1024 * (4 * 16 + 1)  # 800 images, padded to 1024; a key and whether it is there
+  assert cost.batch == 4 * 49 * 65 * (3 + 1) + 4 * 4  # and their indices
+
+
 def test_a_training_set_that_cannot_be_counted_names_the_field() -> None:
   config = run_tiny.get_config()
   config.contrast.bank_size, config.dataset.name = 0, "camvid"

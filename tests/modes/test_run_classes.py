@@ -179,6 +179,27 @@ def test_more_or_fewer_training_images_are_said_and_banks_refit(copies, capsys) 
     np.testing.assert_array_equal(np.sort(held[0], axis=0), np.sort(held[1], axis=0))
 
 
+def test_slots_of_another_training_set_start_empty(trained, tmp_path, capsys) -> None:
+  root, workdir = tmp_path / "root", tmp_path / "run"
+  shutil.copytree(trained[0], root)
+  config = config_of(root)
+  config.contrast.slots = "image"
+  assert train.run(config, workdir) == 0
+  assert "banks of 2 keys for each of 3 classes, a slot for each training image" in " ".join(
+    capsys.readouterr().out.split()
+  )
+  before = resume(config, workdir).bank
+  assert "training set" not in capsys.readouterr().out and before.count.max() == 2
+  small_datasets.save_image(root / "images" / "train" / "2.png", "train2")
+  small_datasets.save_label(root / "labels" / "train" / "2.png", small_datasets.random_ids("2", (0, 1, 2)))
+  bank = resume(config, workdir).bank
+  assert "the memory banks start empty, because their slots belong to other images" in capsys.readouterr().out
+  assert bank.capacity == 3 and not bank.valid.any() and not bank.keys.any()
+  config.contrast.slots = "queue"
+  with pytest.raises(ValueError, match=r"contrast\.slots: queue, there image"):
+    train.run(config, workdir)
+
+
 def test_scores_of_another_protocol_are_not_compared(copies, capsys) -> None:
   """A finished run that is started again with a mirrored image is scored again, and neither score is the best."""
   root, workdir = copies

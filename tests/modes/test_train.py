@@ -117,6 +117,35 @@ def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cach
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+def test_slots_of_images_resume_to_the_last_bit(cache, tmp_path) -> None:
+  """Ten epochs of five images: each slot is written again and again, in some batches twice."""
+  root = tmp_path / "set"
+  small_datasets.folder(root)
+  for number in (2, 3, 4):
+    small_datasets.save_image(root / "images" / "train" / f"{number}.png", f"train{number}")
+    ids = small_datasets.random_ids(f"{number}", (0, 1, 2) if number == 3 else (0, 1))
+    small_datasets.save_label(root / "labels" / "train" / f"{number}.png", ids)
+  flags = (
+    *("--config.dataset.name=folder", f"--config.dataset.root={root}", "--config.train.crop_size=33"),
+    *("--config.contrast.slots=image", "--config.contrast.bank_size=0", "--config.train.eval_every=0"),
+    "--config.train.checkpoint_every=2",
+  )
+  process = run_tiny.start(tmp_path / "alone", *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  process = run_tiny.start(tmp_path / "run", *flags, cache=cache)
+  run_tiny.signal_at(process, tmp_path / "run", 7, signal.SIGKILL)
+  run_tiny.finish(process)
+  process = run_tiny.start(tmp_path / "run", *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step" in printed, printed
+  lines = run_tiny.lines(tmp_path / "run")
+  assert lines == run_tiny.lines(tmp_path / "alone")
+  steps = [line for line in lines if "loss" in line]
+  assert steps[-1]["loss_contrast"] > 0 and "bank_cursor" not in steps[-1]
+  assert 0 < min(steps[-1]["bank_fill"].values()) < 1
+
+
 def test_a_full_disk_costs_no_step_that_was_saved(uninterrupted, cache, tmp_path) -> None:
   """Two checkpoints fit; the saves of steps 8 and 12 do not."""
   disk = tmp_path / "disk"

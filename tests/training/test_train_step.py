@@ -134,6 +134,49 @@ def test_other_scopes_contrast_without_a_bank(scope: str) -> None:
   assert metrics["loss_contrast"] > 0 and metrics["contrast_queries"] > 0
 
 
+def save_image_slots(path: pathlib.Path) -> None:
+  """Saves the bank and the metrics of two updates whose keys have a slot for each image."""
+  config = tiny(contrast__slots="image", contrast__bank_size=0)
+  network = models.build(config.model, CLASSES)
+  mesh = sharding.global_mesh()
+  state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
+  step = initial_state.jitted_step(config, network, update_rule, state, mesh)
+  saved: dict[str, Any] = {"devices": jax.device_count()}
+  for number, index in enumerate(([3, 1, 4, 11, 5, 9, 2, 6], [8, 7, 9, 0, 10, 9, 8, 7])):
+    images = {name: np.asarray(value) for name, value in batch(number).items()}
+    images["index"] = np.asarray(index, np.int32)
+    state, metrics = step(state, sharding.put_batch(images, mesh))
+    saved |= {
+      f"{name}/{number}": value for name, value in metrics.items() if name.startswith(("loss", "bank"))
+    }
+  np.savez(path, keys=state.bank.keys, valid=state.bank.valid, **saved)
+
+
+@pytest.mark.run
+def test_each_image_writes_its_slot_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
+  saved = []
+  for devices in (1, 8):
+    path = tmp_path / f"{devices}.npz"
+    call = f"t.save_image_slots(pathlib.Path({str(path)!r}))"
+    processes.run("-c", f"import pathlib, tests.training.test_train_step as t; {call}", devices=devices)
+    saved.append(dict(np.load(path)))
+    assert saved[-1]["devices"] == devices
+  one, eight = saved
+  assert (
+    one["valid"].shape == (CLASSES, 256) and not one["valid"][:, 12:].any() and "bank_cursor/1" not in one
+  )
+  assert one["valid"][:, :12].any(axis=0).all() and one["loss_contrast/1"] > 0 == one["loss_contrast/0"]
+  np.testing.assert_array_equal(one["bank_fill/1"], (one["valid"].sum(axis=1) / 12).astype(np.float32))
+  # Of two crops of an image the later: images 9, 8 and 7 stand twice in the second batch.
+  labels = np.asarray(batch(1)["label"])
+  for row, image in ((5, 9), (6, 8), (7, 7)):
+    shown = np.isin(np.arange(CLASSES), labels[row, ::8, ::8])
+    np.testing.assert_array_equal(one["valid"][:, image], shown)
+  np.testing.assert_array_equal(one["valid"], eight["valid"])
+  np.testing.assert_allclose(one["keys"], eight["keys"], atol=1e-3)
+  np.testing.assert_allclose(one["loss/1"], eight["loss/1"], rtol=1e-3)
+
+
 def test_ohem_and_bfloat16_train_in_float32() -> None:
   _, state, step = begin(tiny(loss__pixel="ohem", loss__ohem_min_kept=50, model__dtype="bfloat16"))
   state, metrics = step(state, batch())

@@ -24,11 +24,14 @@ from rc_jax.data.pipeline.skip_unreadable import (
   too_many_unreadable,
 )
 from rc_jax.data.pipeline.worker_process import exit_with_parent
+from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.source import Example, Source, decoded_on_access
 from rc_jax.fields import Config
 
 Batch = dict[str, np.ndarray]
-"""``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``."""
+"""``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, and ``"index": int32 [b]`` with ``with_index``."""
+
+INDEX = "index"
 
 
 def train_batches(
@@ -44,6 +47,7 @@ def train_batches(
   max_skipped: float | None = None,
   host_index: int = 0,
   host_count: int = 1,
+  with_index: bool = False,
 ) -> "TrainBatches":
   """Returns endless batches of augmented crops, in another order in each epoch.
 
@@ -64,6 +68,8 @@ def train_batches(
     host_index: the contiguous part of the global batch to read, ``0..host_count-1``. Images of other hosts are not
       decoded.
     host_count: the number of parts.
+    with_index: adds ``"index": int32 [b]``, the place of each image in ``source``. Where an unreadable example is
+      replaced, it is that of the example that was read.
 
   Returns:
     An iterator over ``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, ``b = batch_size / host_count``.
@@ -93,6 +99,8 @@ def train_batches(
   else:
     # A crop decodes only the tiles that it touches; the cache would need all of them.
     source = decoded_on_access(source)
+  if with_index:
+    source = _Indexed(source)
   limit = None
   if max_skipped is not None:
     limit = int(max_skipped * examples_in_all)
@@ -262,6 +270,33 @@ def _read_options(threads: int) -> grain.ReadOptions:
   return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
 
 
+class _IndexedExample(Example):
+  """An example and ``index``, its place in the split, int32."""
+
+  index: np.int32
+
+
+@dataclasses.dataclass(frozen=True)
+class _Indexed:
+  """A split whose examples hold their places."""
+
+  source: Source
+
+  @property
+  def info(self) -> DatasetInfo:
+    return self.source.info
+
+  @property
+  def labelled(self) -> bool:
+    return self.source.labelled
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> _IndexedExample:
+    return {**self.source[index], "index": np.int32(index)}
+
+
 @dataclasses.dataclass(frozen=True)
 class _TrainingCrop(grain.transforms.RandomMap):
   """The training augmentation. It drops the name: strings cannot be stacked to an array."""
@@ -273,8 +308,8 @@ class _TrainingCrop(grain.transforms.RandomMap):
     image, label = training_crop(
       element["image"], element["label"], rng, crop_size=self.crop_size, options=self.options
     )
-    report = {key: element[key] for key in (SKIPPED, REASON) if key in element}
-    return {"image": image, "label": label, **report}
+    others = {key: element[key] for key in (INDEX, SKIPPED, REASON) if key in element}
+    return {"image": image, "label": label, **others}
 
 
 @dataclasses.dataclass(frozen=True)
