@@ -8,11 +8,12 @@ import jax
 
 from rc_jax.command import Command
 from rc_jax.config import Config, flatten
-from rc_jax.console import duration, say
+from rc_jax.console import duration, say, waiting
 from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG
+from rc_jax.study import tables
 from rc_jax.study.grid import Study, load_study
-from rc_jax.study.runner import Outcome, StudyRunner
+from rc_jax.study.runner import Outcome, StudyRunner, read_results
 
 FLAGS = (
   dataclasses.replace(
@@ -88,8 +89,12 @@ def run(
 
 def _finish(study: Study, workdir: pathlib.Path, outcome: Outcome, budget: float) -> int:
   """Writes the tables of the finished runs, and says what is missing; returns the exit status."""
-  number = len(study.runs)
-  done = f"{len(outcome.finished)} of {number} runs finished"
+  if outcome.finished:
+    with waiting("comparing the rows"):
+      study_tables = tables.study_tables(study, read_results(study, workdir), outcome.failed)
+      page = tables.write(workdir, study_tables)
+    say("\n".join([*map(tables.text, study_tables), "", f"tables and plots: {page}"]))
+  done = f"{len(outcome.finished)} of {len(study.runs)} runs finished"
   for run, reason in outcome.failed.items():
     say(f"failed: {run}: {reason}")
   if outcome.out_of_budget:

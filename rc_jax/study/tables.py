@@ -10,7 +10,7 @@ from rc_jax.study import wording
 from rc_jax.study.comparisons import Comparison, StudyTable, study_tables
 from rc_jax.study.page import study_page
 
-__all__ = ["StudyTable", "markdown", "study_tables", "write"]
+__all__ = ["StudyTable", "markdown", "study_tables", "text", "write"]
 
 
 def markdown(table: StudyTable) -> str:
@@ -24,6 +24,28 @@ def markdown(table: StudyTable) -> str:
   sentences = [*wording.warnings(table), *wording.open_claims(table), *wording.reading([table])]
   lines += ["", *(f"- {_text(sentence)}" for sentence in sentences)]
   return "\n".join(lines) + "\n"
+
+
+def text(table: StudyTable) -> str:
+  """Returns the rows and the claims of one split for the screen, in aligned columns."""
+  blocks = [_aligned(wording.row_heads(table), [wording.row_cells(row, table) for row in table.rows])]
+  if table.claims:
+    blocks.append(_aligned(wording.CLAIM_HEADS, list(map(wording.claim_cells, table.claims))))
+  return "\n\n".join([f"\n{wording.progress(table)}", *blocks])
+
+
+def _aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in which the first column is aligned left, and empty columns are left out."""
+  kept = [place for place in range(len(heads)) if any(row[place] != wording.NONE for row in rows)]
+  lines = [[line[place] for place in kept] for line in (heads, *rows)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if place == 0 else cell.rjust(width)
+      for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+    )
+    for line in lines
+  )
 
 
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
