@@ -10,9 +10,11 @@ import pytest
 from scipy import stats
 
 from rc_jax.evaluation import bootstrap
-from rc_jax.evaluation.results import Result
+from rc_jax.evaluation.evaluator import Counts
+from rc_jax.evaluation.results import Result, write_results
 from rc_jax.study import Claim, Row
 from rc_jax.study.grid import Run, Study
+from rc_jax.study.runner import read_results
 from rc_jax.study.tables import StudyTable, markdown, study_tables, write
 from tests.support.example_studies import (
   CE,
@@ -346,3 +348,17 @@ otherwise.
 one interval is expected to leave out 0 by chance.
 """
   assert markdown(table) == expected
+
+
+def test_tables_of_the_files_that_runs_write(tmp_path: pathlib.Path) -> None:
+  study = make_study(range(2), fields={"train.steps": 7, "train.eval_every": 7})
+  results = make_results(study, step=7)
+  for run in study.runs[:-1]:  # the last run is not finished
+    result = results[run.row.name, run.seed, "val"]
+    tp, fp, fn = result.counts.astype(np.int32)
+    confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)  # which the tables do not read
+    write_results(tmp_path / run.path, result.scores, Counts(confusion, result.names, tp, fp, fn), step=7)
+  found = read_results(study, tmp_path)
+  expected = {key: results[key] for key in list(results)[:-1]}
+  assert list(found) == list(expected) and len(found) == 5
+  assert markdown(only_table(study, found)) == markdown(only_table(study, expected))
