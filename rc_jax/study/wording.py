@@ -209,6 +209,6 @@ def reading(tables: Sequence[StudyTable]) -> list[str]:
     "where images are few.",
     "A claim is supported where the whole interval over seeds lies above 0, contradicted where it lies below 0, and "
     "open otherwise.",
-    f"The study makes {number} comparison{'' if number == 1 else 's'}, and no correction for several is applied: of 20 without a true "
-    "difference, one interval is expected to leave out 0 by chance.",
+    f"The study makes {number} comparison{'' if number == 1 else 's'}, and no correction for several is applied: of 20 "
+    "comparisons without a true difference, one interval is expected to leave out 0 by chance.",
   ]

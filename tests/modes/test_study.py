@@ -75,9 +75,12 @@ def test_a_study_writes_its_tables(finished) -> None:
   assert "CE" in table and "RegionContrast" in table and str(workdir / "index.html") in printed
   with (workdir / "runs.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
-  assert [(row["row"], row["seed"]) for row in rows] == [
-    ("CE", "0"), ("CE", "1"), ("RegionContrast", "0"), ("RegionContrast", "1"),
-  ]  # fmt: skip
+  assert [f"{row['row']} {row['seed']}" for row in rows] == [
+    "CE 0",
+    "RegionContrast 0",
+    "CE 1",
+    "RegionContrast 1",
+  ]
   # The metrics of a run start from the same weights and images in both rows.
   losses = [
     run_tiny.lines(workdir / "runs" / row / "seed0")[0]["loss_pixel"] for row in ("ce", "regioncontrast")

@@ -344,8 +344,8 @@ and scoring the same images. It takes these differences as normally distributed,
 trained networks on other images like these. It does not cover other seeds, and is too narrow where images are few.
 - A claim is supported where the whole interval over seeds lies above 0, contradicted where it lies below 0, and open \
 otherwise.
-- The study makes 2 comparisons, and no correction for that is applied: of 20 comparisons without a true difference, \
-one interval is expected to leave out 0 by chance.
+- The study makes 2 comparisons, and no correction for several is applied: of 20 comparisons without a true \
+difference, one interval is expected to leave out 0 by chance.
 """
   assert markdown(table) == expected
 
