@@ -189,6 +189,13 @@ FIELDS: tuple[Field, ...] = (
     above(0),
   ),
   Field(
+    "contrast.start_step",
+    0,
+    "Updates before the contrastive loss counts. Memory banks are filled from the start, so that it starts with keys.",
+    at_least(0, "counts at once"),
+    read_when=("contrast.scope", ("bank", "image", "batch")),
+  ),
+  Field(
     "contrast.bank_dtype",
     "float32",
     "Dtype of the keys; bfloat16 takes half the memory.",
@@ -317,6 +324,7 @@ def validate(config: Config) -> None:
     require(field.check.holds(values[field.path]), field.path, values[field.path], field.expects)
   _check_crop_size(config)
   _check_eval_stride(config)
+  _check_start_step(config)
   _check_read(config)
 
 
@@ -339,6 +347,12 @@ def _check_eval_stride(config: Config) -> None:
   fits = all(s <= w for s, w in zip(height_width(stride), height_width(window), strict=True))
   expected = f"at most eval.crop_size {tuple(window)}: a longer stride leaves gaps between windows"
   require(fits, "eval.stride", stride, expected)
+
+
+def _check_start_step(config: Config) -> None:
+  step, steps = config.contrast.start_step, config.train.steps
+  # 0 holds for any number of steps.
+  require(step < max(steps, 1), "contrast.start_step", step, f"below train.steps, {steps}")
 
 
 def _check_read(config: Config) -> None:

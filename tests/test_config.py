@@ -177,6 +177,15 @@ def test_a_window_stride_may_not_leave_gaps() -> None:
     validate(config)
 
 
+def test_the_contrast_starts_before_the_run_ends() -> None:
+  config = recipe("demo")
+  config.contrast.start_step = config.train.steps - 1
+  validate(config)
+  config.contrast.start_step = config.train.steps
+  with pytest.raises(ValueError, match=r"config\.contrast\.start_step: .*expected below train\.steps, \d+"):
+    validate(config)
+
+
 def test_a_field_that_nothing_reads_is_refused() -> None:
   config = defaults()
   config.train.batch_sise = 4

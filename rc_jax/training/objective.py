@@ -35,7 +35,7 @@ class Term(NamedTuple):
   """One term of the objective, ``weight * value``; its metric ``loss_<name>`` is the value, a float32 scalar."""
 
   name: str
-  weight: float
+  weight: float | Array
   value: Array
 
 
@@ -54,7 +54,7 @@ def contrastive_method(config: Config) -> ContrastiveMethod | None:
 
 
 def objective(
-  outputs: Outputs, labels: Array, bank: Any, config: Config, align_corners: bool
+  outputs: Outputs, labels: Array, bank: Any, config: Config, align_corners: bool, step: Array
 ) -> tuple[Array, Metrics, Any]:
   """Computes ``L = sum of weight * value`` over the terms of a batch.
 
@@ -64,6 +64,7 @@ def objective(
     bank: of the contrastive method, as the steps before left it.
     config: a validated config.
     align_corners: ``Network.align_corners``.
+    step: int32 scalar, updates made before; ``contrast.start_step`` compares with it.
 
   Returns:
     The loss, a float32 scalar; metrics: ``loss`` and ``loss_<name>`` of each term, float32 scalars, and the statistics
@@ -80,13 +81,21 @@ def objective(
   method = contrastive_method(config)
   if method is not None:
     contrast = _contrast(method, outputs, labels, bank, align_corners)
-    terms.append(Term("contrast", config.loss.contrast_weight, contrast.loss))
+    terms.append(Term("contrast", contrast_weight(config, step), contrast.loss))
     metrics |= {f"contrast_{name}": value for name, value in contrast.stats.items()}
     keys = contrast.keys
   loss = terms[0].weight * terms[0].value
   for term in terms[1:]:
     loss = loss + term.weight * term.value
   return loss, metrics | _loss_metrics(terms, loss), keys
+
+
+def contrast_weight(config: Config, step: Array) -> float | Array:
+  """Returns the weight of the contrastive loss after ``step`` updates: 0 before ``contrast.start_step``."""
+  weight: float = config.loss.contrast_weight
+  if not config.contrast.start_step:
+    return weight
+  return jnp.where(step < config.contrast.start_step, 0.0, weight)
 
 
 def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corners: bool) -> list[Term]:

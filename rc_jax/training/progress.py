@@ -116,6 +116,8 @@ class TrainingProgress:
 
     named, weighted = [], []
     for name, weight in self._terms.items():
+      if name == "contrast" and step <= self._config.contrast.start_step:
+        weight = 0.0
       value = float(metrics[f"loss_{name}"])
       named.append(f"{'' if weight == 1 else f'{weight:g} x '}{name} {value:.3f}")
       weighted.append(f"{weight * value:.2f}")

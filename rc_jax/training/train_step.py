@@ -50,7 +50,7 @@ def make_train_step(
     # The key follows from the step, so that a resumed run drops the same units.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
     outputs, batch_stats = network.train(params, state.batch_stats, batch["image"], rng)
-    loss, metrics, keys = objective(outputs, labels, state.bank, config, network.align_corners)
+    loss, metrics, keys = objective(outputs, labels, state.bank, config, network.align_corners, state.step)
     return loss, (metrics, batch_stats, keys)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

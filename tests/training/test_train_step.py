@@ -96,6 +96,27 @@ def test_bank_fill_and_cursor_follow_the_bank(run) -> None:
   np.testing.assert_array_equal(metrics[4]["bank_cursor"], states[5].bank.cursor)
 
 
+def test_before_its_start_step_the_contrast_fills_the_bank_and_does_not_count() -> None:
+  _, state, step = begin(tiny(contrast__start_step=2))
+  _, baseline, step_without = begin(tiny(loss__contrast_weight=0.0))
+  metrics = []
+  for number in range(3):
+    before = jax.tree.map(np.asarray, (state.params, baseline.params))
+    state, step_metrics = step(state, batch(number))
+    baseline, _ = step_without(baseline, batch(number))
+    metrics.append(jax.device_get(step_metrics))
+  for number, weight in enumerate((0.0, 0.0, 0.1)):
+    found = metrics[number]
+    np.testing.assert_allclose(found["loss_contrast_scaled"], weight * found["loss_contrast"], rtol=1e-6)
+    terms = found["loss_pixel"] + found["loss_aux_scaled"] + found["loss_contrast_scaled"]
+    np.testing.assert_allclose(found["loss"], terms, rtol=1e-6)
+  assert metrics[0]["loss_contrast"] == 0 and min(m["loss_contrast"] for m in metrics[1:]) > 0
+  # Before the last update both had the same parameters, and the contrast's gradient is the difference after it.
+  jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), *before)
+  after = [np.asarray(each.params["head"]["fuse"]["conv"]["kernel"]) for each in (state, baseline)]
+  assert np.abs(after[0] - after[1]).max() > 1e-5
+
+
 def test_a_repeated_batch_is_learned(run) -> None:
   _, _, metrics = run
   assert metrics[-1]["loss_pixel"] < 0.8 * metrics[0]["loss_pixel"]
