@@ -73,6 +73,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
   "ml_collections.config_flags": ("main.py",),
   "tensorflow": (),
   "torch": ("weights/file_formats.py",),
+  "sklearn": ("drawing/embedding.py",),
+  "threadpoolctl": ("drawing/embedding.py",),
 }
 
 

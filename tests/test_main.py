@@ -241,6 +241,7 @@ def test_every_flag_that_is_a_path_is_listed_here() -> None:
 HOME_PATHS = {
   "train": ("workdir",),
   "eval": ("workdir", "checkpoint"),
+  "centers": ("workdir", "checkpoint"),
   "predict": ("workdir", "checkpoint", "images", "output"),
   "export": ("workdir", "checkpoint", "output"),
   "report": ("workdir", "checkpoint"),

@@ -102,10 +102,14 @@ def center_statistics(centers: Centers, num_classes: int) -> Statistics:
 
   classes = tuple(separation(labels == label) for label in range(num_classes))
   means = (_mean_of([each[place] for each in classes]) for place in range(1, len(Separation._fields)))
-  return Statistics(classes, separation(np.ones(len(vectors), bool)), Separation(int((counts > 0).sum()), *means))
+  return Statistics(
+    classes, separation(np.ones(len(vectors), bool)), Separation(int((counts > 0).sum()), *means)
+  )
 
 
-def _silhouettes(products: np.ndarray, to_own: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _silhouettes(
+  products: np.ndarray, to_own: np.ndarray, labels: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
   """Returns the silhouette of each center ``[K]``; NaN where only one class occurs."""
   if (counts > 0).sum() < 2:
     return np.full(len(labels), np.nan)

@@ -8,7 +8,16 @@ import jax
 
 from rc_jax import files, models, sharding
 from rc_jax.class_table import ClassTable, check_class_table
-from rc_jax.config import Config, as_dict, different_network, height_width
+from rc_jax.config import (
+  FIELDS,
+  Config,
+  as_dict,
+  defaults,
+  different_network,
+  flatten,
+  height_width,
+  validate,
+)
 from rc_jax.console import say
 from rc_jax.weights import checkpoint, checksums, pretrained
 
@@ -47,6 +56,39 @@ def restore(
   template = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
   return checkpoint.restore_model(folder, template.params, template.batch_stats)
+
+
+def config_of_run(folder: pathlib.Path) -> Config:
+  """Returns the config that a run's folder records; fields that an earlier version did not know have their defaults.
+
+  Args:
+    folder: of the run.
+
+  Raises:
+    FileNotFoundError: it holds no ``config.json``.
+    ValueError: the file is damaged, or holds a value that no config may have; one line.
+  """
+  path = folder / "config.json"
+  if not path.is_file():
+    raise FileNotFoundError(f"{path}: missing; expected the folder of a run that --mode=train wrote")
+  recorded = flatten(files.read_json_object(path, lambda: "train again, or name another run"))
+  config = defaults()
+  for field in FIELDS:
+    if field.path in recorded:
+      group, _, name = field.path.rpartition(".")
+      value = recorded[field.path]
+      try:
+        (config[group] if group else config)[name] = tuple(value) if isinstance(value, list) else value
+      except TypeError as error:
+        found = files.one_line(repr(value), 80)
+        raise ValueError(
+          f"{path}: {field.path} is {found}; expected a value like {field.default!r}"
+        ) from error
+  try:
+    validate(config)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+  return config
 
 
 def facts(path: pathlib.Path) -> dict[str, Any]:

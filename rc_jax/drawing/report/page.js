@@ -106,6 +106,16 @@
   };
   document.querySelectorAll("svg[data-chart]").forEach(interact);
 
+  // Dots of classes: the class below the pointer, in a chart or in the legend, stands out in all charts.
+  const clouds = [...document.querySelectorAll(".points")];
+  const choose = (label) => clouds.forEach((svg) => {
+    svg.classList.toggle("chosen", label !== undefined);
+    [...svg.children].forEach((group) => group.classList.toggle("chosen", group.dataset.class === label));
+  });
+  if (clouds.length) {
+    addEventListener("pointerover", (event) => choose(event.target.closest("[data-class]")?.dataset.class));
+  }
+
   // Pictures: the classes below the pointer, read from the colours of the label pictures.
   const legend = document.querySelector("[data-classes]");
   const classes = legend ? JSON.parse(legend.dataset.classes) : {};

@@ -1,0 +1,411 @@
+"""``--mode=centers`` keeps the region centers of a split, draws them by t-SNE, and measures how they separate classes.
+
+RegionContrast, Figure 3: runs side by side, the baseline's centers and those of the contrastive loss.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from rc_jax import __version__, contrast, data, files, models, sharding
+from rc_jax.config import CENTERS, Config, uses_contrast
+from rc_jax.console import Progress, say
+from rc_jax.drawing import embedding
+from rc_jax.evaluation.center_statistics import Centers, Separation, Statistics, center_statistics
+from rc_jax.fields import Flag
+from rc_jax.inference.batched import BatchedPredictor
+from rc_jax.inference.predictor import grid_size, padded_to
+from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
+from rc_jax.ops import resample
+from rc_jax.weights import checkpoint as checkpoints
+from rc_jax.weights import restore
+from rc_jax.weights.checksums import weights_digest
+
+OF_THE_RUN = "run"
+
+FLAGS = (
+  *(CONFIG, WORKDIR, CHECKPOINT),
+  Flag(
+    "runs", (), "Runs to draw side by side, separated by commas: folders, or checkpoints. Default: --workdir."
+  ),
+  Flag(
+    "centers",
+    OF_THE_RUN,
+    "Pixel weights of the centers, one of the values of contrast.centers; run: those of each run.",
+    (OF_THE_RUN, *CENTERS),
+  ),
+)
+
+FORMAT = 1  # of the files
+
+
+class _Run(NamedTuple):
+  """A run to draw: its name on the page, its folder, the path of its weights, and its config."""
+
+  name: str
+  folder: pathlib.Path
+  weights: pathlib.Path
+  config: Config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExtractedCenters:
+  """The centers of a run on a split.
+
+  Attributes:
+    name: of the run.
+    centers: of all images, ordered by image and class.
+    image_names: of the ``I`` images, in the order of the split.
+    method: of ``region_centers``.
+    step: updates behind the weights; 0: a file of weights.
+    weights: digest of the weights.
+    loss: ``"RegionContrast, scope bank"`` or ``"baseline"``.
+  """
+
+  name: str
+  centers: Centers
+  image_names: tuple[str, ...]
+  method: str
+  step: int
+  weights: str
+  loss: str
+
+  @property
+  def description(self) -> str:
+    """A phrase on the loss, the step and the centers."""
+    step = f"step {self.step:,}" if self.step else "weights of a file"
+    return f"{self.loss}, {step}, {len(self.centers.labels)} {self.method} centers"
+
+
+def run(
+  config: Config,
+  workdir: pathlib.Path,
+  checkpoint: pathlib.Path | None = None,
+  runs: Sequence[str] = (),
+  centers: str = OF_THE_RUN,
+) -> pathlib.Path:
+  """Extracts the region centers of ``config.eval.split``, draws them and measures how they separate the classes.
+
+  Each run keeps its centers in ``<run>/centers/<split>.npz``. The page, its picture and the numbers of all runs are
+  ``workdir/centers/index.html``, ``<split>.png`` and ``<split>.json``.
+
+  Args:
+    config: a validated config; of ``runs``, it gives the data set and ``eval`` alone.
+    workdir: folder of the page; without ``runs``, also the run's folder.
+    checkpoint: as for ``restore.locate``; None: the newest of ``workdir``. Not with ``runs``.
+    runs: folders of runs, or of single checkpoints, whose ``config.json`` states the network.
+    centers: one of ``CENTERS``, or ``"run"``: ``contrast.centers`` of each run, and the default for baselines.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    FileNotFoundError: no checkpoint, or no data.
+    ValueError: scikit-learn is not installed, a run has other classes than the data set, two of ``runs`` are one, or
+      ``checkpoint`` is given with ``runs``.
+  """
+  embedding.check_installed()
+  if runs and checkpoint is not None:
+    raise ValueError(
+      f"--checkpoint={checkpoint}: is not read with --runs; name checkpoints there, as runs/a/checkpoints/{1000}"
+    )
+  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  for note in data.notes_of(source):
+    say(f"note: {note}")
+  chosen = _chosen_runs(config, runs) if runs else [_run_of_workdir(config, workdir, checkpoint)]
+  files.check_writable(workdir)
+  extracted = []
+  for each in chosen:
+    found = _extract(each, source, config, _method(each.config, centers))
+    _write_centers(each.folder, found, source.info, config.eval.split)
+    extracted.append(found)
+  statistics = [center_statistics(found.centers, source.info.num_classes) for found in extracted]
+  for found, numbers in zip(extracted, statistics, strict=True):
+    say(
+      f"{found.name}: {found.description}, of {len(source)} images of {source.info.name}/{config.eval.split}"
+    )
+    say(_class_table(numbers, source.info.class_names))
+  if len(extracted) > 1:
+    say(_run_table(extracted, statistics))
+  return _write_page(workdir, extracted, statistics, source.info, config.eval.split)
+
+
+def _run_of_workdir(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None) -> _Run:
+  weights = restore.origin(restore.locate(workdir, checkpoint))
+  return _Run(str(workdir), workdir, weights, config)
+
+
+def _chosen_runs(config: Config, paths: Sequence[str]) -> list[_Run]:
+  """Returns the runs of ``--runs``, with the data set and ``eval`` of ``config``."""
+  chosen: list[_Run] = []
+  for name in filter(None, (path.strip() for path in paths)):
+    weights = checkpoints.find(pathlib.Path(os.path.expanduser(name)))
+    folder = weights.parents[1]
+    if any(each.folder == folder for each in chosen):
+      raise ValueError(f"--runs: {name} is a run that the list holds twice; expected each run once")
+    of_run = restore.config_of_run(folder)
+    of_run.dataset.root, of_run.eval = config.dataset.root, config.eval
+    if of_run.dataset.name != config.dataset.name:
+      raise ValueError(
+        f"--runs: {name} was trained on {of_run.dataset.name}, and --config names {config.dataset.name}; "
+        "expected runs on one data set"
+      )
+    chosen.append(_Run(name, folder, weights, of_run))
+  return chosen
+
+
+def _method(config: Config, chosen: str) -> str:
+  """Returns the method of the centers of a run; baselines have none, and get the default."""
+  if chosen != OF_THE_RUN:
+    return chosen
+  return str(config.contrast.centers) if uses_contrast(config) else CENTERS[0]
+
+
+def _extract(each: _Run, source: data.Source, config: Config, method: str) -> ExtractedCenters:
+  """Computes the centers of all images of a split."""
+  network = models.build(each.config.model, source.info.num_classes)
+  restored = restore.restore(network, each.config, each.weights, source.info.table())
+  params, batch_stats = sharding.local_copy((restored.params, restored.batch_stats))
+  full_images = config.eval.copy_and_resolve_references()
+  full_images.crop_size = full_images.stride = ()
+  mesh = sharding.local_mesh()
+  predictor = BatchedPredictor(network, full_images, mesh)  # gathers images of one size
+  compute = make_extractor(network, bool(config.eval.pad_to_grid), method, mesh)
+  names = [""] * len(source)
+
+  def images() -> Iterator[tuple[tuple[int, np.ndarray], np.ndarray]]:
+    for row, example in enumerate(data.evaluation_examples(source, threads=config.data.threads)):
+      names[row] = example["name"]
+      yield (row, example["label"]), example["image"]
+
+  progress = Progress(f"centers of {each.name}", len(source), unit="images")
+  found: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image -> its classes and their vectors
+  for batch in predictor.batches(images()):
+    labels = batch.stack([label for _, label in batch.keys], source.info.ignore_label)
+    vectors, present = compute(params, batch_stats, batch.stack(batch.images, 0), labels)
+    for (row, _), of_image, is_present in zip(
+      batch.keys, np.asarray(vectors), np.asarray(present), strict=False
+    ):
+      classes = np.flatnonzero(is_present)
+      found[row] = (classes, of_image[classes])
+    progress.advance(len(batch.images))
+  progress.close()
+  labels = np.concatenate([found[row][0] for row in range(len(source))]).astype(np.int32)
+  if not labels.size:
+    raise ValueError(
+      f"{source.info.name}/{config.eval.split}: has no labelled pixel, so no region center; choose a split with labels"
+    )
+  rows = np.repeat(np.arange(len(source), dtype=np.int32), [len(found[row][0]) for row in range(len(source))])
+  of_all = np.concatenate([found[row][1] for row in range(len(source))])
+  loss = f"RegionContrast, scope {each.config.contrast.scope}" if uses_contrast(each.config) else "baseline"
+  digest = weights_digest((restored.params, restored.batch_stats))
+  return ExtractedCenters(
+    each.name, Centers(of_all, rows, labels), tuple(names), method, restored.step, digest, loss
+  )
+
+
+def make_extractor(
+  network: models.Network, pad_to_grid: bool, method: str, mesh: Mesh
+) -> Callable[[Any, Any, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]:
+  """Returns the compiled function from images to their region centers.
+
+  The network predicts with running statistics. Features are those that the classifier reads, before the projection
+  ``model.embedding_channels``, which a baseline does not train.
+
+  Args:
+    network: functions of the network.
+    pad_to_grid: pads images as ``eval.pad_to_grid`` says; padded pixels have no label.
+    method: of ``region_centers``.
+    mesh: of this process's devices, over which the images are spread.
+
+  Returns:
+    ``(params, batch_stats, images uint8 [B,H,W,3], labels uint8 [B,H,W]) -> (vectors float32 [B,N,C],
+    present bool [B,N])``.
+  """
+
+  def extract(
+    params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    size = (images.shape[1], images.shape[2])
+    padded = grid_size(network, size) if pad_to_grid else size
+    outputs = network.predict(params, batch_stats, padded_to(images.astype(jnp.float32), padded))
+    beyond = ((0, 0), (0, padded[0] - size[0]), (0, padded[1] - size[1]))
+    labels = jnp.pad(labels.astype(jnp.int32), beyond, constant_values=data.IGNORE_LABEL)
+    grid = (outputs.logits.shape[1], outputs.logits.shape[2])
+    labels = resample.downsample_labels(labels, grid, network.align_corners)  # [B,H,W] -> [B,h,w]
+    centers = contrast.region_centers(outputs.features, outputs.logits, labels, method=method)
+    return centers.vectors, centers.present
+
+  replicated, spread = PartitionSpec(), PartitionSpec(sharding.DATA_AXIS)
+  compute: Callable[..., tuple[jax.Array, jax.Array]] = jax.jit(
+    jax.shard_map(
+      extract, mesh=mesh, in_specs=(replicated, replicated, spread, spread), out_specs=spread, check_vma=False
+    ),
+    compiler_options=sharding.compiler_options(mesh),
+  )
+  return compute
+
+
+def _write_centers(
+  folder: pathlib.Path, found: ExtractedCenters, info: data.DatasetInfo, split: str
+) -> pathlib.Path:
+  """Writes ``folder/centers/<split>.npz``: the centers that are present, and where they come from."""
+  path = folder / "centers" / f"{split}.npz"
+  files.make_folder(path.parent)  # a split may lie in a folder, as fold0/val
+  with files.atomic_write(path) as file:
+    np.savez_compressed(
+      file,
+      format=FORMAT,
+      vectors=found.centers.vectors,
+      images=found.centers.images,
+      labels=found.centers.labels,
+      names=np.array(found.image_names),
+      class_names=np.array(info.class_names),
+      method=found.method,
+      step=found.step,
+      weights=found.weights,
+    )
+  return path
+
+
+def _write_page(
+  workdir: pathlib.Path,
+  extracted: Sequence[ExtractedCenters],
+  statistics: Sequence[Statistics],
+  info: data.DatasetInfo,
+  split: str,
+) -> pathlib.Path:
+  """Writes ``workdir/centers/``: the page, its picture, and the numbers."""
+  folder = workdir / "centers"
+  records = [_record(*pair, info) for pair in zip(extracted, statistics, strict=True)]
+  content = {"format": FORMAT, "dataset": info.name, "split": split, "runs": records}
+  files.make_folder((folder / f"{split}.json").parent)
+  files.atomic_write_text(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
+  shown = []
+  for found in extracted:
+    say(f"t-SNE of {len(found.centers.labels)} centers of {found.name}")
+    positions = embedding.project(found.centers.vectors)
+    shown.append(embedding.EmbeddedRun(found.name, found.description, positions, found.centers.labels))
+  with files.atomic_write(folder / f"{split}.png") as file:
+    embedding.embedding_picture(shown, info).save(file, "PNG")
+  software = f"Written by rc_jax {__version__} with jax {jax.__version__} on {jax.devices()[0].device_kind}."
+  page = embedding.centers_page(shown, _measures(statistics), info, split, _notes(extracted), software)
+  path = folder / "index.html"
+  files.atomic_write_text(path, page)
+  kept = folder / f"{split}.npz" if len(extracted) == 1 else f"centers/{split}.npz of each run"
+  say(f"centers are in {kept}, numbers and a picture in {folder}; open {path}")
+  return path
+
+
+def _notes(extracted: Sequence[ExtractedCenters]) -> list[str]:
+  """Returns a sentence for each way in which the centers of several runs are not of one kind."""
+  notes = []
+  for quantity, values in (
+    ("pixel weights of the centers", [found.method for found in extracted]),
+    ("number of steps", [f"{found.step:,}" for found in extracted]),
+  ):
+    if len(set(values)) > 1:
+      notes.append(f"The runs differ in the {quantity}: {', '.join(values)}.")
+  return notes
+
+
+def _record(found: ExtractedCenters, numbers: Statistics, info: data.DatasetInfo) -> dict[str, Any]:
+  return {
+    "run": found.name,
+    "step": found.step,
+    "weights": found.weights,
+    "loss": found.loss,
+    "method": found.method,
+    "images": len(found.image_names),
+    "all": numbers.all._asdict(),
+    "mean": numbers.mean._asdict(),
+    "classes": {
+      name: of_class._asdict() for name, of_class in zip(info.class_names, numbers.classes, strict=True)
+    },
+  }
+
+
+class _Column(NamedTuple):
+  """A number of ``Separation``: its field, title, factor, axis and meaning."""
+
+  field: str
+  title: str
+  factor: float
+  limits: tuple[float, float]
+  meaning: str
+
+
+_COLUMNS = (
+  _Column("within", "cosine within", 1, (0, 1), "Mean cosine of two centers of one class; high is compact."),
+  _Column("between", "cosine between", 1, (0, 1), "Mean cosine of centers of two classes; low is far apart."),
+  _Column(
+    *("silhouette", "silhouette", 1, (0, 1)),
+    "How much nearer a center is to its class than to the nearest other, from -1 to 1, by cosine distances.",
+  ),
+  _Column(
+    *("accuracy", "nearest center in %", 100, (0, 100)),
+    "Centers that lie nearest to the mean center of their class, each mean taken over the other images.",
+  ),
+)
+
+
+def _measures(statistics: Sequence[Statistics]) -> list[embedding.Measure]:
+  def values(of_runs: Sequence[Separation], column: _Column) -> tuple[float | None, ...]:
+    found = (getattr(separation, column.field) for separation in of_runs)
+    return tuple(None if value is None else column.factor * value for value in found)
+
+  return [
+    embedding.Measure(
+      title=column.title,
+      meaning=column.meaning,
+      limits=column.limits,
+      total=values([numbers.all for numbers in statistics], column),
+      mean=values([numbers.mean for numbers in statistics], column),
+      classes=tuple(
+        values(of_class, column)
+        for of_class in zip(*(numbers.classes for numbers in statistics), strict=True)
+      ),
+    )
+    for column in _COLUMNS
+  ]
+
+
+def _class_table(numbers: Statistics, class_names: Sequence[str]) -> str:
+  """Returns the separation of each class that occurs, of all centers, and the means of the classes."""
+  rows = [pair for pair in zip(class_names, numbers.classes, strict=True) if pair[1].centers]
+  rows.append(("all centers", numbers.all))
+  width = max(len(name) for name, _ in (*rows, ("mean of classes", None)))
+  lines = [f"  {'class':<{width}}  centers  within  between  silhouette  nearest center"]
+  lines += [f"  {name:<{width}}  {each.centers:>7}  {_texts(each)}" for name, each in rows]
+  return "\n".join([*lines, f"  {'mean of classes':<{width}}  {'':>7}  {_texts(numbers.mean)}"])
+
+
+def _texts(each: Separation) -> str:
+  accuracy = "-" if each.accuracy is None else f"{100 * each.accuracy:.1f} %"
+  return (
+    f"{_three_digits(each.within):>6}  {_three_digits(each.between):>7}  {_three_digits(each.silhouette):>10}  "
+    f"{accuracy:>14}"
+  )
+
+
+def _three_digits(value: float | None) -> str:
+  return "-" if value is None else f"{value:.3f}"
+
+
+def _run_table(extracted: Sequence[ExtractedCenters], statistics: Sequence[Statistics]) -> str:
+  """Returns the means over classes of all runs, a row for each."""
+  width = max(len(name) for name in ("mean of classes", *(found.name for found in extracted)))
+  lines = [f"  {'mean of classes':<{width}}  within  between  silhouette  nearest center"]
+  lines += [
+    f"  {found.name:<{width}}  {_texts(numbers.mean)}"
+    for found, numbers in zip(extracted, statistics, strict=True)
+  ]
+  return "\n".join(lines)
