@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODES = {
   "train": "trains into --workdir; the same command resumes",
   "eval": "scores a checkpoint on eval.split by the data set's own rules",
-  "compare": "compares two results on the same images: the difference in mIoU with its interval",
+  "compare": "compares two results on the same images: differences with intervals, and the images that changed most",
   "centers": "draws the region centers of runs by t-SNE, and measures how they separate the classes",
   "predict": "labels images, as label PNGs and overlays",
   "export": "writes the network as one program that jax alone runs",

@@ -11,6 +11,7 @@ from rc_jax.evaluation.results import Result
 RESAMPLES = 10_000
 COVERAGE = 0.95
 CHUNK = 1000  # resamples that are scored at once; 150 classes take 3 MB
+LEAST_IMAGES = 5  # with a class; of fewer, resamples are too much alike for an interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,3 +144,46 @@ def check_comparable(first: Result, second: Result) -> None:
       f"{first.path} and {second.path} scored different images ({' and '.join(different[0])}); "
       "compare results of one split"
     )
+
+
+def class_intervals(
+  first: Result, second: Result, resamples: int = RESAMPLES, coverage: float = COVERAGE, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+  """Computes an interval for the difference of each class's IoU, by the resamples of `difference`.
+
+  A resample without the class counts for no bound of it.
+
+  Args:
+    first: as for `difference`.
+    second: likewise.
+    resamples: their number.
+    coverage: fraction of the resamples that each interval holds, 0..1.
+    seed: of the draws.
+
+  Returns:
+    Class -> lower and upper end, as fractions, second minus first; None for a class that either result leaves out, or
+    that fewer than ``LEAST_IMAGES`` images have in truth or prediction.
+  """
+  rule = first.scores["absent_class"]
+  images, classes = first.counts.shape[1:]
+  rng = np.random.default_rng(seed)
+  both = np.stack([first.counts, second.counts]).astype(np.float64)  # [2,3,I,N]
+  differences = []
+  for start in range(0, resamples, CHUNK):
+    drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
+    sums = drawn.astype(np.float64) @ both.reshape(6, images, classes)  # [R,I] @ [6,I,N] -> [6,R,N]
+    tp, fp, fn = sums.reshape(2, 3, -1, classes).swapaxes(0, 1)  # [2,R,N] each
+    of_first, of_second = metrics.class_ious(tp, fp, fn, rule)
+    differences.append(of_second - of_first)
+  of_resamples = np.concatenate(differences)  # [resamples,N]
+  having = (both.sum(axis=(0, 1)) > 0).sum(axis=0)  # [N], images
+  scored = [
+    None not in pair for pair in zip(first.scores["iou"].values(), second.scores["iou"].values(), strict=True)
+  ]
+  intervals: dict[str, tuple[float, float] | None] = {}
+  for label, name in enumerate(first.scores["iou"]):
+    intervals[name] = None
+    if scored[label] and having[label] >= LEAST_IMAGES:
+      low, high = np.nanquantile(of_resamples[:, label], [(1 - coverage) / 2, (1 + coverage) / 2])
+      intervals[name] = (float(low), float(high))
+  return intervals

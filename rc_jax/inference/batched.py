@@ -6,6 +6,7 @@ batch (``full_images``); with a sliding window (``eval.crop_size``), images of o
 network once.
 """
 
+import collections
 import dataclasses
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -215,6 +216,32 @@ class BatchedPredictor:
       return 1, size[0] * size[1], size[0]
     height, width = self._windows.canvas(size)
     return self._windows.count(size), height * width, height
+
+
+def label_images(
+  network: Network, config_eval: Config, params: Any, batch_stats: Any, images: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Labels a few images on the devices of this process.
+
+  Args:
+    network: functions of the network.
+    config_eval: as for ``BatchedPredictor``.
+    params: replicated arrays.
+    batch_stats: likewise.
+    images: uint8 ``[H,W,3]`` each.
+
+  Returns:
+    Train ids uint8 ``[H,W]`` of each image, in the order of ``images``.
+  """
+  sizes: list[Size] = [image.shape[:2] for image in images]
+  predictor = BatchedPredictor(
+    network, config_eval, sharding.local_mesh(), count_of_size=collections.Counter(sizes)
+  )
+  by_size = sorted(range(len(images)), key=lambda row: sizes[row])
+  params, batch_stats = sharding.local_copy((params, batch_stats))
+  predictions = predictor.labels(params, batch_stats, ((row, images[row]) for row in by_size))
+  labels = {predicted.key: predicted.labels for predicted in predictions}
+  return [labels[row] for row in range(len(images))]
 
 
 def _cropped(

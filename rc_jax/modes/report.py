@@ -1,6 +1,5 @@
 """``--mode=report`` shows a run on one page: scores, pictures, IoU of each class, confusion, curves, configuration."""
 
-import collections
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from rc_jax import __version__, data, distributed, files, models, sharding
+from rc_jax import __version__, data, distributed, files, models
 from rc_jax.config import Config
 from rc_jax.console import say
 from rc_jax.drawing.panels import MANY_CLASSES, colorize, differences, grid, legend, shrunk
@@ -19,7 +18,7 @@ from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import read_results_json
-from rc_jax.inference.batched import BatchedPredictor
+from rc_jax.inference.batched import label_images
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.training.bank_age import bank_capacity, key_ages
 from rc_jax.training.run_log import is_score, read_metrics
@@ -138,17 +137,10 @@ def pictures(
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
   examples = [source[index] for index in indices]
-  sizes = [example["image"].shape[:2] for example in examples]
-  predictor = BatchedPredictor(
-    network, config.eval, sharding.local_mesh(), count_of_size=collections.Counter(sizes)
-  )
-  by_size = sorted(range(len(examples)), key=lambda row: sizes[row])
-  params, batch_stats = sharding.local_copy((params, batch_stats))
-  images = ((row, examples[row]["image"]) for row in by_size)
-  labels = {predicted.key: predicted.labels for predicted in predictor.labels(params, batch_stats, images)}
+  labels = label_images(network, config.eval, params, batch_stats, [example["image"] for example in examples])
   return [
-    _picture(example, f"{config.eval.split} {index}", labels[row], source.info.num_classes)
-    for row, (index, example) in enumerate(zip(indices, examples, strict=True))
+    _picture(example, f"{config.eval.split} {index}", predicted, source.info.num_classes)
+    for index, example, predicted in zip(indices, examples, labels, strict=True)
   ]
 
 

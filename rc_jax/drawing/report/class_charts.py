@@ -89,8 +89,8 @@ def dot_pairs(
     f'<span style="left:{position(tick):.2f}%">{short(tick)}</span>' for tick in ticks(*limits, number=3)
   )
   key = (
-    f'<p class="key"><span class="dot first"></span>{html.escape(first[0])}'
-    f'<span class="dot second"></span>{html.escape(second[0])}</p>'
+    f'<p class="key"><span><i class="dot first"></i>{html.escape(first[0])}</span> '
+    f'<span><i class="dot second"></i>{html.escape(second[0])}</span></p>'
   )
   rows.append(
     f'<li class="scale" aria-hidden="true"><span></span><span></span><span class="track">{axis}</span></li>'

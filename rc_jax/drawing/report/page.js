@@ -132,14 +132,16 @@
   };
   document.querySelectorAll(".panels").forEach((row) => {
     const images = [...row.querySelectorAll("img")];
+    const names = (row.dataset.read ?? "truth,prediction").split(","); // of the pictures after the image
     let read;
     row.addEventListener("pointermove", (event) => {
       if (event.target.tagName !== "IMG") { hideTip(); return; }
-      read ??= [reader(images[1]), reader(images[2])];
+      read ??= names.map((_, place) => reader(images[place + 1]));
       const box = event.target.getBoundingClientRect();
       const x = Math.min(0.9999, Math.max(0, (event.clientX - box.left) / box.width));
       const y = Math.min(0.9999, Math.max(0, (event.clientY - box.top) / box.height));
-      showTip(text(`truth: ${read[0](x, y)}, prediction: ${read[1](x, y)}`), event.clientX, event.clientY);
+      const classesHere = names.map((name, place) => `${name}: ${read[place](x, y)}`);
+      showTip(text(classesHere.join(", ")), event.clientX, event.clientY);
     });
     row.addEventListener("pointerleave", hideTip);
   });
