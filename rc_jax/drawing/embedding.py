@@ -21,10 +21,12 @@ PERPLEXITY = 30  # scikit-learn's default; less for few centers
 SEED = 0
 
 _PNG_SIDE = 480  # pixels of a panel
-_PNG_DOT = 3.0  # radius in pixels
+_PNG_DOT = 6.0  # diameter in pixels
 _OVERSAMPLING = 4  # dots are drawn larger by this factor and averaged, because Pillow's have jagged edges
 _SVG_SIDE, _SVG_MARGIN = 400, 8  # of a panel, in its units
 _SVG_DOT = 5.0  # diameter
+_FULL_SIZE = 1000  # centers, up to which dots have these diameters
+_SMALLEST_DOT = 0.4  # of the diameter, for many centers
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ def _dots(run: EmbeddedRun, info: DatasetInfo) -> Image.Image:
   canvas = Image.new("RGB", (side, side), "white")
   draw = ImageDraw.Draw(canvas)
   draw.rectangle((0, 0, side - 1, side - 1), outline=(200, 205, 210), width=_OVERSAMPLING)
-  radius = _PNG_DOT * _OVERSAMPLING
+  radius = _PNG_DOT * _dot_size(run) * _OVERSAMPLING / 2
   places = _places(run.positions, side, 3 * radius)
   for label in _largest_first(run.labels):
     color = tuple(info.palette[label].tolist())
@@ -130,6 +132,11 @@ def _dots(run: EmbeddedRun, info: DatasetInfo) -> Image.Image:
       box = (x - radius, y - radius, x + radius, y + radius)
       draw.ellipse(box, fill=color, outline=(90, 90, 90), width=_OVERSAMPLING // 2)
   return canvas.resize((_PNG_SIDE, _PNG_SIDE), Image.Resampling.LANCZOS)
+
+
+def _dot_size(run: EmbeddedRun) -> float:
+  """Returns a factor on the diameter of dots: many small ones cover as much of the panel as few large ones."""
+  return max(_SMALLEST_DOT, min(1.0, (_FULL_SIZE / len(run.labels)) ** 0.5))
 
 
 def _places(positions: np.ndarray, side: float, margin: float) -> np.ndarray:
@@ -208,7 +215,8 @@ def _svg(run: EmbeddedRun, info: DatasetInfo) -> str:
   return (
     f'<figure class="chart"><figcaption>{html.escape(run.name)}</figcaption><p class="note">'
     f'{html.escape(run.description)}</p><svg class="points" viewBox="0 0 {_SVG_SIDE} {_SVG_SIDE}" role="img" '
-    f'aria-label="{described}" tabindex="0" data-rove="1" style="--dot:{_SVG_DOT}">{"".join(groups)}</svg></figure>'
+    f'aria-label="{described}" tabindex="0" data-rove="1" style="--dot:{_SVG_DOT * _dot_size(run):.1f}">'
+    f"{''.join(groups)}</svg></figure>"
   )
 
 

@@ -45,6 +45,7 @@ FLAGS = (
 )
 
 FORMAT = 1  # of the files
+_MEASURES = Separation._fields[1:]
 
 
 class _Run(NamedTuple):
@@ -115,7 +116,7 @@ def run(
   embedding.check_installed()
   if runs and checkpoint is not None:
     raise ValueError(
-      f"--checkpoint={checkpoint}: is not read with --runs; name checkpoints there, as runs/a/checkpoints/{1000}"
+      f"--checkpoint={checkpoint}: is not read with --runs; name checkpoints there, as runs/a/checkpoints/1000"
     )
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   for note in data.notes_of(source):
@@ -150,7 +151,10 @@ def _chosen_runs(config: Config, paths: Sequence[str]) -> list[_Run]:
     weights = checkpoints.find(pathlib.Path(os.path.expanduser(name)))
     folder = weights.parents[1]
     if any(each.folder == folder for each in chosen):
-      raise ValueError(f"--runs: {name} is a run that the list holds twice; expected each run once")
+      raise ValueError(
+        f"--runs: {name}: its run is listed twice; expected each run once, because it keeps the centers of one "
+        "checkpoint"
+      )
     of_run = restore.config_of_run(folder)
     of_run.dataset.root, of_run.eval = config.dataset.root, config.eval
     if of_run.dataset.name != config.dataset.name:
@@ -326,7 +330,7 @@ def _record(found: ExtractedCenters, numbers: Statistics, info: data.DatasetInfo
     "method": found.method,
     "images": len(found.image_names),
     "all": numbers.all._asdict(),
-    "mean": numbers.mean._asdict(),
+    "mean_of_classes": {name: getattr(numbers.mean, name) for name in _MEASURES},
     "classes": {
       name: of_class._asdict() for name, of_class in zip(info.class_names, numbers.classes, strict=True)
     },

@@ -112,6 +112,11 @@ def test_two_runs_with_different_heads(tmp_path: pathlib.Path, capsys: pytest.Ca
     np.testing.assert_allclose(vectors, np.stack([vector for *_, vector in expected]), atol=1e-5)
     silhouette = sklearn_metrics.silhouette_score(vectors, labels, metric="cosine")
     assert numbers["all"]["silhouette"] == pytest.approx(silhouette, abs=1e-5)
+    by_class = [
+      numbers["classes"][source.info.class_names[label]]["within"] for label in set(labels.tolist())
+    ]
+    known = [within for within in by_class if within is not None]
+    assert numbers["mean_of_classes"]["within"] == pytest.approx(np.mean(known))
     assert numbers["all"]["centers"] == len(labels) and f"{silhouette:.3f}" in printed
     assert path in printed
   assert record["runs"][0]["loss"] == "baseline" and "scope bank" in record["runs"][1]["loss"]
@@ -144,7 +149,7 @@ def test_one_run_and_a_chosen_method(tmp_path: pathlib.Path) -> None:
 def test_what_cannot_be_drawn_is_refused(tmp_path: pathlib.Path) -> None:
   config = save_run(tmp_path / "a")
   here = str(tmp_path / "a")
-  with pytest.raises(ValueError, match="holds twice"):
+  with pytest.raises(ValueError, match="is listed twice"):
     centers.run(config, tmp_path, runs=[here, here])
   with pytest.raises(ValueError, match=r"--checkpoint=7: is not read with --runs"):
     centers.run(config, tmp_path, checkpoint=pathlib.Path("7"), runs=[here])
