@@ -7,11 +7,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rc_jax.fields import Config
+from rc_jax.fields import Config, Field, one_of
 from rc_jax.ops.batch_norm import normalize, scaled
 from rc_jax.ops.conv import conv2d, depthwise_conv2d
 
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+# Of heads whose classifier reads the result of a BatchNorm and a ReLU.
+CONTRAST_FEATURES = Field(
+  "model.contrast_features",
+  "relu",
+  "The map that the contrastive loss reads: the one that the classifier reads, ``relu``, or the same before its ReLU, "
+  "``linear``.",
+  one_of("relu", "linear"),
+  training_only=True,
+  read_when=("contrast.scope", ("bank", "image", "batch")),
+)
 
 
 def numerics(model: Config) -> dict[str, Any]:
@@ -24,7 +35,14 @@ def numerics(model: Config) -> dict[str, Any]:
 
 
 class ConvNormRelu(nn.Module):
-  """Convolution ``conv``, BatchNorm ``bn``, ReLU: ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``."""
+  """Convolution ``conv``, BatchNorm ``bn``, ReLU: ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``.
+
+  Attributes:
+    features: output channels.
+    kernel_size: of the convolution.
+    dilation: of the convolution.
+    relu: False leaves out the ReLU.
+  """
 
   features: int
   kernel_size: int
@@ -32,11 +50,12 @@ class ConvNormRelu(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  relu: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = Conv(self.features, self.kernel_size, dilation=self.dilation, dtype=self.dtype, name="conv")(x)
-    return BatchNorm(self.momentum, self.epsilon, name="bn")(x, train, relu=True)
+    return BatchNorm(self.momentum, self.epsilon, name="bn")(x, train, relu=self.relu)
 
 
 class SeparableConvNormRelu(nn.Module):
@@ -48,6 +67,7 @@ class SeparableConvNormRelu(nn.Module):
     features: output channels.
     kernel_size: of the depthwise convolution.
     dilation: of the depthwise convolution.
+    relu: False leaves out the last ReLU.
   """
 
   features: int
@@ -56,17 +76,19 @@ class SeparableConvNormRelu(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  relu: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = DepthwiseConv(self.kernel_size, self.dilation, self.dtype, name="depthwise")(x)
     x = BatchNorm(self.momentum, self.epsilon, name="depthwise_bn")(x, train, relu=True)
-    return ConvNormRelu(self.features, 1, 1, self.dtype, self.momentum, self.epsilon, name="pointwise")(
-      x, train
-    )
+    options = (self.features, 1, 1, self.dtype, self.momentum, self.epsilon, self.relu)
+    return ConvNormRelu(*options, name="pointwise")(x, train)
 
 
-def classify(features: jax.Array, num_classes: int, dropout: float, train: bool) -> jax.Array:
+def classify(
+  features: jax.Array, num_classes: int, dropout: float, train: bool, linear: bool = False
+) -> jax.Array:
   """Drops channels in training, then applies the calling module's 1x1 convolution ``classifier``.
 
   Args:
@@ -74,10 +96,12 @@ def classify(features: jax.Array, num_classes: int, dropout: float, train: bool)
     num_classes: ``N``.
     dropout: share of channels that are dropped.
     train: whether to drop channels.
+    linear: whether the features are those before the ReLU, which is then applied first.
 
   Returns:
     Logits ``P [B,h,w,N]``, computed in float32.
   """
+  features = nn.relu(features) if linear else features
   x = nn.Dropout(dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
   logits: jax.Array = Conv(num_classes, 1, use_bias=True, name="classifier")(x)
   return logits

@@ -63,8 +63,9 @@ class Outputs(NamedTuple):
 
   Attributes:
     logits: ``P [B,h,w,N]`` float32.
-    features: ``F [B,h,w,C]`` in the compute dtype: the map that the classifier reads (before dropout). Of a network
-      in training with ``model.embedding_channels``, its linear projection.
+    features: ``F [B,h,w,C]`` in the compute dtype: the map that the classifier reads (before dropout), or the same
+      before its ReLU with ``model.contrast_features=linear``. Of a network in training with
+      ``model.embedding_channels``, its projection.
     extra: further predictions by name, of networks in training alone. ``aux`` is the auxiliary head's or, in an OCRNet,
       the soft object regions. The terms of the loss are added in the order of the names.
   """

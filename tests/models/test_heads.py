@@ -1,5 +1,6 @@
 """Every head against PyTorch's operations, and as a part of a network."""
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rc_jax import models
+from rc_jax.config import defaults, validate
 from rc_jax.models import Stages
 from rc_jax.models.heads.aspp import ASPP
 from rc_jax.models.heads.ccnet import CCNetHead
@@ -19,9 +21,12 @@ from rc_jax.models.heads.encnet import EncNetHead
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.heads.ocrnet import OCRHead
 from rc_jax.models.heads.pspnet import PSPHead
+from rc_jax.models.initial_values import initial_variables
+from rc_jax.models.layers import CONTRAST_FEATURES
 from tests.support.head_checks import (
   CLASSES,
   assert_learns_in_bfloat16,
+  compiled_once,
   extra_logits,
   network_shapes,
   random_stages,
@@ -106,6 +111,64 @@ PREDICTION = [
     for align_corners in (False, True)
   ),
 ]
+
+LINEAR = {"ccnet", "deeplabv3", "deeplabv3plus", "fcn", "ocrnet", "pspnet"}
+# One case of each, and of each last layer.
+LINEAR_CASES = {
+  f"{head}-{getattr(module, 'separable', '')}{getattr(module, 'convs', '')}": (module, shapes)
+  for head, module, _, shapes in PREDICTION
+  if head in LINEAR
+}
+
+
+@pytest.mark.parametrize(("module", "shapes"), LINEAR_CASES.values(), ids=LINEAR_CASES)
+def test_linear_features_are_those_before_the_relu(module, shapes):
+  stages = random_stages(*shapes)
+  linear = module.clone(linear=True)
+  rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+  _, params, batch_stats = initial_variables(
+    lambda key, stages: module.init_with_output(rngs | {"params": key}, stages, True), rngs["params"], stages
+  )
+  _, *others = initial_variables(
+    lambda key, stages: linear.init_with_output(rngs | {"params": key}, stages, True), rngs["params"], stages
+  )
+  assert jax.tree.structure(others) == jax.tree.structure([params, batch_stats])
+  for train in (True, False):
+
+    def outputs(head, params, train=train):
+      variables = {"params": params, "batch_stats": batch_stats}
+      found, _ = head.apply(variables, stages, train, rngs=rngs, mutable=["batch_stats"])
+      return jnp.square(found.logits).sum(), (found.logits, found.features)
+
+    def both(params, outputs=outputs):
+      return [
+        jax.value_and_grad(functools.partial(outputs, head), has_aux=True)(params)
+        for head in (module, linear)
+      ]
+
+    ((_, expected), gradient), ((_, found), slope) = compiled_once(both, params)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.maximum(found[1], 0), expected[1], rtol=1e-5, atol=1e-5)
+    assert (np.asarray(found[1]) < 0).any()
+    # In prediction, where nothing is differentiated, a ReLU's slope at 0 is another one.
+    for one, other in zip(jax.tree.leaves(slope), jax.tree.leaves(gradient), strict=True) if train else ():
+      np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * max(1, np.abs(other).max()))
+
+
+def test_every_head_reads_contrast_features_or_refuses_them():
+  assert {name for name, head in models.heads().items() if CONTRAST_FEATURES in head.fields} == LINEAR
+  config = defaults()
+  config.dataset.name, config.model.name = "synthetic", "danet"
+  config.model.contrast_features = "linear"
+  with pytest.raises(
+    ValueError, match=r"config\.model\.contrast_features: .* only .*deeplabv3.* is danet on"
+  ):
+    validate(config)
+  model = config.model
+  model.name, model.fcn_convs = "fcn", 0
+  with pytest.raises(ValueError, match=r"model\.contrast_features: is 'linear'; expected relu where no conv"):
+    models.build(model, 3)
+
 
 # As above, and the allowed error relative to the largest gradient: attentions and encodings have parameters whose
 # gradient is almost zero.

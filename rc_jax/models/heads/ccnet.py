@@ -5,10 +5,13 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax.fields import Config, Field, at_least
-from rc_jax.models.layers import Conv, ConvNormRelu, classify, numerics
+from rc_jax.models.layers import CONTRAST_FEATURES, Conv, ConvNormRelu, classify, numerics
 from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 
-FIELDS = (Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross attention.", at_least(1)),)
+FIELDS = (
+  CONTRAST_FEATURES,
+  Field("model.ccnet_recurrence", 2, "CCNet: rounds of criss-cross attention.", at_least(1)),
+)
 
 
 def attend_criss_cross(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -69,6 +72,7 @@ class CCNetHead(nn.Module):
     channels: ``C``, of each convolution and of the features; 512 in mmsegmentation.
     recurrence: rounds of attention, with the same weights in each.
     dropout: share of channels dropped before the classifier in training.
+    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; attention weights and the classifier are computed in float32.
   """
 
@@ -79,6 +83,7 @@ class CCNetHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  linear: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -89,8 +94,8 @@ class CCNetHead(nn.Module):
       x = attention(x)
     x = ConvNormRelu(*options, name="after")(x, train)
     both = jnp.concatenate([stages.last, x], axis=-1)
-    features = ConvNormRelu(*options, name="fuse")(both, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+    features = ConvNormRelu(*options, not self.linear, name="fuse")(both, train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -99,6 +104,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     model.channels,
     recurrence=model.ccnet_recurrence,
     dropout=model.dropout,
+    linear=model.contrast_features == "linear",
     **numerics(model),
   )
 

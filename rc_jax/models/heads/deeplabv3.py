@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rc_jax.fields import Config
 from rc_jax.models.heads import aspp
 from rc_jax.models.heads.aspp import ASPP
-from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.layers import CONTRAST_FEATURES, ConvNormRelu, classify, numerics
 from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 
 
@@ -19,6 +19,7 @@ class DeepLabV3Head(nn.Module):
     rates: ASPP's dilations.
     project: see ``ASPP``.
     dropout: share of channels dropped before the classifier in training.
+    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -30,13 +31,14 @@ class DeepLabV3Head(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  linear: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
     norm = (self.dtype, self.momentum, self.epsilon)
     x = ASPP(self.channels, self.rates, self.project, *norm, name="aspp")(stages.last, train)
-    features = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(x, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+    features = ConvNormRelu(self.channels, 3, 1, *norm, not self.linear, name="fuse")(x, train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -46,6 +48,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     rates=tuple(model.aspp_rates),
     project=model.aspp_project,
     dropout=model.dropout,
+    linear=model.contrast_features == "linear",
     **numerics(model),
   )
 
@@ -108,7 +111,7 @@ _REGIONCONTRAST = PublishedHead(
 
 HEAD = Head(
   build=_build,
-  fields=aspp.FIELDS,
+  fields=(*aspp.FIELDS, CONTRAST_FEATURES),
   markers=("head.aspp.",),
   fields_from_shapes=aspp.fields_from_shapes,
   published={

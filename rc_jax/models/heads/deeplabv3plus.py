@@ -8,12 +8,19 @@ import jax.numpy as jnp
 from rc_jax.fields import Config, Field, at_least
 from rc_jax.models.heads import aspp
 from rc_jax.models.heads.aspp import ASPP
-from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu, classify, numerics
+from rc_jax.models.layers import (
+  CONTRAST_FEATURES,
+  ConvNormRelu,
+  SeparableConvNormRelu,
+  classify,
+  numerics,
+)
 from rc_jax.models.network import Head, Outputs, PublishedHead, Shapes, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
   *aspp.FIELDS,
+  CONTRAST_FEATURES,
   Field("model.early_channels", 48, "DeepLabV3+: channels of the reduced stage 1.", at_least(1)),
   Field("model.separable", True, "DeepLabV3+: uses depthwise separable 3x3 convolutions."),
 )
@@ -32,6 +39,7 @@ class DeepLabV3PlusHead(nn.Module):
     separable: whether ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
     align_corners: of the upsampling of ASPP's result.
     dropout: share of channels dropped before the classifier in training.
+    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -46,6 +54,7 @@ class DeepLabV3PlusHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  linear: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -59,9 +68,9 @@ class DeepLabV3PlusHead(nn.Module):
     stage1 = ConvNormRelu(self.early_channels, 1, 1, *norm, name="early")(stages.stage1, train)
     x = jnp.concatenate([upsample(x, (height, width), self.align_corners), stage1], axis=-1)
     refine = SeparableConvNormRelu if self.separable else ConvNormRelu
-    for i in range(2):
-      x = refine(self.channels, 3, 1, *norm, name=f"refine{i}")(x, train)
-    return Outputs(classify(x, self.num_classes, self.dropout, train), x)
+    x = refine(self.channels, 3, 1, *norm, name="refine0")(x, train)
+    features = refine(self.channels, 3, 1, *norm, not self.linear, name="refine1")(x, train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -74,6 +83,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     separable=model.separable,
     align_corners=model.align_corners,
     dropout=model.dropout,
+    linear=model.contrast_features == "linear",
     **numerics(model),
   )
 

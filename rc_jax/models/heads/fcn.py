@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rc_jax.fields import Check, Config, Field, at_least
-from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.fields import Check, Config, Field, at_least, require
+from rc_jax.models.layers import CONTRAST_FEATURES, ConvNormRelu, classify, numerics
 from rc_jax.models.network import Head, KeyRules, Outputs, PublishedHead, Shapes, Stages
 
 FIELDS = (
+  CONTRAST_FEATURES,
   Field(
     "model.fcn_convs",
     1,
@@ -42,6 +43,7 @@ class FCNHead(nn.Module):
     concat_input: whether one more convolution reads the backbone's map and the last convolution's, concatenated, as in
       mmsegmentation.
     dropout: share of channels dropped before the classifier in training.
+    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -54,20 +56,26 @@ class FCNHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  linear: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
     options = (self.kernel_size, 1, self.dtype, self.momentum, self.epsilon)
     features = stages.last
     for i in range(self.convs):
-      features = ConvNormRelu(self.channels, *options, name=f"conv{i}")(features, train)
+      relu = self.concat_input or i < self.convs - 1 or not self.linear
+      features = ConvNormRelu(self.channels, *options, relu, name=f"conv{i}")(features, train)
     if self.concat_input:
       both = jnp.concatenate([stages.last, features], axis=-1)
-      features = ConvNormRelu(self.channels, *options, name="fuse")(both, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+      features = ConvNormRelu(self.channels, *options, not self.linear, name="fuse")(both, train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
+  fused = model.fcn_convs or model.fcn_concat_input
+  expected = "relu where no convolution of the head precedes the classifier, as with fcn_convs=0"
+  found = model.contrast_features
+  require(found == "relu" or bool(fused), "model.contrast_features", found, expected)
   return FCNHead(
     num_classes,
     model.channels,
@@ -75,6 +83,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     kernel_size=model.fcn_kernel_size,
     concat_input=model.fcn_concat_input,
     dropout=model.dropout,
+    linear=model.contrast_features == "linear",
     **numerics(model),
   )
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rc_jax.fields import Config, Field, positive_numbers
-from rc_jax.models.layers import ConvNormRelu, classify, numerics
+from rc_jax.models.layers import CONTRAST_FEATURES, ConvNormRelu, classify, numerics
 from rc_jax.models.network import Head, Outputs, PublishedHead, Stages
 from rc_jax.ops.resample import upsample
 
 FIELDS = (
+  CONTRAST_FEATURES,
   Field(
     "model.psp_bins",
     (1, 2, 3, 6),
@@ -29,6 +30,7 @@ class PSPHead(nn.Module):
     bins: sides of the grids that the map is averaged to.
     align_corners: of the upsampling of the averages.
     dropout: share of channels dropped before the classifier in training.
+    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -40,6 +42,7 @@ class PSPHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
+  linear: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -50,8 +53,9 @@ class PSPHead(nn.Module):
     for i, pooled in enumerate(average_to_grids(x, self.bins)):
       level = ConvNormRelu(self.channels, 1, 1, *norm, name=f"bin{i}")(pooled, train)
       levels.append(upsample(level, (height, width), self.align_corners))
-    features = ConvNormRelu(self.channels, 3, 1, *norm, name="fuse")(jnp.concatenate(levels, axis=-1), train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train), features)
+    fuse = ConvNormRelu(self.channels, 3, 1, *norm, not self.linear, name="fuse")
+    features = fuse(jnp.concatenate(levels, axis=-1), train)
+    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
 
 
 def average_to_grids(x: jax.Array, bins: tuple[int, ...]) -> list[jax.Array]:
@@ -93,6 +97,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     bins=tuple(model.psp_bins),
     align_corners=model.align_corners,
     dropout=model.dropout,
+    linear=model.contrast_features == "linear",
     **numerics(model),
   )
 
