@@ -325,6 +325,7 @@ def validate(config: Config) -> None:
   _check_crop_size(config)
   _check_eval_stride(config)
   _check_start_step(config)
+  models.check_projection(config.model)
   _check_read(config)
 
 

@@ -186,6 +186,15 @@ def test_the_contrast_starts_before_the_run_ends() -> None:
     validate(config)
 
 
+def test_layers_of_a_projection_that_is_left_out_are_refused() -> None:
+  config = recipe("demo")
+  config.model.embedding_layers = 2
+  with pytest.raises(ValueError, match=r"config\.model\.embedding_layers: is 2; expected 1 unless"):
+    validate(config)
+  config.model.embedding_channels = 8
+  validate(config)
+
+
 def test_a_field_that_nothing_reads_is_refused() -> None:
   config = defaults()
   config.train.batch_sise = 4

@@ -11,7 +11,17 @@ from rc_jax.models.network import (
   Stages,
   Variables,
 )
-from rc_jax.models.segmenter import BACKBONES, HEADS, backbones, build, fields, heads, readers, reads
+from rc_jax.models.segmenter import (
+  BACKBONES,
+  HEADS,
+  backbones,
+  build,
+  check_projection,
+  fields,
+  heads,
+  readers,
+  reads,
+)
 
 __all__ = [
   "BACKBONES",
@@ -26,6 +36,7 @@ __all__ = [
   "Variables",
   "backbones",
   "build",
+  "check_projection",
   "fields",
   "heads",
   "norms_of_one_value",

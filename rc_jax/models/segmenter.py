@@ -16,7 +16,7 @@ from rc_jax.models.folding import folded_convs, folding
 from rc_jax.models.heads import ccnet, danet, deeplabv3, deeplabv3plus, encnet, fcn, ocrnet, pspnet
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.initial_values import initial_variables
-from rc_jax.models.layers import DTYPES, Conv, numerics
+from rc_jax.models.layers import DTYPES, Conv, ConvNormRelu, numerics
 from rc_jax.models.network import Backbone, ExtraOutput, Head, Network, Outputs, Tree, Variables
 
 Entry = TypeVar("Entry", Backbone, Head)
@@ -33,8 +33,14 @@ FIELDS = (
   Field(
     "model.embedding_channels",
     0,
-    "Channels of a linear projection that the contrastive loss reads in place of the features; 0: none.",
+    "Channels of a projection that the contrastive loss reads in place of the features; 0: none.",
     at_least(0),
+  ),
+  Field(
+    "model.embedding_layers",
+    1,
+    "Layers of that projection: 1: a linear 1x1 convolution; 2: a 1x1 convolution with BatchNorm and ReLU before it.",
+    one_of(1, 2),
   ),
   Field("model.aux_channels", 256, "Channels of the auxiliary head on stage 3.", at_least(1)),
   Field(
@@ -162,6 +168,51 @@ class Segmenter(nn.Module):
     return outputs
 
 
+class TwoLayerProjection(nn.Module):
+  """A 1x1 convolution with BatchNorm and ReLU, which keeps the channels, and a linear 1x1 convolution.
+
+  ``[B,h,w,C] -> [B,h,w,features]`` in ``dtype``. It exists in training only.
+
+  Attributes:
+    features: output channels.
+  """
+
+  features: int
+  dtype: jnp.dtype = jnp.float32
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    options = (x.shape[-1], 1, 1, self.dtype, self.momentum, self.epsilon)
+    x = ConvNormRelu(*options, name="hidden")(x, train=True)
+    projected: jax.Array = Conv(self.features, 1, use_bias=True, dtype=self.dtype, name="out")(x)
+    return projected
+
+
+def check_projection(model: Config) -> None:
+  """Refuses a number of layers for a projection that ``model.embedding_channels`` leaves out.
+
+  Raises:
+    ValueError: one line with both fields.
+  """
+  layers = model.embedding_layers
+  require(
+    layers == 1 or bool(model.embedding_channels),
+    "model.embedding_layers",
+    layers,
+    "1 unless model.embedding_channels is set",
+  )
+
+
+def _projection(model: Config) -> nn.Module | None:
+  if not model.embedding_channels:
+    return None
+  if model.embedding_layers == 2:
+    return TwoLayerProjection(model.embedding_channels, **numerics(model))
+  return Conv(model.embedding_channels, 1, use_bias=True, dtype=DTYPES[model.dtype])
+
+
 def build(config_model: Config, num_classes: int) -> Network:
   """Builds the network that ``config.model`` describes.
 
@@ -182,14 +233,13 @@ def build(config_model: Config, num_classes: int) -> Network:
     group, _, name = field.path.partition(".")
     if group == "model":  # a head may state the weight of its term of the loss, too
       require(field.check.holds(model[name]), field.path, model[name], field.expects)
+  check_projection(model)
   dtype = DTYPES[model.dtype]
   module = Segmenter(
     backbone=backbone.build(model),
     head=head.build(model, num_classes),
     aux_head=FCNHead(num_classes, model.aux_channels, dropout=model.dropout, **numerics(model)),
-    projection=Conv(model.embedding_channels, 1, use_bias=True, dtype=dtype)
-    if model.embedding_channels
-    else None,
+    projection=_projection(model),
     dtype=dtype,
   )
 

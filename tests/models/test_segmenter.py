@@ -31,6 +31,30 @@ def images(size, batch=2, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
 
 
+def test_a_projection_of_two_layers_exists_in_training_only():
+  fields = {"embedding_channels": 6, "dropout": 0.0}
+  plain, two = (
+    models.build(config(**each), CLASSES) for each in ({"dropout": 0.0}, fields | {"embedding_layers": 2})
+  )
+  variables, without = (network.init(jax.random.key(0), (33, 33)) for network in (two, plain))
+  pixels, rng = images((33, 33)), jax.random.key(1)
+  found, statistics = jax.jit(two.train)(*variables, pixels, rng)
+  expected, _ = jax.jit(plain.train)(*without, pixels, rng)
+  np.testing.assert_array_equal(found.logits, expected.logits)
+  layers = jax.tree.map(np.asarray, variables.params["projection"])
+  hidden = np.asarray(expected.features, np.float64) @ layers["hidden"]["conv"]["kernel"][0, 0]
+  mean, var = hidden.mean(axis=(0, 1, 2)), hidden.var(axis=(0, 1, 2))
+  hidden = np.maximum((hidden - mean) / np.sqrt(var + 1e-5), 0)
+  projected = hidden @ layers["out"]["kernel"][0, 0] + layers["out"]["bias"]
+  np.testing.assert_allclose(found.features, projected, rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(
+    statistics["projection"]["hidden"]["bn"]["mean"], 0.1 * mean, rtol=1e-3, atol=1e-5
+  )
+  predicted = jax.jit(plain.predict)(*without, pixels)
+  alone = [{name: tree[name] for name in ("backbone", "head")} for tree in variables]
+  np.testing.assert_array_equal(jax.jit(two.predict)(*alone, pixels).logits, predicted.logits)
+
+
 @pytest.fixture(scope="module")
 def tiny():
   """A network in bfloat16 with dropout 0.5, its variables, and both compiled functions."""
