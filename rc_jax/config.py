@@ -171,7 +171,7 @@ FIELDS: tuple[Field, ...] = (
     "contrast.slots",
     "queue",
     "Slots of a memory bank: ``queue``: each key replaces its class's oldest; ``image``: slot k belongs to training "
-    "image k, so that no key is older than an epoch.",
+    "image k, so that each key is replaced in the next epoch.",
     one_of(*SLOTS),
     read_when=("contrast.scope", ("bank",)),
   ),

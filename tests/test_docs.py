@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 
+from benchmarks import bank_memory
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -52,6 +53,10 @@ def test_the_troubleshooting_page_quotes_messages_of_the_code() -> None:
     for piece in re.split(r"\.\.\.|NAME", message):
       if len(piece.strip()) >= SHORTEST_PIECE:
         assert piece.strip() in constants, f"no message of rc_jax holds {piece.strip()!r}: {message}"
+
+
+def test_the_table_of_the_memory_of_banks_is_that_of_its_program() -> None:
+  assert f"\n\n{bank_memory.table()}\n\n" in (DOCS / "decisions.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))

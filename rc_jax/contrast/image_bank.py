@@ -27,8 +27,8 @@ from rc_jax.contrast.region_centers import RegionCenters
 class ImageMemoryBank:
   """One key for each class in each training image: slot ``k`` of every class belongs to image ``k``.
 
-  A slot is empty until its image is drawn, and again where the image's latest crop does not show the class. So no key
-  is older than an epoch.
+  A slot is empty until its image is drawn, and again where the image's latest crop does not show the class. Each key
+  is thus replaced in the next epoch.
 
   Attributes:
     keys: ``[N,M,C]``, float; zero where a slot is empty.
