@@ -32,7 +32,7 @@ def pytest_xdist_auto_num_workers() -> int:
   return min(cores, 8)
 
 
-TIERS = ("unit", "run", "parity", "slow")
+TIERS = ("unit", "run", "parity", "long", "slow")
 ORACLES = ("torch", "originals", "torch_attention", "torch_heads", "torch_hrnet", "torch_reference")
 
 

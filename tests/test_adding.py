@@ -124,6 +124,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 def test_a_config_field_has_its_default_check_and_meaning(checkout: pathlib.Path) -> None:
   commands = [
     ["--config=recipe.py", "--mode=frequencies", "--most=1", "--config.eval.panels=12"],

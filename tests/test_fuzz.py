@@ -24,6 +24,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_each_fault_of_a_reader_is_noticed(tmp_path: pathlib.Path) -> None:
   for kind in FAULTS:

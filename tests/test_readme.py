@@ -33,6 +33,7 @@ def example(page: str, word: str) -> str:
   return code
 
 
+@pytest.mark.long
 def test_the_recipe_with_a_network_of_the_users_trains_and_is_scored(tmp_path: pathlib.Path) -> None:
   code = example("docs/networks.md", "models.BACKBONES")
   assert len(code.splitlines()) < 40

@@ -187,6 +187,8 @@ class Checkpoints:
       if reason is None:
         raise
       raise self.cannot_save(reason) from error
+    # Threads of an earlier save that failed may have written once more after it was removed.
+    self._delete_incomplete()
 
   def close(self) -> None:
     """Waits for all started saves, deletes what the newest one replaced, and releases the folder."""
@@ -236,12 +238,17 @@ class Checkpoints:
 
   def _remove_incomplete(self) -> None:
     """Frees the space of a save that failed, and forgets its step."""
+    if jax.process_count() == 1:
+      self._delete_incomplete()
+      # Orbax has already left out the steps that it meant to delete after this save.
+      self._manager.reload()
+
+  def _delete_incomplete(self) -> None:
+    """Deletes what saves that failed have left; no save may be going on."""
     # With several processes, the others may still write there; the next start removes it.
     if jax.process_count() == 1:
       for folder in self.folder.glob(f"*{_INCOMPLETE}*"):
         shutil.rmtree(folder, ignore_errors=True)
-      # Orbax has already left out the steps that it meant to delete after this save.
-      self._manager.reload()
 
   def cannot_save(self, reason: str) -> files.WriteError:
     """Returns the error, in one line, of a checkpoint that is not saved; ``reason``: why."""

@@ -109,6 +109,7 @@ def test_images_of_one_stem_in_several_folders_keep_different_names(tmp_path, mo
     assert names[0] == names[1] and len(set(names[0])) == count, names
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(
   ("both", "workers", "hosts"),

@@ -230,6 +230,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, mod
   return path, variables
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -> None:
   """With weights of a file, by sliding windows, started by ``launch/local.sh``; one process counts the same."""

@@ -43,6 +43,7 @@ def program_of(config, network, variables, batch=0, platforms=("cpu",), inside=T
   return export.export_program(network, config, variables, SIZE, batch, platforms, inside, probabilities)
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_lines_of_the_readme_run_with_jax_alone(tmp_path: pathlib.Path) -> None:
   tiny_predictions.export_tiny(tmp_path / "inside", size="41,57")

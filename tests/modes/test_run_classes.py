@@ -70,6 +70,7 @@ USES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
   "table, differences",
@@ -179,6 +180,7 @@ def test_more_or_fewer_training_images_are_said_and_banks_refit(copies, capsys) 
     np.testing.assert_array_equal(np.sort(held[0], axis=0), np.sort(held[1], axis=0))
 
 
+@pytest.mark.long
 def test_slots_of_another_training_set_start_empty(trained, tmp_path, capsys) -> None:
   root, workdir = tmp_path / "root", tmp_path / "run"
   shutil.copytree(trained[0], root)

@@ -68,6 +68,7 @@ def finished(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
   return workdir, printed
 
 
+@pytest.mark.long
 def test_a_study_writes_its_tables(finished) -> None:
   workdir, printed = finished
   assert "Two rows: 2 rows x 2 seeds = 4 runs" in printed
@@ -88,6 +89,7 @@ def test_a_study_writes_its_tables(finished) -> None:
   assert losses[0] == losses[1]
 
 
+@pytest.mark.long
 def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_file, cache, tmp_path) -> None:
   process = start(str(study_file), tmp_path, cache, "--parallel=2")
   kill_at(process, tmp_path, "regioncontrast/seed0", 3)
@@ -103,6 +105,7 @@ def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_f
     assert lines[0] == lines[1], run
 
 
+@pytest.mark.long
 def test_a_finished_study_is_drawn_again_without_training(finished, study_file, cache) -> None:
   workdir = finished[0]
   outputs = sorted(workdir.glob("runs/*/*/output.log"))
@@ -114,6 +117,7 @@ def test_a_finished_study_is_drawn_again_without_training(finished, study_file, 
   assert ([path.read_bytes() for path in outputs], (workdir / "table.md").read_bytes()) == before
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file, cache) -> None:
   process = start(f"{study_file}:failing", finished[0], cache)
   printed = run_tiny.finish(process)

@@ -106,6 +106,7 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
   flags = ("--config.data.workers=2",)
   process = run_tiny.start(tmp_path, *flags, cache=cache)
@@ -117,6 +118,7 @@ def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cach
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_slots_of_images_resume_to_the_last_bit(cache, tmp_path) -> None:
   """Ten epochs of five images: each slot is written again and again, in some batches twice."""
   root = tmp_path / "set"
@@ -146,6 +148,7 @@ def test_slots_of_images_resume_to_the_last_bit(cache, tmp_path) -> None:
   assert 0 < min(steps[-1]["bank_fill"].values()) < 1
 
 
+@pytest.mark.long
 def test_a_full_disk_costs_no_step_that_was_saved(uninterrupted, cache, tmp_path) -> None:
   """Two checkpoints fit; the saves of steps 8 and 12 do not."""
   disk = tmp_path / "disk"
@@ -165,6 +168,7 @@ def test_a_full_disk_costs_no_step_that_was_saved(uninterrupted, cache, tmp_path
     assert run_tiny.lines(disk / "run") == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_files_beside_the_checkpoints_end_no_training(uninterrupted, cache, tmp_path) -> None:
   """Files take the places of folders: TensorBoard's, the report's, and the scores' until the last scoring."""
   for name in ("tensorboard", "report"):
@@ -177,6 +181,7 @@ def test_files_beside_the_checkpoints_end_no_training(uninterrupted, cache, tmp_
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_scores_that_cannot_be_written_are_computed_again(uninterrupted, cache, tmp_path) -> None:
   (tmp_path / "eval").touch()
   process = run_tiny.start(tmp_path, cache=cache)
@@ -194,6 +199,7 @@ def test_scores_that_cannot_be_written_are_computed_again(uninterrupted, cache, 
   assert json.loads((tmp_path / "eval" / "val.json").read_text())["step"] == run_tiny.STEPS
 
 
+@pytest.mark.long
 def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache)
   run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
@@ -207,6 +213,7 @@ def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_pa
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, cache=cache)
   process.stdout.readline()
@@ -216,6 +223,7 @@ def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_p
   assert (tmp_path / "report" / "index.html").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="nothing to start a session with")
 def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> None:
   """The kernel sends SIGHUP, and every later write to the terminal fails."""
@@ -246,6 +254,7 @@ def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> No
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
+@pytest.mark.long
 def test_a_second_run_in_the_same_folder_is_refused(uninterrupted, cache, tmp_path) -> None:
   first = run_tiny.start(tmp_path, cache=cache)
   while not run_tiny.lines(tmp_path) and first.poll() is None:
@@ -293,6 +302,7 @@ def test_eval_of_a_checkpoint_gives_the_scores_that_the_run_logged(uninterrupted
   assert "mIoU" in printed and "road" in printed
 
 
+@pytest.mark.long
 def test_two_processes_train_the_run_of_one(uninterrupted, cache, tmp_path) -> None:
   """``launch/local.sh`` with a device each: stopped by SIGTERM together, resumed, and the run is the same."""
   flags = run_tiny.command(tmp_path, "--config.train.checkpoint_every=1000")[3:]
@@ -329,6 +339,7 @@ def test_two_processes_train_the_run_of_one(uninterrupted, cache, tmp_path) -> N
   assert np.abs(theirs - ours).mean() < 0.3 * control, (theirs, ours)
 
 
+@pytest.mark.long
 def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
   flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.train.checkpoint_every=2")
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=8)
@@ -350,6 +361,7 @@ def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
   assert lines[again]["bank_fill"] == before[again]["bank_fill"]
 
 
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_stops_the_run(cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, "--config.optimizer.learning_rate=1e30", cache=cache)
   printed = run_tiny.finish(process)
@@ -383,6 +395,7 @@ def test_predict_labels_a_folder(uninterrupted, cache, tmp_path) -> None:
     assert (uninterrupted[0] / "predictions" / "overlays" / f"{name}.jpg").is_file()
 
 
+@pytest.mark.long
 def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   """Pasted into a shell in the same folder: predict, the baseline, the comparison with it, export."""
   workdir, printed = uninterrupted
@@ -408,6 +421,7 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
 
 
+@pytest.mark.long
 def test_training_without_labelled_pixels_is_named(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
   small_datasets.folder(tmp_path / "set")
   for path in (tmp_path / "set/labels/train").iterdir():

@@ -82,6 +82,7 @@ def test_ocrnet_equals_mmsegmentations(tmp_path, tiny, backbone, training_size):
   assert_same_outputs(tmp_path, config, ours, sizes=(ODD, EVEN), training_size=training_size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("width", [18, pytest.param(48, marks=pytest.mark.slow)])
 def test_branches_equal_timms(width, tmp_path):
   """At a size that halves evenly: timm's classifiers take no other."""

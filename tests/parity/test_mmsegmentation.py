@@ -98,6 +98,7 @@ def test_every_head_with_published_weights_is_compared():
   assert set(CASES) == {name for name, head in models.heads().items() if "mmsegmentation" in head.published}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_equal_mmsegmentations(tmp_path, narrow, name):
   case = CASES[name]

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rc_jax.config import defaults
 from rc_jax.train_state import TrainState
@@ -89,6 +90,7 @@ def errors_of_changes(before, after, exact):
   return errors
 
 
+@pytest.mark.long
 def test_a_step_of_deeplabv3_changes_every_array_as_in_pytorch(tmp_path):
   """Holds the change of each array to the original's: largest difference below 1e-3 of the largest change.
 

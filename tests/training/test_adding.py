@@ -57,6 +57,7 @@ def train(checkout: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, *f
   return finished.returncode, finished.stdout + finished.stderr
 
 
+@pytest.mark.long
 def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path) -> None:
   focal = ("--config.loss.pixel=focal", "--config.train.steps=2")
   status, printed = train(checkout, tmp_path, cache, *focal, "--config.loss.focal_gamma=1.5")
@@ -113,6 +114,7 @@ def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
   np.testing.assert_allclose(float(value), np.mean(pixels), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_a_contrastive_method_trains_is_saved_and_resumes(checkout, cache, tmp_path) -> None:
   flags = ("--config.contrast.method=prototypes", "--config.train.steps=3")
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"

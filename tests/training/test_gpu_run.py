@@ -47,6 +47,7 @@ def stopped_after(monkeypatch, step: int) -> None:
   monkeypatch.setattr(PreemptionWatch, "stop_requested", stop_requested)
 
 
+@pytest.mark.long
 def test_a_run_trains_saves_resumes_and_scores(as_on_gpus, monkeypatch, tmp_path, capsys) -> None:
   config = tiny()
   assert train.run(config, tmp_path / "undisturbed") == 0
@@ -63,6 +64,7 @@ def test_a_run_trains_saves_resumes_and_scores(as_on_gpus, monkeypatch, tmp_path
   assert all(line["gradient_norm"] > 0 and line["parameter_norm"] > 0 for line in logged)
 
 
+@pytest.mark.long
 def test_a_run_equals_that_of_other_platforms(monkeypatch, tmp_path) -> None:
   assert train.run(tiny(), tmp_path / "cpu") == 0
   monkeypatch.setattr(sharding, "on_gpus", lambda mesh: True)

@@ -40,6 +40,7 @@ def test_a_resumed_run_starts_with_those_of_its_checkpoint(tmp_path):
     second.add({"next_batch": 4, "skipped": {"6": "d.png"}})
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_a_run_saves_and_stops_at_a_damaged_file_or_skips_it(tmp_path, cache):
   rng = np.random.default_rng(2)

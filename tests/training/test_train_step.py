@@ -173,6 +173,7 @@ def save_image_slots(path: pathlib.Path) -> None:
   np.savez(path, keys=state.bank.keys, valid=state.bank.valid, **saved)
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_each_image_writes_its_slot_on_one_device_and_on_eight(tmp_path: pathlib.Path) -> None:
   saved = []
@@ -278,6 +279,7 @@ def save_updates(path: pathlib.Path, control: bool) -> None:
     np.savez(path, **saved)
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_many_devices_and_processes_compute_what_one_device_does(tmp_path: pathlib.Path) -> None:
   """Other layouts sum in another order, so they may differ from one device by as much as rounding explains.
@@ -333,6 +335,7 @@ def print_collectives() -> None:
     print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(hlo_cost.parse(text)).collectives]))
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_no_message_grows_with_the_bank() -> None:
   (printed,) = processes.run(
