@@ -10,8 +10,10 @@ the training set, temperature 0.2, weight 0.1.
 from rc_jax.study import Claim, Row, Study
 
 RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
-# A third of the training set, as the paper's 1000 of 2975.
+# Slots: a third of the training set, as the paper's 1000 of 2975.
 SMALL_BANKS = {"cityscapes": 1000, "camvid": 122, "demo": 267}
+# A quarter of the steps.
+WARM_UP = {"cityscapes": 7500, "camvid": 200, "demo": 250}
 CE, INTRA, INTER = "CE", "intra-image", "RegionContrast"
 AVERAGE, EP_HP = "direct average", "EP + HP"
 
@@ -22,7 +24,8 @@ def get_study(variant: str = "demo") -> Study:
     raise ValueError(
       f"configs/studies/open_questions.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
     )
-  small = SMALL_BANKS[variant]
+  small, start = SMALL_BANKS[variant], WARM_UP[variant]
+  channels = 64 if variant == "demo" else 256
   return Study(
     title=f"Settings that the paper leaves open, {variant}",
     recipe=RECIPES[variant],
@@ -37,7 +40,11 @@ def get_study(variant: str = "demo") -> Study:
       Row("temperature 0.5", {"contrast.temperature": 0.5}),
       Row("weight 0.3", {"loss.contrast_weight": 0.3}),
       Row("weight 1", {"loss.contrast_weight": 1.0}),
-      Row("projection of one layer", {"model.embedding_channels": 64}),
+      Row(f"from step {start} on", {"contrast.start_step": start}),
+      Row("before the ReLU", {"model.contrast_features": "linear"}),
+      Row("projection of one layer", {"model.embedding_channels": channels}),
+      Row("projection of two layers", {"model.embedding_channels": channels, "model.embedding_layers": 2}),
+      Row("slots of images", {"contrast.slots": "image", "contrast.bank_size": 0}),
     ),
     baseline=CE,
     seeds=(0, 1, 2, 3, 4),
