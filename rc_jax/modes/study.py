@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 
+from rc_jax import data
 from rc_jax.command import Command
 from rc_jax.config import Config, flatten
 from rc_jax.console import duration, say, waiting
@@ -72,7 +73,8 @@ def run(
     the budget.
 
   Raises:
-    ValueError: the study, a field or the folder is wrong; one line.
+    ValueError: the study, a field, the data or the folder is wrong; one line.
+    FileNotFoundError: data are missing; one line.
   """
   # The runs need the accelerators; this process only starts them.
   jax.config.update("jax_platforms", "cpu")
@@ -85,6 +87,18 @@ def run(
   )
   outcome = StudyRunner(chosen, workdir, parallel, 3600 * budget if budget else None).run()
   return _finish(chosen, workdir, outcome, budget)
+
+
+def _check_data(study: Study) -> None:
+  """Lists the splits that the runs read: otherwise each run would fail with the same message.
+
+  Raises:
+    FileNotFoundError: data are missing; one line.
+    ValueError: they are not those of the recipe; one line.
+  """
+  dataset = study.config(study.runs[0]).dataset
+  for split in (dataset.train_split, *study.splits):
+    data.load(dataset.name, dataset.root, split)
 
 
 def _finish(study: Study, workdir: pathlib.Path, outcome: Outcome, budget: float) -> int:

@@ -187,9 +187,13 @@ class StudyRunner:
   @contextlib.contextmanager
   def _signals(self) -> Iterator[None]:
     def stop(number: int, frame: types.FrameType | None) -> None:
+      if self._exit_status and number != signal.SIGHUP:
+        raise KeyboardInterrupt  # the second time: do not wait until the runs have saved
       self._exit_status = 128 + number
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+      numbers.remove(signal.SIGHUP)  # started with nohup
     previous = {number: signal.signal(number, stop) for number in numbers}
     try:
       yield

@@ -139,6 +139,7 @@ def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file
     (["--budget=-1"], "--budget=-1: expected hours, or 0 for no limit"),
     (["--parallel=0"], "--parallel=0: expected 1 or more"),
     (["--checkpoint=x"], "--checkpoint: --mode=study does not read it"),
+    (["--study=table1:camvid", "--config.dataset.root=nowhere"], "nowhere"),
     (["--config.train.stepz=3"], "config.train.stepz: nothing reads this field"),
   ],
 )
