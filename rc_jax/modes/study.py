@@ -81,6 +81,7 @@ def run(
   chosen = with_fields(load_study(study), config, [path for path, _ in command.overrides], seeds)
   if budget < 0:
     raise ValueError(f"--budget={budget:g}: expected hours, or 0 for no limit")
+  _check_data(chosen)
   number = len(chosen.runs)
   say(
     f"{chosen.title}: {len(chosen.rows)} rows x {len(chosen.seeds)} seeds = {number} runs, folder {workdir}"
@@ -109,8 +110,8 @@ def _finish(study: Study, workdir: pathlib.Path, outcome: Outcome, budget: float
       page = tables.write(workdir, study_tables)
     say("\n".join([*map(tables.text, study_tables), "", f"tables and plots: {page}"]))
   done = f"{len(outcome.finished)} of {len(study.runs)} runs finished"
-  for run, reason in outcome.failed.items():
-    say(f"failed: {run}: {reason}")
+  for reason in dict.fromkeys(outcome.failed.values()):
+    say(f"failed: {'; '.join(str(run) for run, its in outcome.failed.items() if its == reason)}: {reason}")
   if outcome.out_of_budget:
     say(f"stopped after {duration(3600 * budget)}, saved: {done}; the same command continues")
   elif outcome.exit_status:

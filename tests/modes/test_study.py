@@ -122,7 +122,10 @@ def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file
   process = start(f"{study_file}:failing", finished[0], cache)
   printed = run_tiny.finish(process)
   assert process.returncode == 1, printed
-  assert "failed: without weights, seed 0: error: " in printed and "no_such_weights.npz" in printed
+  assert (
+    "failed: without weights, seed 0; without weights, seed 1: error: " in printed
+    and "no_such_weights.npz" in printed
+  )
   assert "4 of 6 runs finished, 2 failed" in printed
   assert "without weights" in (finished[0] / "table.md").read_text()
 
