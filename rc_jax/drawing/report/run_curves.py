@@ -162,9 +162,10 @@ def _banks(steps: Lines, info: DatasetInfo, ages: Ages | None) -> list[LineChart
   if has(steps, "bank_fill"):
     fill = 100 * columns(steps, "bank_fill", info.class_names)
     x = np.array([line["step"] for line in steps])
-    note = (
-      "A full bank holds the newest centers of as many images as it has slots; a rare class fills it slowly."
-    )
+    if has(steps, "bank_cursor"):
+      note = "A full bank holds the newest centers of as many images as it has slots; a rare class fills it slowly."
+    else:  # a slot for each image
+      note = "The share of the training images whose latest crop shows the class."
     series = _by_class(fill, info)
     charts.append(
       LineChart(
