@@ -30,11 +30,15 @@ def restart_with_huge_pages() -> None:
   if debugged or not (sys.executable and sys.orig_argv):
     return
   kernel = _KERNEL.read_text(encoding="utf-8") if _KERNEL.is_file() else ""
-  accelerators = any(glob.glob(pattern) for pattern in _ACCELERATORS)
-  if helps(os.environ, _glibc(), kernel, accelerators):
+  if helps(os.environ, _glibc(), kernel, has_accelerator()):
     streams.flush()
     environment = {**os.environ, SETTING: HUGE_PAGES}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def has_accelerator() -> bool:
+  """Returns whether this machine has the device file of a GPU or a TPU."""
+  return any(glob.glob(pattern) for pattern in _ACCELERATORS)
 
 
 def helps(environment: Mapping[str, str], glibc: str, kernel: str, accelerators: bool) -> bool:

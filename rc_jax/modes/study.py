@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import jax
 
-from rc_jax import data
+from rc_jax import data, files
 from rc_jax.command import Command
 from rc_jax.config import Config, flatten
 from rc_jax.console import duration, say, waiting
 from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG
 from rc_jax.study import tables
-from rc_jax.study.grid import Study, load_study
-from rc_jax.study.runner import Outcome, StudyRunner, read_results
+from rc_jax.study.grid import Run, Study, load_study
+from rc_jax.study.runner import Outcome, StudyRunner, other_runs, read_results
 
 FLAGS = (
   dataclasses.replace(
@@ -79,7 +79,7 @@ def run(
   # The runs need the accelerators; this process only starts them.
   jax.config.update("jax_platforms", "cpu")
   chosen = with_fields(load_study(study), config, [path for path, _ in command.overrides], seeds)
-  if budget < 0:
+  if not 0 <= budget < float("inf"):
     raise ValueError(f"--budget={budget:g}: expected hours, or 0 for no limit")
   _check_data(chosen)
   number = len(chosen.runs)
@@ -91,33 +91,60 @@ def run(
 
 
 def _check_data(study: Study) -> None:
-  """Lists the splits that the runs read: otherwise each run would fail with the same message.
+  """Checks the data and weights that the runs read: otherwise many runs would fail with the same message.
 
   Raises:
-    FileNotFoundError: data are missing; one line.
-    ValueError: they are not those of the recipe; one line.
+    FileNotFoundError: data or weights are missing; one line.
+    ValueError: data are not those of the recipe, or rows have different data sets; one line.
   """
-  dataset = study.config(study.runs[0]).dataset
-  for split in (dataset.train_split, *study.splits):
-    data.load(dataset.name, dataset.root, split)
+  configs = {row.name: study.config(Run(row, study.seeds[0])) for row in study.rows}
+  names = {row: config.dataset.name for row, config in configs.items()}
+  if len(set(names.values())) > 1:
+    raise ValueError(
+      f"study {study.title!r}: rows: have different data sets ({files.one_line(names)}), whose scores cannot be "
+      "compared; expected one"
+    )
+  datasets = {
+    (config.dataset.name, config.dataset.root, config.dataset.train_split) for config in configs.values()
+  }
+  for name, root, train_split in sorted(datasets):
+    for split in dict.fromkeys((train_split, *study.splits)):
+      data.load(name, root, split)
+  for row in study.rows:
+    weights = configs[row.name].model.pretrained
+    if weights and not pathlib.Path(weights).is_file():
+      raise FileNotFoundError(
+        f"study {study.title!r}: row {row.name!r}: config.model.pretrained: no file {weights}"
+      )
+  untrained = [
+    row.name for row in study.rows if row.paper is not None and not configs[row.name].model.pretrained
+  ]
+  if untrained:
+    say(
+      f"note: {', '.join(untrained)}: config.model.pretrained is empty, so these runs start from random weights; the "
+      "paper's start from ImageNet's"
+    )
 
 
 def _finish(study: Study, workdir: pathlib.Path, outcome: Outcome, budget: float) -> int:
-  """Writes the tables of the finished runs, and says what is missing; returns the exit status."""
+  """Names failed runs, writes the tables of the finished ones, and says what is missing; returns the exit status."""
+  for reason in dict.fromkeys(outcome.failed.values()):
+    runs = [str(run) for run, its_reason in outcome.failed.items() if its_reason == reason]
+    say(f"failed: {'; '.join(runs)}: {reason}")
   if outcome.finished:
     with waiting("comparing the rows"):
-      study_tables = tables.study_tables(study, read_results(study, workdir), outcome.failed)
+      results = read_results(study, workdir)
+      study_tables = tables.study_tables(study, results, outcome.failed, other_runs(study, workdir))
       page = tables.write(workdir, study_tables)
     say("\n".join([*map(tables.text, study_tables), "", f"tables and plots: {page}"]))
   done = f"{len(outcome.finished)} of {len(study.runs)} runs finished"
-  for reason in dict.fromkeys(outcome.failed.values()):
-    say(f"failed: {'; '.join(str(run) for run, its in outcome.failed.items() if its == reason)}: {reason}")
-  if outcome.out_of_budget:
+  if not outcome.exit_status:
+    if outcome.failed:
+      say(f"{done}, {len(outcome.failed)} failed; the same command tries these again")
+  elif outcome.out_of_budget:
     say(f"stopped after {duration(3600 * budget)}, saved: {done}; the same command continues")
-  elif outcome.exit_status:
-    say(f"stopped, saved: {done}; the same command continues")
-  elif outcome.failed:
-    say(f"{done}, {len(outcome.failed)} failed; the same command tries these again")
+  else:
+    say(f"stopped: {done}; the same command continues")
   return outcome.exit_status or int(bool(outcome.failed))
 
 

@@ -104,6 +104,7 @@ class StudyTable:
     results: of the runs that are scored, in the order of the study.
     failed: run -> reason, of the runs that failed and are not scored.
     images: number of the split's images; 0 without results.
+    left_out: folders of scored runs that the study does not name, such as those of other seeds.
     protocols: the ways in which the split was scored, see ``protocol_text``; more than one is a warning.
   """
 
@@ -114,6 +115,7 @@ class StudyTable:
   results: tuple[tuple[Run, Result], ...]
   failed: tuple[tuple[Run, str], ...]
   images: int
+  left_out: tuple[str, ...]
   protocols: tuple[str, ...]
 
   @property
@@ -129,7 +131,10 @@ class StudyTable:
 
 
 def study_tables(
-  study: Study, results: Mapping[tuple[str, int, str], Result], failed: Mapping[Run, str]
+  study: Study,
+  results: Mapping[tuple[str, int, str], Result],
+  failed: Mapping[Run, str],
+  left_out: Sequence[str] = (),
 ) -> tuple[StudyTable, ...]:
   """Compares the rows of a study on each of its splits.
 
@@ -137,6 +142,7 @@ def study_tables(
     study: its rows, seeds, splits and claims.
     results: (name of the row, seed, split) -> result. Runs may be missing.
     failed: run -> reason, of the runs that failed.
+    left_out: folders of scored runs that the study does not name.
 
   Returns:
     One table for each split.
@@ -144,11 +150,15 @@ def study_tables(
   Raises:
     ValueError: results of one split differ in images, classes or rule, or score no class; one line.
   """
-  return tuple(_split_table(study, split, results, failed) for split in study.splits)
+  return tuple(_split_table(study, split, results, failed, tuple(left_out)) for split in study.splits)
 
 
 def _split_table(
-  study: Study, split: str, results: Mapping[tuple[str, int, str], Result], failed: Mapping[Run, str]
+  study: Study,
+  split: str,
+  results: Mapping[tuple[str, int, str], Result],
+  failed: Mapping[Run, str],
+  left_out: tuple[str, ...],
 ) -> StudyTable:
   scored = [(run, results[key]) for run in study.runs if (key := (run.row.name, run.seed, split)) in results]
   for _, result in scored:
@@ -169,6 +179,7 @@ def _split_table(
     results=tuple(scored),
     failed=tuple((run, reason) for run, reason in failed.items() if run.path not in known),
     images=len(scored[0][1].names) if scored else 0,
+    left_out=left_out,
     protocols=tuple(dict.fromkeys(protocol_text(result.scores) for _, result in scored)),
   )
 

@@ -97,6 +97,7 @@ class Study:
   source: str = ""
 
   def __post_init__(self) -> None:
+    _check_types(self)
     names = [row.name for row in self.rows]
     for kind, values in (("seeds", self.seeds), ("splits", self.splits), ("rows", names)):
       if not values:
@@ -104,6 +105,18 @@ class Study:
       twice = [value for place, value in enumerate(values) if value in values[:place]]
       if twice:
         raise ValueError(f"study {self.title!r}: {kind}: {twice[0]!r} occurs twice; expected each once")
+    self._check_folders()
+    for field, name in [
+      ("baseline", self.baseline),
+      *((f"row {row.name!r}: baseline", row.baseline) for row in self.rows if row.baseline),
+      *(("claims", name) for claim in self.claims for name in (claim.better, claim.worse)),
+    ]:
+      if name not in names:
+        raise ValueError(
+          f"study {self.title!r}: {field}: no row is named {name!r}; the rows are {', '.join(names)}"
+        )
+
+  def _check_folders(self) -> None:
     folders: dict[str, str] = {}
     for row in self.rows:
       if not row.folder:
@@ -116,15 +129,6 @@ class Study:
           f"{row.folder!r}; rename one"
         )
       folders[row.folder] = row.name
-    for field, name in [
-      ("baseline", self.baseline),
-      *((f"row {row.name!r}: baseline", row.baseline) for row in self.rows if row.baseline),
-      *(("claims", name) for claim in self.claims for name in (claim.better, claim.worse)),
-    ]:
-      if name not in names:
-        raise ValueError(
-          f"study {self.title!r}: {field}: no row is named {name!r}; the rows are {', '.join(names)}"
-        )
 
   @property
   def runs(self) -> tuple[Run, ...]:
@@ -143,7 +147,7 @@ class Study:
     return next(row for row in self.rows if row.name == name)
 
   def overrides(self, run: Run) -> dict[str, Any]:
-    """Returns path of a field -> value of all fields of a run that the recipe does not set."""
+    """Returns path of a field -> value, of the fields that a run sets in place of its recipe."""
     return {"eval.split": self.splits[0], **self.fields, **run.row.fields, "seed": run.seed}
 
   def config(self, run: Run) -> Config:
@@ -164,8 +168,48 @@ class Study:
           f"study {self.title!r}: row {run.row.name!r}: config.{path}: is {value!r}; expected a value like "
           f"{target[name]!r}"
         ) from error
-    validate(config)
+    try:
+      validate(config)
+    except ValueError as error:
+      raise ValueError(f"study {self.title!r}: row {run.row.name!r}: {error}") from error
     return config
+
+
+def _check_types(study: Study) -> None:
+  """Checks what a study's file has written, before anything runs.
+
+  Raises:
+    ValueError: a value has another type, or a field is set that the study sets itself; one line.
+  """
+
+  def require(holds: bool, field: str, found: Any, expected: str) -> None:
+    if not holds:
+      raise ValueError(f"study {study.title!r}: {field}: is {found!r}; expected {expected}")
+
+  for name, kind, example in (
+    ("rows", Row, "(Row(...),)"),
+    ("seeds", int, "(0, 1, 2)"),
+    ("splits", str, "('val',)"),
+    ("claims", Claim, "(Claim(...),)"),
+  ):
+    values = getattr(study, name)
+    holds = isinstance(values, tuple | list) and all(isinstance(value, kind) for value in values)
+    require(holds, name, values, f"a tuple such as {example}")
+  for field, fields in [
+    ("fields", study.fields),
+    *((f"row {row.name!r}: fields", row.fields) for row in study.rows),
+  ]:
+    require(isinstance(fields, Mapping), field, fields, "a dict such as {'contrast.scope': 'image'}")
+    for path, instead in (
+      ("seed", "seeds=(0, 1, 2) of the study"),
+      ("eval.split", "splits=('val',) of the study"),
+    ):
+      require(path not in fields, f"{field}: {path}", fields.get(path), instead)
+  for row in study.rows:
+    is_number = isinstance(row.paper, int | float) and not isinstance(row.paper, bool)
+    require(
+      row.paper is None or is_number, f"row {row.name!r}: paper", row.paper, "mIoU in percent, such as 76.4"
+    )
 
 
 def load_study(name: str) -> Study:

@@ -123,6 +123,10 @@ def warnings(table: StudyTable) -> list[str]:
     names = [str(run) for run in table.missing[:MANY_RUNS]]
     more = len(table.missing) - len(names)
     found.append(f"Not scored yet: {'; '.join(names)}{f'; and {more} others' if more else ''}.")
+  if table.left_out:
+    more = len(table.left_out) - MANY_RUNS
+    others = ", ".join(table.left_out[:MANY_RUNS]) + (f" and {more} others" if more > 0 else "")
+    found.append(f"The folder also holds scored runs that this table leaves out: {others}.")
   steps = sorted({result.scores["step"] for _, result in table.results})
   if len(steps) > 1:
     found.append(f"The runs were scored after different numbers of steps ({', '.join(map(str, steps))}).")
@@ -201,14 +205,14 @@ def reading(tables: Sequence[StudyTable]) -> list[str]:
   return [
     "Scores are mIoU in percent: the mean over seeds ± the standard deviation over seeds (n - 1). A difference is the "
     f"row minus {baseline} at the same seed, in points of mIoU, averaged over the seeds that both have.",
-    f"The interval over seeds ({coverage}, Student's t on the differences of the seeds) is on training again with "
-    "other seeds and scoring the same images. It takes these differences as normally distributed, and does not cover "
-    "other images.",
-    f"The interval over images ({coverage}, paired bootstrap of {RESAMPLES:,} resamples, the same for all runs) is on "
-    "scoring the same trained networks on other images like these. It does not cover other seeds, and is too narrow "
-    "where images are few.",
-    "A claim is supported where the whole interval over seeds lies above 0, contradicted where it lies below 0, and "
-    "open otherwise.",
+    f"The interval over seeds ({coverage}, Student's t on the differences of the seeds) estimates the difference for "
+    "other seeds of training, scored on the same images. It takes these differences as normally distributed, and does "
+    "not cover other images.",
+    f"The interval over images ({coverage}, paired bootstrap of {RESAMPLES:,} resamples, the same for all runs) "
+    "estimates the difference of these trained networks on other images like these. It does not cover other seeds, and "
+    "is too narrow where images are few.",
+    "A claim is supported where its interval over seeds lies above 0, contradicted where it lies below 0, and open "
+    "otherwise.",
     f"The study makes {number} comparison{'' if number == 1 else 's'}, and no correction for several is applied: of 20 "
     "comparisons without a true difference, one interval is expected to leave out 0 by chance.",
   ]

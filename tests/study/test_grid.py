@@ -67,6 +67,13 @@ def test_a_row_is_compared_with_its_own_baseline() -> None:
     ({"rows": (Row("CE"), Row("CE"))}, "rows: 'CE' occurs twice"),
     ({"rows": (Row("CE"), Row("ce!"))}, "'CE' and 'ce!' both have the folder 'ce'; rename one"),
     ({"rows": (Row("CE"), Row("-"))}, "the name '-' has no letter or digit"),
+    ({"splits": "val"}, "splits: is 'val'; expected a tuple such as ('val',)"),
+    ({"seeds": ("0",)}, "seeds: is ('0',); expected a tuple such as (0, 1, 2)"),
+    ({"rows": ("CE",)}, "rows: is ('CE',); expected a tuple such as (Row(...),)"),
+    ({"rows": (Row("CE"), Row("RC", None))}, "row 'RC': fields: is None; expected a dict"),
+    ({"rows": (Row("CE"), Row("RC", {"seed": 7}))}, "row 'RC': fields: seed: is 7; expected seeds=(0, 1, 2)"),
+    ({"fields": {"eval.split": "train"}}, "fields: eval.split: is 'train'; expected splits=('val',)"),
+    ({"rows": (Row("CE"), Row("RC", paper="76.4"))}, "row 'RC': paper: is '76.4'; expected mIoU in percent"),
     ({"baseline": "XE"}, "baseline: no row is named 'XE'; the rows are CE, RC"),
     ({"claims": (Claim("RC", "XE"),)}, "claims: no row is named 'XE'"),
     ({"rows": (Row("CE"), Row("RC", baseline="XE"))}, "row 'RC': baseline: no row is named 'XE'"),
@@ -86,7 +93,7 @@ def test_a_wrong_study_is_refused_in_one_line(fields: dict, message: str) -> Non
       {"contrast.temperature": "warm"},
       "row 'RC': config.contrast.temperature: is 'warm'; expected a value like 0.2",
     ),
-    ({"contrast.temperature": -1.0}, "config.contrast.temperature: is -1.0; expected above 0"),
+    ({"contrast.temperature": -1.0}, "row 'RC': config.contrast.temperature: is -1.0; expected above 0"),
   ],
 )
 def test_a_wrong_field_of_a_row_is_refused_in_one_line(fields: dict, message: str) -> None:

@@ -24,6 +24,7 @@ from rc_jax.study.runner import (
   command,
   missing_splits,
   newest_step,
+  other_runs,
   slot_environments,
 )
 from tests.support.paths import ROOT
@@ -56,6 +57,8 @@ for step in range(int(saved.read_text()) if saved.exists() else 0, {STEPS}):
   saved.write_text(str(step + 1))
   with open(workdir / "metrics.jsonl", "a") as file:
     file.write(json.dumps({{"step": step + 1}}) + "\\n")
+if workdir.parent.name == "unscored" and split == "val":
+  sys.exit(0)
 if workdir.parent.name == "fails":
   print("error: no such weights")
   sys.exit(2)
@@ -90,21 +93,16 @@ def test_all_runs_are_started_once_seed_by_seed(tmp_path: pathlib.Path) -> None:
 
 def test_parallel_runs_overlap(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-  processes = []
-  popen = subprocess.Popen
+  at_work = []
+  show = StudyProgress.show
 
-  def counted(*arguments, **options):
-    processes.append(popen(*arguments, **options))
-    return processes[-1]
+  def count(self, finished, running, failed, claimed=0):
+    at_work.append(len(running))
+    show(self, finished, running, failed, claimed)
 
-  monkeypatch.setattr(runner_module.subprocess, "Popen", counted)
-  runner = StudyRunner(STUDY, tmp_path, parallel=2, command_of=training(60))
-  runner._start_runs()
-  assert len(processes) == 2 and all(process.poll() is None for process in processes)
-  for process in processes:
-    process.kill()
-    process.wait()
-  runner._stop_runs()
+  monkeypatch.setattr(StudyProgress, "show", count)
+  assert StudyRunner(STUDY, tmp_path, parallel=2, command_of=training(1)).run().exit_status == 0
+  assert max(at_work) == 2 and len(starts(tmp_path)) == 4
 
 
 def test_further_splits_are_scored_after_the_training(tmp_path: pathlib.Path) -> None:
@@ -159,7 +157,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.long
-def test_two_runners_share_the_runs_of_a_folder(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_two_runners_share_the_runs_of_a_folder(tmp_path: pathlib.Path) -> None:
   both = [start_runner(tmp_path, 1.0) for _ in range(2)]
   for process in both:
     printed, _ = process.communicate(timeout=120)
@@ -174,7 +172,7 @@ def test_a_signal_reaches_the_runs_which_save(tmp_path: pathlib.Path, number: in
   time.sleep(0.2)  # its handler
   process.send_signal(number)
   printed, _ = process.communicate(timeout=60)
-  assert process.returncode == 128 + number and "stopping 1 run, which save" in printed
+  assert process.returncode == 128 + number and "stopping 1 run after saving" in printed
   assert (tmp_path / "runs/ce/seed0/output.log").read_text() == "saved\n"
 
 
@@ -189,15 +187,42 @@ def test_claims_of_a_killed_runner_are_free(tmp_path: pathlib.Path) -> None:
   assert sorted(set(starts(tmp_path))) == ["ce/seed0/val", "ce/seed1/val", "rc/seed0/val", "rc/seed1/val"]
 
 
-def test_a_run_that_is_claimed_elsewhere_waits(tmp_path: pathlib.Path, monkeypatch) -> None:
+def test_a_run_that_is_claimed_elsewhere_waits(tmp_path: pathlib.Path, monkeypatch, capsys) -> None:
   monkeypatch.setattr(runner_module, "_CLAIMED_SECONDS", 0.2)
-  runner = StudyRunner(STUDY, tmp_path, command_of=training(0.01))
-  claim = tmp_path / "claims" / "ce_seed0"
-  with folder_lock(claim, "wait"):
-    runner._start_runs()
-    assert [running.run.row.name for running in runner._running] == ["RC"]
-  outcome = runner.run()
-  assert set(outcome.finished) == set(STUDY.runs)
+  with folder_lock(tmp_path / "claims" / "ce_seed0", "wait"):
+    outcome = StudyRunner(STUDY, tmp_path, budget=4, command_of=training(0.01)).run()
+    assert len(outcome.finished) == 3 and outcome.out_of_budget
+    assert "3 of 4 runs finished, 0 running, 1 claimed by other runners" in capsys.readouterr().out
+  outcome = StudyRunner(STUDY, tmp_path, command_of=training(0.01)).run()
+  assert set(outcome.finished) == set(STUDY.runs) and outcome.exit_status == 0
+
+
+def test_a_run_without_a_score_is_scored_or_named(tmp_path: pathlib.Path) -> None:
+  """A finished training does not score again after somebody scored another checkpoint."""
+  study = dataclasses.replace(STUDY, rows=(Row("unscored"), STUDY.rows[0]), baseline="CE", seeds=(0,))
+  outcome = StudyRunner(study, tmp_path, command_of=training(0.01)).run()
+  assert starts(tmp_path)[:2] == ["unscored/seed0/val"] * 2  # trained, then --mode=eval
+  assert [str(run) for run in outcome.finished] == ["CE, seed 0"]
+  assert list(outcome.failed.values()) == [f"{tmp_path}/runs/unscored/seed0/eval/val.json is missing"]
+
+
+def test_runs_scored_in_another_way_are_scored_again(tmp_path: pathlib.Path) -> None:
+  run = STUDY.runs[0]
+  path = tmp_path / run.path / "eval" / "val.json"
+  path.parent.mkdir(parents=True)
+  scores = {"miou": 0.5, "iou": {"road": 0.5}, "step": STEPS, "absent_class": "not_in_truth", "images": 60}
+  scores |= {"scales": [1.0], "flip": False, "pad_to_grid": True, "crop_size": [], "stride": []}
+  path.write_text(json.dumps(scores))
+  assert not missing_splits(STUDY, run, tmp_path, STUDY.config(run))
+  flipped = dataclasses.replace(STUDY, fields={**STUDY.fields, "eval.flip": True})
+  (missing,) = missing_splits(flipped, run, tmp_path, flipped.config(run)).values()
+  assert "was scored otherwise (60 images, scales 1, no flip" in missing
+
+
+def test_runs_that_the_study_does_not_name_are_listed(tmp_path: pathlib.Path) -> None:
+  StudyRunner(STUDY, tmp_path, command_of=training(0.01)).run()
+  assert other_runs(STUDY, tmp_path) == []
+  assert other_runs(dataclasses.replace(STUDY, seeds=(1,)), tmp_path) == ["runs/ce/seed0", "runs/rc/seed0"]
 
 
 def test_another_study_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
@@ -216,8 +241,10 @@ def test_a_score_of_an_earlier_step_does_not_finish_a_run(tmp_path: pathlib.Path
   path.parent.mkdir(parents=True)
   scores = {"miou": 0.5, "iou": {"road": 0.5}, "step": 2, "absent_class": "not_in_truth"}
   path.write_text(json.dumps(scores))
-  assert missing_splits(STUDY, run, tmp_path, steps=4) == ["val"]
-  assert missing_splits(STUDY, run, tmp_path, steps=2) == []
+  config = STUDY.config(run)
+  assert missing_splits(STUDY, run, tmp_path, config) == {"val": f"{path} is of step 2, not {STEPS}"}
+  path.write_text(json.dumps(scores | {"step": STEPS}))
+  assert missing_splits(STUDY, run, tmp_path, config) == {}
 
 
 def test_the_command_of_a_run_sets_its_fields(tmp_path: pathlib.Path) -> None:
@@ -243,6 +270,8 @@ def test_the_command_of_a_run_sets_its_fields(tmp_path: pathlib.Path) -> None:
     ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, 1, ["0,1,2"]),
     ({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "0"}, 3, ["0"] * 3),
     ({"CUDA_VISIBLE_DEVICES": ""}, 2, ["", ""]),
+    ({"JAX_PLATFORMS": "", "CUDA_VISIBLE_DEVICES": "0,1"}, 2, ["0", "1"]),
+    ({"CUDA_VISIBLE_DEVICES": "1,3,-1,2"}, 2, ["1", "3"]),
   ],
 )
 def test_parallel_runs_share_the_gpus(visible: dict, parallel: int, expected: list[str]) -> None:
@@ -255,6 +284,13 @@ def test_more_runs_than_gpus_are_refused() -> None:
     slot_environments(3, {"CUDA_VISIBLE_DEVICES": "0,1"})
   with pytest.raises(ValueError, match="--parallel=0: expected 1 or more"):
     slot_environments(0, {})
+
+
+def test_runs_do_not_share_an_accelerator_that_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(runner_module.huge_pages, "has_accelerator", lambda: True)
+  with pytest.raises(ValueError, match=r"--parallel=2: this machine has an accelerator.*JAX_PLATFORMS=cpu"):
+    slot_environments(2, {})
+  assert len(slot_environments(2, {"JAX_PLATFORMS": "cpu"})) == 2
 
 
 def test_progress_shows_runs_steps_and_time_left(tmp_path: pathlib.Path, capsys) -> None:
@@ -271,8 +307,8 @@ def test_progress_shows_runs_steps_and_time_left(tmp_path: pathlib.Path, capsys)
   progress.flush()
   shown = capsys.readouterr().out.splitlines()
   assert shown[0] == "0 of 4 runs finished, 1 running (CE, seed 0 at step 0/4)"
-  # 2 of 16 steps in 10 s.
-  assert shown[1] == "0 of 4 runs finished, 1 running, about 1:10 min left (CE, seed 0 at step 2/4)"
+  # 0.9 x 2/4 runs of 4 in 10 s.
+  assert shown[1] == "0 of 4 runs finished, 1 running, about 1:19 min left (CE, seed 0 at step 2/4)"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel of Linux sends the signal")

@@ -338,11 +338,13 @@ Claims of RegionContrast, Table 1:
 difference (+3.2).
 - Scores are mIoU in percent: the mean over seeds ± the standard deviation over seeds (n - 1). A difference is the row \
 minus CE at the same seed, in points of mIoU, averaged over the seeds that both have.
-- The interval over seeds (95 %, Student's t on the differences of the seeds) is on training again with other seeds \
-and scoring the same images. It takes these differences as normally distributed, and does not cover other images.
-- The interval over images (95 %, paired bootstrap of 10,000 resamples, the same for all runs) is on scoring the same \
-trained networks on other images like these. It does not cover other seeds, and is too narrow where images are few.
-- A claim is supported where the whole interval over seeds lies above 0, contradicted where it lies below 0, and open \
+- The interval over seeds (95 %, Student's t on the differences of the seeds) estimates the difference for other seeds \
+of training, scored on the same images. It takes these differences as normally distributed, and does not cover other \
+images.
+- The interval over images (95 %, paired bootstrap of 10,000 resamples, the same for all runs) estimates the \
+difference of these trained networks on other images like these. It does not cover other seeds, and is too narrow where \
+images are few.
+- A claim is supported where its interval over seeds lies above 0, contradicted where it lies below 0, and open \
 otherwise.
 - The study makes 2 comparisons, and no correction for several is applied: of 20 comparisons without a true \
 difference, one interval is expected to leave out 0 by chance.
