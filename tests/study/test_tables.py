@@ -342,8 +342,8 @@ minus CE at the same seed, in points of mIoU, averaged over the seeds that both 
 of training, scored on the same images. It takes these differences as normally distributed, and does not cover other \
 images.
 - The interval over images (95 %, paired bootstrap of 10,000 resamples, the same for all runs) estimates the \
-difference of these trained networks on other images like these. It does not cover other seeds, and is too narrow where \
-images are few.
+difference of these trained networks on other images like these. It does not cover other seeds, and is too narrow \
+where images are few.
 - A claim is supported where its interval over seeds lies above 0, contradicted where it lies below 0, and open \
 otherwise.
 - The study makes 2 comparisons, and no correction for several is applied: of 20 comparisons without a true \
