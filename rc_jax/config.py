@@ -326,6 +326,7 @@ def validate(config: Config) -> None:
   _check_eval_stride(config)
   _check_start_step(config)
   models.check_projection(config.model)
+  losses.check_class_weights(config.loss)
   _check_read(config)
 
 
@@ -369,12 +370,17 @@ def _check_read(config: Config) -> None:
         f"config.{field.path}: is {values[field.path]!r}, but only {readers} read it and the network is "
         f"{' on '.join(chosen)}; leave it at {field.default!r}"
       )
-    if field.read_when and values[field.read_when[0]] not in field.read_when[1]:
+    if field.read_when and not _is_read(values[field.read_when[0]], *field.read_when):
       other, needed = field.read_when
       raise ValueError(
         f"config.{field.path}: is {values[field.path]!r}, but it is read only with {other}="
         f"{' or '.join(map(str, needed))}; leave it at {field.default!r}"
       )
+
+
+def _is_read(value: Any, path: str, needed: tuple[Any, ...]) -> bool:
+  parts = _BY_PATH[path].parts
+  return any(part in needed for part in (parts(value) if parts else (value,)))
 
 
 def uses_contrast(config: Config) -> bool:

@@ -107,6 +107,7 @@ class Field:
     read_when: ``(path, values)`` where the field is read only while another field has one of ``values``.
     is_path: whether the value is a path, in which ``~`` stands for the home folder.
     per_process: whether the processes of one run may have different values; of paths, their content is compared.
+    parts: from a value to those of its parts that the ``read_when`` of other fields names; None: the value itself.
   """
 
   path: str
@@ -118,6 +119,7 @@ class Field:
   read_when: tuple[str, tuple[Any, ...]] | None = None
   is_path: bool = False
   per_process: bool = False
+  parts: Callable[[Any], tuple[Any, ...]] | None = None
 
   @property
   def expects(self) -> str:

@@ -111,7 +111,7 @@ BAD = [
   ("train.crop_size", ()),
   ("train.crop_size", (64, 64, 3)),
   ("train.steps", 0),
-  ("loss.pixel", "focal"),
+  ("loss.pixel", "focl"),
   ("contrast.scope", "memory"),
   ("contrast.centers", "mean"),
   ("contrast.temperature", 0.0),

@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rc_jax.fields import Config, Field, at_least, within
-from rc_jax.losses.cross_entropy import cross_entropy_per_pixel
+from rc_jax.losses.cross_entropy import cross_entropy_per_pixel, mean_over_counted, weights_of_pixels
 from rc_jax.losses.pixel_loss import LossFunction, PixelLoss, Reduction
 
 _OHEM = ("loss.pixel", ("ohem",))
@@ -31,6 +31,8 @@ def ohem_cross_entropy(
   threshold: ArrayLike = 0.7,
   min_kept: ArrayLike = 100_000,
   ignore_label: int = 255,
+  *,
+  class_weights: ArrayLike | None = None,
 ) -> Array:
   """Mean of ``-log p`` over the pixels with ``p <= max(threshold, p_k)``, where ``p = softmax(logits)[label]``.
 
@@ -43,6 +45,7 @@ def ohem_cross_entropy(
     threshold: the probability up to which a pixel is hard, in 0..1.
     min_kept: least number of pixels to keep, over the global batch; it may exceed the number of pixels.
     ignore_label: the label of pixels that do not count.
+    class_weights: ``[N]``, of the mean over the kept pixels, as in `cross_entropy`; they do not change which are kept.
 
   Returns:
     A float32 scalar; 0, with zero gradient, when no pixel counts.
@@ -54,16 +57,26 @@ def ohem_cross_entropy(
   """
   if isinstance(min_kept, int) and min_kept < 0:
     raise ValueError(f"min_kept must not be negative, got {min_kept}")
-  return mean_over_hard(*cross_entropy_per_pixel(logits, labels, ignore_label), threshold, min_kept)
+  losses, counted = cross_entropy_per_pixel(logits, labels, ignore_label)
+  weights = weights_of_pixels(logits, labels, class_weights)
+  return mean_over_hard(losses, counted, threshold, min_kept, weights)
 
 
-def mean_over_hard(losses: Array, counted: Array, threshold: ArrayLike, min_kept: ArrayLike) -> Array:
+def mean_over_hard(
+  losses: Array,
+  counted: Array,
+  threshold: ArrayLike,
+  min_kept: ArrayLike,
+  weights: Array | None = None,
+) -> Array:
   """Returns the mean over hard pixels, of the results of `cross_entropy_per_pixel`; as `ohem_cross_entropy`."""
   probability = jax.lax.stop_gradient(jnp.exp(-losses))
   k = jnp.minimum(min_kept, counted.sum())
   # p_0 is -inf: with min_kept=0 the threshold alone decides.
   p_k = jnp.where(k > 0, kth_smallest(probability, counted, k), -jnp.inf)
   kept = counted & (probability <= jnp.maximum(threshold, p_k))
+  if weights is not None:
+    return mean_over_counted(losses, kept, weights)
   return jnp.where(kept, losses, 0).sum() / jnp.maximum(kept.sum(), 1)
 
 
@@ -97,7 +110,10 @@ def kth_smallest(values: Array, counted: Array, k: Array) -> Array:
 
 def _build(config_loss: Config) -> LossFunction:
   return functools.partial(
-    ohem_cross_entropy, threshold=config_loss.ohem_threshold, min_kept=config_loss.ohem_min_kept
+    ohem_cross_entropy,
+    threshold=config_loss.ohem_threshold,
+    min_kept=config_loss.ohem_min_kept,
+    class_weights=config_loss.class_weights or None,
   )
 
 
@@ -107,4 +123,4 @@ def _reduction(config_loss: Config) -> Reduction:
   )
 
 
-PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction)
+PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction, weighted=True, title="OHEM cross entropy")

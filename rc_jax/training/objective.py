@@ -112,7 +112,9 @@ def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corn
       )
     loss = pixel_loss
     if extra.loss is not None:
-      loss = losses.on_grid(extra.loss, align_corners) if extra.logits.ndim == 4 else extra.loss
+      loss = extra.loss
+      if extra.logits.ndim == 4:
+        loss = losses.on_grid(extra.loss, align_corners, config_loss.class_weights)
     terms.append(Term(extra.term, config_loss[field], loss(extra.logits, labels)))
   return terms
 

@@ -6,14 +6,15 @@ import textwrap
 import jax
 import jax.numpy as jnp
 
+from rc_jax import losses
 from rc_jax.config import Config, height_width, reads_banks, uses_contrast
 from rc_jax.models import Network
 from rc_jax.train_state import TrainState
 
 _COLUMNS = 100
 
-# Names of values of `loss.pixel` and of terms, where they are no words.
-_WORDS = {"ce": "cross entropy", "ohem": "OHEM cross entropy", "aux": "auxiliary loss"}
+# Names of terms, where they are no words.
+_WORDS = {"aux": "auxiliary loss"}
 _SCOPES = {
   "image": "the centers of its own image",
   "batch": "all centers of its batch",
@@ -90,8 +91,11 @@ def plan_text(
 
 
 def _loss_text(config: Config, terms: dict[str, float], num_classes: int, training_images: int) -> str:
-  pixel = _WORDS.get(config.loss.pixel, config.loss.pixel)
-  words = [pixel]
+  words = [losses.pixel_loss_title(config.loss.pixel)]
+  weights = config.loss.class_weights
+  if weights:
+    origin = config.loss.class_weighting.replace("_", " ").replace("none", "given")
+    words[0] += f" with class weights of {min(weights):.3g} to {max(weights):.3g} ({origin})"
   for name, weight in terms.items():
     if name not in ("pixel", "contrast"):
       words.append(f"{weight:g} x {_WORDS.get(name, f'{name} loss')}")

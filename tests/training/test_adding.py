@@ -26,7 +26,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
       "loss.md",
       "rc_jax/losses/__init__.py",
       "PIXEL_LOSSES: dict[str, PixelLoss] = {\n",
-      "from rc_jax.losses import focal",
+      "from rc_jax.losses import poly",
     ),
     (
       "contrast.md",
@@ -59,20 +59,20 @@ def train(checkout: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, *f
 
 @pytest.mark.long
 def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path) -> None:
-  focal = ("--config.loss.pixel=focal", "--config.train.steps=2")
-  status, printed = train(checkout, tmp_path, cache, *focal, "--config.loss.focal_gamma=1.5")
+  poly = ("--config.loss.pixel=poly", "--config.train.steps=2")
+  status, printed = train(checkout, tmp_path, cache, *poly, "--config.loss.poly_epsilon=1.5")
   assert status == 0, printed
   losses = [line["loss_pixel"] for line in run_tiny.lines(tmp_path) if "loss" in line]
-  # Of 11 classes, untrained: near (1 - 1/11)^1.5 log 11 = 2.1.
-  assert len(losses) == 2 and 1 < losses[0] < 6
+  # Of 11 classes, untrained: near log 11 + 1.5 (1 - 1/11) = 3.8.
+  assert len(losses) == 2 and 2 < losses[0] < 7
   config = json.loads((tmp_path / "config.json").read_text())
-  assert (config["loss"]["pixel"], config["loss"]["focal_gamma"]) == ("focal", 1.5)
+  assert (config["loss"]["pixel"], config["loss"]["poly_epsilon"]) == ("poly", 1.5)
 
-  status, printed = train(checkout, tmp_path, cache, *focal, "--config.loss.focal_gamma=-1.0")
-  assert status == 2 and "config.loss.focal_gamma: is -1.0; expected 0 or more" in printed
-  status, printed = train(checkout, tmp_path, cache, "--config.loss.focal_gamma=1.5")
+  status, printed = train(checkout, tmp_path, cache, *poly, "--config.loss.poly_epsilon=-2.0")
+  assert status == 2 and "config.loss.poly_epsilon: is -2.0; expected -1 or more" in printed
+  status, printed = train(checkout, tmp_path, cache, "--config.loss.poly_epsilon=1.5")
   assert (
-    status == 2 and "config.loss.focal_gamma: is 1.5, but it is read only with loss.pixel=focal" in printed
+    status == 2 and "config.loss.poly_epsilon: is 1.5, but it is read only with loss.pixel=poly" in printed
   )
 
 
@@ -85,15 +85,15 @@ from rc_jax.models import Outputs
 from rc_jax.training.objective import pixel_terms
 
 config = defaults()
-config.dataset.name, config.loss.pixel, config.loss.focal_gamma = "synthetic", "focal", 1.5
+config.dataset.name, config.loss.pixel, config.loss.poly_epsilon = "synthetic", "poly+0.5*dice", 1.5
 validate(config)
 arrays = np.load(sys.argv[1])
 (term,) = pixel_terms(Outputs(jnp.asarray(arrays["logits"]), None), arrays["labels"], config.loss, True)
-for gamma in (0.0, 0.5, 1.5):
-  certain = jnp.asarray(1000 * arrays["logits"])
-  gradient = jax.grad(lambda logits: losses.focal.focal_loss(logits, arrays["labels"], gamma))(certain)
-  assert jnp.isfinite(gradient).all() and (gradient != 0).any(), gamma
-print(losses.__file__, term.name, term.weight, float(term.value))
+certain = jnp.asarray(1000 * arrays["logits"])
+gradient = jax.grad(lambda logits: losses.poly.poly_loss(logits, arrays["labels"], 1.5))(certain)
+assert jnp.isfinite(gradient).all() and (gradient != 0).any()
+dice = losses.dice_loss(jnp.asarray(arrays["logits"]), arrays["labels"])
+print(losses.__file__, term.name, term.weight, float(term.value - 0.5 * dice))
 """
 
 
@@ -110,7 +110,7 @@ def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
     if labels[index] != 255:
       z = np.float64(logits[index])
       p = np.exp(z[labels[index]]) / np.exp(z).sum()
-      pixels.append(-((1 - p) ** 1.5) * np.log(p))
+      pixels.append(1.5 * (1 - p) - np.log(p))
   np.testing.assert_allclose(float(value), np.mean(pixels), rtol=1e-5)
 
 
