@@ -23,6 +23,7 @@ from rc_jax.costs.stage_cost import forward_flops
 from rc_jax.costs.topology import topology_mesh
 from rc_jax.files import one_line
 from rc_jax.training import initial_state, optimizer
+from rc_jax.training.class_weights import with_uncounted_weights
 
 # Classes that an image is assumed to show, for the number of queries: images of ADE20K show 9 of 150 classes.
 CLASSES_IN_AN_IMAGE = 10
@@ -155,6 +156,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   if fast and platform == "gpu":
     raise ValueError("--fast: changes nothing for a GPU, whose compiler has one effort; leave it out")
   network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  config = with_uncounted_weights(config, network.num_classes)
   state, batch, update_rule = _abstract_arguments(config, network, mesh)
   # Without norms on GPUs, as nearly all steps of a run there.
   step = initial_state.jitted_step(

@@ -22,7 +22,7 @@ from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import absent_classes, read_results_json, write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
-from rc_jax.training import initial_state, run_log
+from rc_jax.training import class_weights, initial_state, run_log
 from rc_jax.training.finite import FiniteCheck
 from rc_jax.training.next_commands import next_commands
 from rc_jax.training.objective import Metrics
@@ -320,16 +320,17 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     data_position = position_in_training_set(data_position, len(source), config, int(state.step))
     for line in run_log.notes_on_protocols(workdir, config.eval.split, protocol):
       say(line)
+  weighted_config = class_weights.with_class_weights(config, workdir, source, resumes=resumes)
   write_config(config, workdir)
   if jax.process_index() == 0:
     write_class_table(workdir, info.table())
   terms = loss_terms(config, network, state)
-  say(plan_text(config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
+  say(plan_text(weighted_config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
 
   state = initial_state.in_training_formats(state, mesh)
 
   def jitted(norms: bool) -> Any:
-    return initial_state.jitted_step(config, network, update_rule, state, mesh, norms)
+    return initial_state.jitted_step(weighted_config, network, update_rule, state, mesh, norms)
 
   def norms_due(step: int) -> bool:
     # Also where the state is saved, for the check that it is finite. Other platforms would compile for longer.

@@ -119,6 +119,34 @@ def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cach
 
 
 @pytest.mark.long
+def test_counted_class_weights_and_a_sum_of_losses_resume_to_the_last_bit(cache, tmp_path) -> None:
+  flags = (
+    *("--config.loss.class_weighting=median_frequency", "--config.loss.pixel=ce+0.5*dice+0.1*lovasz"),
+    *("--config.train.steps=3", "--config.train.checkpoint_every=1", "--config.train.eval_every=0"),
+  )
+  alone, resumed = tmp_path / "alone", tmp_path / "resumed"
+  process = run_tiny.start(alone, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  text = " ".join(printed.split())
+  assert "loss: cross entropy + 0.5 x Dice loss + 0.1 x Lovász-softmax with class weights of" in text
+  assert "(median frequency) + 0.4 x auxiliary loss" in text
+  record = json.loads((alone / "class_weights.json").read_text())
+  weights = [entry["weight"] for entry in record["classes"]]
+  assert (
+    len(set(weights)) > 5 and json.loads((alone / "config.json").read_text())["loss"]["class_weights"] == []
+  )
+  # As after a kill between the checkpoint of step 2 and that of step 3.
+  shutil.copytree(alone, resumed)
+  shutil.rmtree(resumed / "checkpoints/3")
+  process = run_tiny.start(resumed, *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step 2 of 3" in printed, printed
+  assert "counting the classes" not in printed
+  assert run_tiny.lines(resumed) == run_tiny.lines(alone)
+
+
+@pytest.mark.long
 def test_slots_of_images_resume_to_the_last_bit(cache, tmp_path) -> None:
   """Ten epochs of five images: each slot is written again and again, in some batches twice."""
   root = tmp_path / "set"
