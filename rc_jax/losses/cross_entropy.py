@@ -53,11 +53,9 @@ def cross_entropy(
   Source: ``torch.nn.functional.cross_entropy`` with ``weight``, ``ignore_index`` and ``label_smoothing``.
 
   >>> logits, labels = jnp.array([[[[1.0, 0.0]]]]), jnp.array([[[1]]])
-  >>> (
-  ...   float(cross_entropy(logits, labels).round(3)),
-  ...   float(cross_entropy(logits, labels, label_smoothing=0.5).round(3)),
-  ... )
-  (1.313, 1.063)
+  >>> losses = cross_entropy(logits, labels), cross_entropy(logits, labels, label_smoothing=0.5)
+  >>> [round(float(loss), 3) for loss in losses]
+  [1.313, 1.063]
   """
   weights = weights_of_pixels(logits, labels, class_weights)
   if not label_smoothing:
