@@ -3,11 +3,12 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from rc_jax import data
+from rc_jax import data, distributed
 from rc_jax.config import Config, defaults
 from rc_jax.data import Joined, Subset
 from rc_jax.training import class_weights
@@ -112,3 +113,31 @@ def test_given_weights_are_one_for_each_class(config: Config, tmp_path: pathlib.
     class_weights.with_uncounted_weights(config, 4)
   config.loss.class_weighting, config.loss.class_weights = "median_frequency", ()
   assert class_weights.with_uncounted_weights(config, 4).loss.class_weights == (1.0,) * 4
+
+
+def test_two_processes_count_half_of_the_labels_each(
+  config: Config, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """One after the other: the second sends its counts first, and the first gets both."""
+  source = load(config)
+  expected = expected_weights(source)
+  sent: list[bytes] = []
+
+  def gather(content: bytes) -> list[bytes]:
+    sent.append(content)
+    return [content, sent[0]]
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(distributed, "allgather_bytes", gather)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  class_weights.with_class_weights(config, tmp_path, source, resumes=False)
+  assert not (tmp_path / class_weights.FILE).exists()
+  monkeypatch.setattr(jax, "process_index", lambda: 0)
+  first = class_weights.with_class_weights(config, tmp_path, source, resumes=False)
+  np.testing.assert_allclose(first.loss.class_weights, expected, rtol=1e-7)
+
+  again = class_weights.with_class_weights(config, tmp_path, source, resumes=True)
+  assert again.loss.class_weights == first.loss.class_weights
+  (tmp_path / class_weights.FILE).unlink()
+  with pytest.raises(ValueError, match="missing; this run counted its class weights"):
+    class_weights.with_class_weights(config, tmp_path, source, resumes=True)
