@@ -75,14 +75,16 @@ FIELDS: tuple[Field, ...] = (
   Field(
     "model.pretrained",
     "",
-    "Weights to start from: a path of .npz, .safetensors or .pth; empty: random values.",
+    "Weights to start from: a file (.npz, .safetensors, .pth), a run's folder (its newest step) or one of its "
+    "checkpoints; empty: random values.",
     training_only=True,
     is_path=True,
   ),
   Field(
     "model.pretrained_part",
     "backbone",
-    "What to take from ``model.pretrained``: the backbone, or all, which needs the same classes.",
+    "What to take from ``model.pretrained``: the backbone, or all; of weights for other classes, all but what depends "
+    "on the classes.",
     one_of("backbone", "all"),
     training_only=True,
   ),

@@ -1,6 +1,7 @@
 """The parts that the fields of a config and the flags of a mode are stated with: name, default, check and meaning."""
 
 import dataclasses
+import keyword
 import pathlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -138,7 +139,7 @@ class Flag:
   """One flag of the command line, ``--name=value``.
 
   Attributes:
-    name: without the dashes; also the name of the argument of the mode's ``run``.
+    name: without the dashes.
     default: its type is the flag's: ``bool``, ``int``, ``float``, ``str``, ``pathlib.Path``, or a tuple of strings,
       which the command line separates by commas; ``None``: a path that may be absent.
     meaning: one sentence for ``--help``.
@@ -149,3 +150,8 @@ class Flag:
   default: bool | int | float | str | tuple[str, ...] | None
   meaning: str
   choices: tuple[str, ...] = ()
+
+  @property
+  def argument(self) -> str:
+    """The name of the argument of the mode's ``run``: that of the flag, ``as_`` for ``--as``, a word of Python."""
+    return f"{self.name}_" if keyword.iskeyword(self.name) else self.name

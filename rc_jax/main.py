@@ -31,7 +31,7 @@ MODES = {
   "compare": "compares two results on the same images: differences with intervals, and the images that changed most",
   "centers": "draws the region centers of runs by t-SNE, and measures how they separate the classes",
   "predict": "labels images, as label PNGs and overlays",
-  "export": "writes the network as one program that jax alone runs",
+  "export": "writes the network as one program that jax alone runs, or its weights for another project",
   "report": "draws panels, curves, per-class IoU and confusion into one page",
   "inspect": "checks every file of a data set and names each defect",
   "prepare": "packs a data set into files that read fast",
@@ -181,7 +181,8 @@ def _run(argv: Sequence[str]) -> int:
   if "command" in inspect.signature(module.run).parameters:
     values["command"] = command.parse(argv, recipe, values["workdir"])
   try:
-    status = module.run(**values)
+    arguments = {flag.name: flag.argument for flag in module.FLAGS}
+    status = module.run(**{arguments.get(name, name): value for name, value in values.items()})
   finally:
     console.clear_line()  # the message of an error starts at the left margin
   return status if isinstance(status, int) else 0

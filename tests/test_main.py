@@ -285,5 +285,5 @@ def test_help_groups_flags_by_mode(
 @pytest.mark.parametrize("mode", main.MODES)
 def test_a_mode_reads_the_flags_that_it_states(mode: str) -> None:
   module = importlib.import_module(f"rc_jax.modes.{mode}")
-  names = [flag.name for flag in module.FLAGS if flag not in distributed.FLAGS]
+  names = [flag.argument for flag in module.FLAGS if flag not in distributed.FLAGS]
   assert sorted(names) == sorted(inspect.signature(module.run).parameters.keys() - {"command"})

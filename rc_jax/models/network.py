@@ -129,6 +129,10 @@ class Network:
     return self.bind(params, batch_stats, image_size)
 
 
+def _no_shift(shapes: Shapes) -> dict[str, int]:
+  return {}
+
+
 @dataclasses.dataclass(frozen=True)
 class PublishedHead:
   """A head's weights as a family of files holds them; a family is a project whose files share key names.
@@ -138,14 +142,19 @@ class PublishedHead:
       matched; the rest of the key follows.
     fields: ``config.model`` fields without the prefix ``model.`` that these networks have and no shape shows, such as
       dilation rates.
-    reorder: from arrays by this project's names, with PyTorch's axes, to those among them that change because the
-      family's network concatenates channels in another order; None: none does.
+    input_shift: from shapes by this project's names to a number of channels for some of the names: the family's network
+      concatenates the inputs of these convolutions in another order, ours rolled by so many channels.
+    optional: starts of this project's names that some of the family's networks with this head lack.
     ignored_keys: regular expressions of full keys that such files hold beside the network.
+
+  Rules are read both ways, to import and to export. A pattern is therefore plain text, in which dots are escaped, and
+  groups without groups in them, each of which the replacement holds once.
   """
 
   key_rules: KeyRules
   fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  reorder: Callable[[Arrays], dict[str, np.ndarray]] | None = None
+  input_shift: Callable[[Shapes], dict[str, int]] = _no_shift
+  optional: tuple[str, ...] = ()
   ignored_keys: tuple[str, ...] = ()
 
 
@@ -181,6 +190,10 @@ def _no_family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict
   return {}
 
 
+def _no_family(family: str, model: Config) -> None:
+  return None
+
+
 def _unknown_stride(model: Config) -> None:
   return None
 
@@ -205,6 +218,8 @@ class Backbone:
       classifier ``fc``.
     family_fields: ``(family, fields from shapes, part) -> fields`` that the family's networks have and no shape
       shows. ``part`` is ``"backbone"`` or ``"all"``: some matter only to a network that is imported with its head.
+    family_rules: ``(family, config.model) ->`` those of ``key_rules`` whose names the family's networks have; empty
+      where they have this project's; None where the family has no such backbone.
     grid_stride: from ``config.model`` to ``Network.grid_stride``, the stride of the coarsest of its grids.
   """
 
@@ -215,4 +230,5 @@ class Backbone:
   key_rules: Mapping[str, KeyRules] = dataclasses.field(default_factory=dict)
   ignored_layers: tuple[str, ...] = ()
   family_fields: Callable[[str, Mapping[str, Any], str], dict[str, Any]] = _no_family_fields
+  family_rules: Callable[[str, Config], KeyRules | None] = _no_family
   grid_stride: Callable[[Config], int | None] = _unknown_stride

@@ -1,9 +1,12 @@
-"""``--mode=export`` writes a network as one program that jax alone can run.
+"""``--mode=export`` writes a network as one program that jax alone can run, or its weights for another project.
 
-The folder holds ``program.jaxexport`` (StableHLO, as ``jax.export`` writes it, including normalisation, scales, window
-and argmax), ``metadata.json`` (classes, colours, ids, shapes), ``README.md`` (how to run it) and ``NOTICE`` (licences).
+The folder of a program holds ``program.jaxexport`` (StableHLO, as ``jax.export`` writes it, including normalisation,
+scales, window and argmax), ``metadata.json`` (classes, colours, ids, shapes), ``README.md`` (how to run it) and
+``NOTICE`` (licences).
 A copy of flatbuffers lies beside them, because ``jax.export`` reads with it and jax does not install it. With
 ``--weights=beside``, ``weights.safetensors`` holds the weights.
+
+``--as=FAMILY`` writes the weights alone, with the names of that project (``rc_jax/weights/export_file.py``).
 """
 
 import importlib.util
@@ -30,16 +33,26 @@ from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.predictions.folder import settings_of
 from rc_jax.weights import restore
 from rc_jax.weights.checksums import weights_digest
+from rc_jax.weights.export_file import write_weights
+from rc_jax.weights.exported_names import FAMILIES
+
+DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 
 FLAGS = (
   *(CONFIG, WORKDIR, CHECKPOINT, *distributed.FLAGS),
+  Flag(
+    "as",
+    "",
+    "Writes the weights, not a program, as a .safetensors file with the names of mmsegmentation, torchvision, timm, "
+    "regioncontrast or rc_jax.",
+  ),
   Flag("size", "", "HEIGHT,WIDTH in pixels of the images that the program reads."),
   Flag("batch", 0, "Images of one call. 0: any number."),
-  Flag("platforms", ("cpu", "cuda", "tpu"), "Platforms of the program: some of cpu,cuda,rocm,tpu."),
+  Flag("platforms", DEFAULT_PLATFORMS, "Platforms of the program: some of cpu,cuda,rocm,tpu."),
   Flag("weights", "inside", "Place of the weights: inside the program, or beside it in weights.safetensors."),
   Flag("probabilities", False, "The program also returns class probabilities, float32."),
-  Flag("output", None, "Folder to write. Default: export in --workdir."),
-  Flag("overwrite", False, "Replaces the program that is there."),
+  Flag("output", None, "Folder to write. Default: export in --workdir, weights in it with --as."),
+  Flag("overwrite", False, "Replaces the program or the weights that are there."),
 )
 
 PROGRAM, METADATA, WEIGHTS, README = "program.jaxexport", "metadata.json", "weights.safetensors", "README.md"
@@ -58,37 +71,42 @@ def run(
   workdir: pathlib.Path,
   checkpoint: pathlib.Path | None = None,
   *,
-  size: str,
+  as_: str = "",
+  size: str = "",
   batch: int = 0,
-  platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+  platforms: Sequence[str] = DEFAULT_PLATFORMS,
   weights: str = "inside",
   probabilities: bool = False,
   output: pathlib.Path | None = None,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the program of a checkpoint's network, which computes the labels of ``--mode=predict``.
+  """Writes the program of a checkpoint's network, which computes the labels of ``--mode=predict``, or its weights.
 
   Args:
     config: a validated config; ``eval`` has the scales, flip and window of the program.
     workdir: the run's folder, which holds the newest checkpoint.
     checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
+    as_: a family of ``exported_names.FAMILIES``: write the weights alone, under its names; empty: write the program.
     size: height and width of the images, ``"1024,2048"``.
     batch: images of one call; 0: any number.
     platforms: some of ``PLATFORMS``; the program holds the convolutions in the form of each.
     weights: ``inside`` the program, or ``beside`` it in ``weights.safetensors``.
     probabilities: the program also returns class probabilities.
-    output: the folder; None: ``workdir/export``.
-    overwrite: replace the program that is there.
+    output: the folder; None: ``workdir/export``, or ``workdir/weights`` with ``as_``.
+    overwrite: replace the program or the weights that are there.
 
   Returns:
-    The folder.
+    The folder of the program, or the file of weights.
 
   Raises:
     FileNotFoundError: no checkpoint.
-    ValueError: the checkpoint holds another network or other classes, a flag has no such value, or the folder is not
-      empty.
+    ValueError: the checkpoint holds another network or other classes, a flag has no such value, the folder is not
+      empty, or the family has no such network.
     OSError: the folder cannot be written; one line.
   """
+  if as_:
+    _refuse_flags_of_programs(size, batch, platforms, weights, probabilities)
+    return _export_weights(config, workdir, checkpoint, as_, output or workdir / "weights", overwrite)
   height, width = parse_size(size)
   _check_flags(batch, platforms, weights)
   folder = _free_folder(output or workdir / "export", overwrite)
@@ -116,6 +134,59 @@ def run(
     f"on {', '.join(platforms)} is in {folder} ({total / 1e6:.1f} MB); {README} there says how to run it"
   )
   return folder
+
+
+def _export_weights(
+  config: Config,
+  workdir: pathlib.Path,
+  checkpoint: pathlib.Path | None,
+  family: str,
+  folder: pathlib.Path,
+  overwrite: bool,
+) -> pathlib.Path:
+  """Writes ``folder/<family>.safetensors``; returns its path."""
+  path = folder.resolve() / f"{family}.safetensors"
+  info = data.info(config.dataset.name, config.dataset.root)
+  network = models.build(config.model, info.num_classes)
+  if family not in FAMILIES:
+    raise ValueError(f"--as={family}: no such family; expected one of {', '.join(FAMILIES)}")
+  if path.exists() and not overwrite:
+    raise ValueError(f"{path}: exists; add --overwrite to replace it, or --output=DIR")
+  located = restore.locate(workdir, checkpoint)
+  if jax.process_count() > 1:
+    distributed.check_agreement(data.class_facts(info) | restore.facts(located))
+  restored = restore.restore(network, config, located, info.table())
+  variables = models.Variables(*sharding.local_copy((restored.params, restored.batch_stats)))
+  if jax.process_index() > 0:
+    return path
+  report = write_weights(path, family, variables, config.model, restored.step, info.name, info.class_names)
+  size = path.stat().st_size / 1e6
+  line = f"the weights of step {restored.step} are in {path}: {report.arrays} arrays ({size:.1f} MB)"
+  if report.left_out:
+    parts = sorted({name.partition(".")[0] for name in report.left_out})
+    line += f"; {family} has no place for {', '.join(parts)}"
+  if report.different:
+    line += (
+      f"; WARNING: networks of {family} differ from this one in {', '.join(report.different)}: build the network there "
+      "with these values"
+    )
+  say(line)
+  return path
+
+
+def _refuse_flags_of_programs(
+  size: str, batch: int, platforms: Sequence[str], weights: str, probabilities: bool
+) -> None:
+  given = {
+    "size": bool(size),
+    "batch": bool(batch),
+    "platforms": tuple(platforms) != DEFAULT_PLATFORMS,
+    "weights": weights != "inside",
+    "probabilities": probabilities,
+  }
+  unread = [f"--{name}" for name, is_given in given.items() if is_given]
+  if unread:
+    raise ValueError(f"{', '.join(unread)}: is of programs, and --as writes weights alone; leave it out")
 
 
 def export_program(

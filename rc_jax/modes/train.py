@@ -450,6 +450,8 @@ def _check_agreement(
   pretrained = pathlib.Path(config.model.pretrained) if config.model.pretrained and step is None else None
   if pretrained is not None and pretrained.is_file():  # an error of a missing file is that of the import
     facts["content of model.pretrained"] = restore.file_digest(pretrained)
+  elif pretrained is not None and pretrained.is_dir():
+    facts |= {f"model.pretrained, {name}": value for name, value in restore.facts(pretrained).items()}
   listings: dict[str, list[str]] = {}
   for each, split in ((source, config.dataset.train_split), (eval_source, config.eval.split)):
     of_split = data.split_facts(each, split)

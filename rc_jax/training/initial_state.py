@@ -9,7 +9,7 @@ import optax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 
-from rc_jax import models, sharding
+from rc_jax import data, models, sharding
 from rc_jax.config import Config, height_width
 from rc_jax.console import say
 from rc_jax.train_state import ShardedBank, TrainState
@@ -37,13 +37,16 @@ def initial_state(
     fresh: False where a checkpoint will replace the values, so that weights need not be imported.
 
   Raises:
-    ValueError: the weights file does not fit the network; the batch is too small for its BatchNorm; there is no such
-      contrastive method.
-    FileNotFoundError: there is no such weights file.
+    ValueError: the weights to start from do not fit the network; the batch is too small for its BatchNorm; there is no
+      such contrastive method.
+    FileNotFoundError: there are no such weights.
   """
   variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
   if config.model.pretrained and fresh:
-    variables, imported = pretrained.load(config.model.pretrained, variables, config.model)
+    names = data.info(config.dataset.name, config.dataset.root).class_names
+    variables, imported = pretrained.load(
+      config.model.pretrained, variables, config.model, names, other_classes=True
+    )
     say(imported.summary())
   update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
   state = fresh_state(config, network, variables, update_rule, training_images, mesh)

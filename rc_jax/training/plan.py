@@ -69,7 +69,8 @@ def plan_text(
   train, step = config.train, int(state.step)
   height, width = height_width(train.crop_size)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  start = pathlib.Path(config.model.pretrained).name or "random values"
+  pretrained = pathlib.Path(config.model.pretrained or "random values")
+  start = pretrained if pretrained.is_dir() else pretrained.name
   epochs = train.steps * train.batch_size / training_images
   every = f"every {train.eval_every:,} steps" if train.eval_every else "at the end"
   lines = [

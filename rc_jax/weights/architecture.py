@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rc_jax import models
+from rc_jax.fields import Config
 from rc_jax.models.network import Shapes
 from rc_jax.weights.key_names import FAMILIES
 
@@ -91,6 +92,35 @@ def family_fields(family: str, architecture: Architecture, part: str) -> dict[st
     published = models.heads()[architecture.head["name"]].published
     fields |= published[family].fields if family in published else {}
   return fields
+
+
+def recorded_fields(
+  recorded: Mapping[str, Any], architecture: Architecture, config_model: Config, part: str
+) -> dict[str, Any]:
+  """Returns the fields of a record that no shape shows and in which a network differs, without the prefix ``model.``.
+
+  Args:
+    recorded: fields of ``config.model`` of the network that the weights were trained in, as JSON knows them.
+    architecture: of the weights.
+    config_model: of the network that imports them.
+    part: ``"backbone"`` or ``"all"``, the part that is imported.
+  """
+  readers: list[models.Backbone | models.Head] = [models.backbones()[config_model.backbone]]
+  names = {"bn_epsilon"}
+  if part == "all":
+    readers.append(models.heads()[config_model.name])
+    names |= {"align_corners", "output_stride"}
+  fields = [field for reader in readers for field in reader.fields or () if not field.training_only]
+  names |= {field.path.removeprefix("model.") for field in fields if field.path.startswith("model.")}
+  return {
+    name: recorded[name]
+    for name in sorted(names - architecture.fields.keys())
+    if name in recorded and _plain(config_model[name]) != _plain(recorded[name])
+  }
+
+
+def _plain(value: Any) -> Any:
+  return list(value) if isinstance(value, list | tuple) else value
 
 
 def _head_by_markers(shapes: Shapes) -> str | None:

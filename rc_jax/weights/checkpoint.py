@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from rc_jax import files
+from rc_jax import files, sharding
 from rc_jax.train_state import ShardedBank, TrainState
 from rc_jax.weights import checksums
 
@@ -316,13 +316,40 @@ def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
     ValueError: the checkpoint is damaged or holds another network.
   """
   folder = find(path)
-  problem = checksums.damage(folder, ("model",))
-  if problem:
-    raise ValueError(f"{folder}: is damaged ({problem}); {_other_model(folder)}")
+  _refuse_damaged_model(folder)
   template = {"params": params, "batch_stats": batch_stats}
   with ocp.StandardCheckpointer() as checkpointer:
     _refuse_other_network(folder, checkpointer.metadata(folder / "model").item_metadata, template)
     item = checkpointer.restore(folder / "model", _abstract(template))
+  return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
+
+
+def read_model(path: pathlib.Path) -> Model:
+  """Reads the model of a run of any network.
+
+  Args:
+    path: as for ``find``.
+
+  Returns:
+    The model, with NumPy arrays.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: the checkpoint is damaged.
+  """
+  folder = find(path)
+  _refuse_damaged_model(folder)
+  everywhere = sharding.replicated_sharding(sharding.global_mesh())
+  with ocp.StandardCheckpointer() as checkpointer:
+    saved = checkpointer.metadata(folder / "model").item_metadata
+    # ``metadata`` has attributes beside the tree.
+    template = {
+      name: jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), saved[name]
+      )
+      for name in ("params", "batch_stats")
+    }
+    item = jax.device_get(checkpointer.restore(folder / "model", template))
   return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
 
 
@@ -366,6 +393,12 @@ def _refuse_damaged(folder: pathlib.Path, items: Sequence[str]) -> None:
 def _refuse_without_model(folder: pathlib.Path) -> None:
   if not (folder / "model").is_dir():
     raise ValueError(f"{folder}: is damaged (model is missing); {_other_model(folder)}")
+
+
+def _refuse_damaged_model(folder: pathlib.Path) -> None:
+  problem = checksums.damage(folder, ("model",))
+  if problem:
+    raise ValueError(f"{folder}: is damaged ({problem}); {_other_model(folder)}")
 
 
 def _other_model(folder: pathlib.Path) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from rc_jax.files import one_line
@@ -67,6 +68,20 @@ def read(path: str) -> dict[str, np.ndarray]:
   raise ValueError(
     f"model.pretrained: {path} is neither .npz, .safetensors nor .pth, by its first bytes {start!r}"
   )
+
+
+def read_metadata(path: str) -> dict[str, str]:
+  """Returns the text that a ``.safetensors`` file holds beside its arrays; empty for any other file.
+
+  Args:
+    path: a file that ``read`` has read.
+  """
+  with pathlib.Path(path).open("rb") as opened:
+    start = opened.read(16)
+  if start[8:9] != b"{" or zipfile.is_zipfile(path):
+    return {}
+  with safetensors.safe_open(path, framework="np") as file:
+    return dict(file.metadata() or {})
 
 
 class _NoArraysError(Exception):

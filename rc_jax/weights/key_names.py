@@ -23,12 +23,14 @@ class Family(NamedTuple):
     own_parts: those of ``parts`` that no other project uses.
     fields: fields of ``config.model`` that all its networks have and no shape shows.
     backbone_fields: those that also matter to a backbone alone.
+    backbone_start: start of the backbone's keys in its networks.
   """
 
   parts: Mapping[str, str]
   own_parts: frozenset[str]
   fields: Mapping[str, Any]
   backbone_fields: Mapping[str, Any]
+  backbone_start: str
 
 
 _EPSILON = {"bn_epsilon": 1e-5}
@@ -43,18 +45,21 @@ FAMILIES: dict[str, Family] = {
     own_parts=frozenset({"decode_head", "auxiliary_head"}),
     fields={"align_corners": False},
     backbone_fields=_EPSILON,
+    backbone_start="backbone.",
   ),
   "regioncontrast": Family(
     parts={"decoder": "head", "auxor": "aux_head"},
     own_parts=frozenset({"auxor"}),
     fields={"align_corners": True},
     backbone_fields=_EPSILON,
+    backbone_start="encoder.",
   ),
   "torchvision": Family(
     parts={"classifier": "head", "aux_classifier": "aux_head"},
     own_parts=frozenset({"aux_classifier"}),
     fields={"align_corners": False},
     backbone_fields=_EPSILON,
+    backbone_start="backbone.",
   ),
   # Recognised by the names of the network's arrays.
   "rc_jax": Family(
@@ -62,9 +67,12 @@ FAMILIES: dict[str, Family] = {
     own_parts=frozenset(),
     fields={},
     backbone_fields={},
+    backbone_start="backbone.",
   ),
   # A backbone alone, or with parts that no family has.
-  "imagenet": Family(parts={}, own_parts=frozenset(), fields={}, backbone_fields=_EPSILON),
+  "imagenet": Family({}, frozenset(), {}, _EPSILON, backbone_start=""),
+  # One of them: its files are recognised as those of "imagenet".
+  "timm": Family({}, frozenset(), {}, _EPSILON, backbone_start=""),
 }
 
 
@@ -101,7 +109,7 @@ def map_keys(keys: Iterable[str], known: Collection[str] = ("head.classifier.wei
   plain = {key: text for key, text in plain.items() if key not in ignored}
   family, head, rules = _family_and_head(list(plain.values()), known)
 
-  names = {key: _apply(rules, text) or _unmatched(text, family) for key, text in plain.items()}
+  names = {key: apply_rules(rules, text) or _unmatched(text, family) for key, text in plain.items()}
   backbone = {key: name.removeprefix("backbone.") for key, name in names.items() if _is_backbone(name)}
   ours = backbone_names(backbone.values())
   names |= {key: ours[name] for key, name in backbone.items()}
@@ -112,7 +120,7 @@ def backbone_names(keys: Iterable[str]) -> dict[str, str]:
   """Maps the keys of a backbone alone, without ``backbone.``, to the names of its arrays, with ``backbone.``."""
   keys = list(keys)
   rules = _backbone_rules(keys)
-  return {key: f"backbone.{_apply(rules, key) or key}" for key in keys}
+  return {key: f"backbone.{apply_rules(rules, key) or key}" for key in keys}
 
 
 def _without_wrappers(key: str) -> str:
@@ -170,7 +178,7 @@ def _best_head(rules_of_heads: Mapping[str, KeyRules], keys: Sequence[str]) -> s
   """Chooses the head whose rules leave the fewest keys unmatched; of equals, the head with the fewest unused rules."""
   scores = {}
   for head, rules in rules_of_heads.items():
-    unmatched = sum(_apply(rules, key) is None for key in keys)
+    unmatched = sum(apply_rules(rules, key) is None for key in keys)
     unused = sum(not _matches_any(pattern, keys) for pattern, _ in rules)
     scores[head] = (unmatched, unused)
   best = min(scores, key=lambda head: scores[head], default=None)
@@ -191,7 +199,7 @@ def _backbone_rules(keys: Iterable[str]) -> KeyRules:
   return ()
 
 
-def _apply(rules: KeyRules, key: str) -> str | None:
+def apply_rules(rules: KeyRules, key: str) -> str | None:
   """Returns a key renamed by the first rule that matches its start; None where none does."""
   for pattern, replacement in rules:
     match = re.match(pattern, key)

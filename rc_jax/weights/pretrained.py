@@ -1,25 +1,20 @@
-"""Imports published weights, and reports what became of every array.
-
-| in the file, by the names of ``rc_jax/weights/key_names.py`` | in the network |
-|---|---|
-| ``backbone.layer1.0.conv1.weight [O,I,k,k]`` | ``params["backbone"]["layer1"]["0"]["conv1"]["kernel"] [k,k,I,O]`` |
-| ``backbone.layer1.0.bn1.weight``, ``.bias`` | ``params["backbone"]["layer1"]["0"]["bn1"]["scale"]``, ``["bias"]`` |
-| ``backbone.layer1.0.bn1.running_mean``, ``.running_var`` | ``batch_stats[...]["bn1"]["mean"]``, ``["var"]`` |
-"""
+"""Imports published weights, or those of a run, and reports what became of every array."""
 
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from rc_jax import models
 from rc_jax.config import Config
+from rc_jax.files import one_line
 from rc_jax.models import Variables
 from rc_jax.models.network import Shapes
-from rc_jax.weights import architecture, file_formats, key_names, weight_sets
+from rc_jax.weights import architecture, key_names, saved_weights, weight_sets
+from rc_jax.weights.torch_arrays import filled, torch_shapes, transposed_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +31,9 @@ class Report:
     folded: biases of convolutions that were subtracted from the mean of the BatchNorm behind.
     left_out: arrays of the file that the requested part has no use for, such as a classifier ``fc``; not those of
       other sets of weights.
+    of_classes: arrays of the file that are not taken because they depend on its classes, such as classifiers; those of
+      the network keep their initial values.
+    other_classes: how the classes of the file differ; empty where no difference is known.
     missing: arrays of the requested part that the file lacks; they keep their initial values.
     expected: fields of ``config.model`` that the file's family has and no shape shows.
     different: those of ``expected`` that have another value in the config.
@@ -49,6 +47,8 @@ class Report:
   reordered: tuple[str, ...]
   folded: tuple[str, ...]
   left_out: tuple[str, ...]
+  of_classes: tuple[str, ...]
+  other_classes: str
   missing: tuple[str, ...]
   expected: tuple[str, ...]
   different: tuple[str, ...]
@@ -70,6 +70,8 @@ class Report:
     line = (
       f"{source}: {self.architecture}; {len(self.matched)} arrays matched, {changed}; {left_out}; {missing}"
     )
+    if self.of_classes:
+      line += f"; not taken, because of other classes ({self.other_classes}): {_listed(self.of_classes)}"
     if self.expected:
       line += f"; such weights expect {' '.join(self.expected)}"
     if self.different:
@@ -77,14 +79,24 @@ class Report:
     return line
 
 
-def load(path: str, variables: Variables, config_model: Config) -> tuple[Variables, Report]:
-  """Fills a network, or its backbone, with the weights of a file.
+def load(
+  path: str,
+  variables: Variables,
+  config_model: Config,
+  class_names: Sequence[str] = (),
+  other_classes: bool = False,
+) -> tuple[Variables, Report]:
+  """Fills a network, or its backbone, with the weights of a file or a run.
 
   Args:
-    path: a file that ``file_formats.read`` reads, with the keys of any family of ``key_names.map_keys``.
+    path: a file that ``file_formats.read`` reads, with the keys of any family of ``key_names.map_keys``; or a run's
+      folder (its newest step), or the folder of one step.
     variables: of the network.
     config_model: ``config.model`` of the network; its ``pretrained_part`` is ``"backbone"`` or ``"all"``, and its
       ``pretrained_key`` names one of several sets of weights.
+    class_names: of the network's classes, which are compared with those of a run or of an exported file; empty:
+      unknown.
+    other_classes: whether weights for other classes are taken, without the arrays that depend on the classes.
 
   Returns:
     Variables that hold the file's values in float32, and the report. Variables outside the requested part are those of
@@ -94,19 +106,32 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
     FileNotFoundError: no such file.
     ValueError: the file is none of the formats; holds several sets of weights, and none is chosen; holds another
       architecture, another shape, an array of integers or a value that is not finite; lacks an array of the requested
-      part, or has one that the network lacks; or PyTorch is needed and missing.
+      part, or has one that the network lacks; was made for other classes, and these are refused; or PyTorch is needed
+      and missing.
   """
   part = config_model.pretrained_part
-  trees = {"params": variables.params, "batch_stats": variables.batch_stats}
-  leaves = key_names.array_paths(**trees)
-  network = {name: _torch_shape(where[-1], _at(trees, where).shape) for name, where in leaves.items()}
-  chosen = weight_sets.choose(path, file_formats.read(path), config_model.pretrained_key, network)
-  full_key = {chosen.plain(key): key for key in chosen.arrays}
-  mapping = key_names.map_keys(full_key, network)
-  mapping = mapping._replace(names={full_key[key]: name for key, name in mapping.names.items()})
+  network = torch_shapes(variables)
+  saved = saved_weights.read(path)
+  path = saved.path
+  chosen, mapping = _chosen_set(saved, config_model, network)
   _refuse_duplicates(path, mapping.names)
   shapes = {name: chosen.arrays[key].shape for key, name in mapping.names.items()}
-  held = _refuse_other_architecture(path, mapping, shapes, network, part)
+  held = _refuse_other_architecture(path, mapping, shapes, network, part, other_classes)
+  their_names = saved.record.class_names if saved.record else ()
+  theirs = held.num_classes or len(their_names) or None
+  ours = architecture.from_shapes(network).num_classes or len(class_names) or None
+  differences = _class_differences(theirs, their_names, ours, class_names) if part == "all" else ""
+  if differences and not other_classes:
+    raise ValueError(
+      f"model.pretrained: {path} was trained on other classes ({differences}): give weights of these"
+    )
+  of_classes = frozenset[str]()
+  if differences:
+    of_classes = _arrays_of_classes(shapes, network, config_model, theirs, ours)
+  dropped = {key for key, name in mapping.names.items() if name in of_classes}
+  mapping = mapping._replace(names={key: name for key, name in mapping.names.items() if key not in dropped})
+  shapes = {name: shape for name, shape in shapes.items() if name not in of_classes}
+  network = {name: shape for name, shape in network.items() if name not in of_classes}
   _refuse_other_arrays(path, mapping, held, shapes, network, part)
 
   key_of = {name: key for key, name in mapping.names.items()}
@@ -119,20 +144,22 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
   values |= reordered
   for name, mean in folded.items():
     values[mean] = values[mean] - arrays[key_of[name]]
-  filled = {
-    leaves[name]: _our_axes(leaves[name][-1], array).reshape(_at(trees, leaves[name]).shape)
-    for name, array in values.items()
-  }
-  expected = architecture.family_fields(mapping.family, held, part)
+  if saved.record is None:
+    expected = architecture.family_fields(mapping.family, held, part)
+  else:
+    expected = architecture.recorded_fields(saved.record.model, held, config_model, part)
+  transposed = transposed_names(variables)
   report = Report(
     path=str(path),
     weight_set=chosen.name,
     architecture=held.describe(),
     matched=tuple(matched),
-    transposed=tuple(key for key in matched if leaves[mapping.names[key]][-1] == "kernel"),
+    transposed=tuple(key for key in matched if mapping.names[key] in transposed),
     reordered=tuple(key_of[name] for name in reordered),
     folded=tuple(key_of[name] for name in folded),
-    left_out=(*(key for key in chosen.arrays if key not in used), *chosen.outside),
+    left_out=(*(key for key in chosen.arrays if key not in used | dropped), *chosen.outside),
+    of_classes=tuple(sorted(dropped)),
+    other_classes=differences,
     missing=tuple(_missing(shapes, network, part)),
     expected=tuple(f"{field}={_shown(value)}" for field, value in expected.items()),
     different=tuple(
@@ -141,13 +168,67 @@ def load(path: str, variables: Variables, config_model: Config) -> tuple[Variabl
       if _shown(config_model[field]) != _shown(value)
     ),
   )
-  return Variables(
-    _fill(variables.params, filled, ("params",)), _fill(variables.batch_stats, filled, ("batch_stats",))
-  ), report
+  return filled(variables, values), report
+
+
+def _chosen_set(
+  saved: saved_weights.SavedWeights, config_model: Config, network: Shapes
+) -> tuple[weight_sets.WeightSet, key_names.KeyMapping]:
+  """Returns the arrays to import and the names of their keys."""
+  head = saved.record.model.get("name") if saved.record else None
+  head = head if isinstance(head, str) and head in models.HEADS else None
+  if saved.is_ours and not config_model.pretrained_key:
+    chosen = weight_sets.WeightSet(weight_sets.TOP, saved.arrays, ())
+    return chosen, key_names.KeyMapping("rc_jax", head, {name: name for name in saved.arrays}, ())
+  chosen = weight_sets.choose(saved.path, saved.arrays, config_model.pretrained_key, network)
+  full_key = {chosen.plain(key): key for key in chosen.arrays}
+  mapping = key_names.map_keys(full_key, network)
+  names = {full_key[key]: name for key, name in mapping.names.items()}
+  return chosen, mapping._replace(names=names, head=mapping.head or head)
+
+
+def _class_differences(
+  theirs: int | None, their_names: Sequence[str], ours: int | None, our_names: Sequence[str]
+) -> str:
+  """Describes how the classes of a file differ from the network's; empty where no difference is known."""
+  if theirs != ours:
+    return f"{theirs} classes, here {ours}"
+  if not their_names or not our_names:
+    return ""
+  pairs = enumerate(zip(our_names, their_names, strict=False))
+  found = [f"class {i}: {one_line(there, 60)}, here {here}" for i, (here, there) in pairs if here != there]
+  more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+  return found[0] + more if found else ""
+
+
+def _arrays_of_classes(
+  shapes: Shapes, network: Shapes, config_model: Config, theirs: int | None, ours: int | None
+) -> frozenset[str]:
+  """Returns the names of the arrays whose shape the number of classes decides, such as classifiers."""
+  if ours is not None and ours == theirs:
+    # No number in these shapes stands for the classes alone: a network of one class more shows which do.
+    theirs = ours + 1
+    shapes = torch_shapes(models.build(config_model, theirs).init(jax.random.key(0)))
+
+  def depends(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    if len(one) != len(other) or one == other:
+      return False
+    return all(a == b or (a, b) == (ours, theirs) for a, b in zip(one, other, strict=True))
+
+  return frozenset(
+    name
+    for name in network
+    if not name.startswith("backbone.") and depends(network[name], shapes.get(name, ()))
+  )
 
 
 def _refuse_other_architecture(
-  path: str, mapping: key_names.KeyMapping, shapes: Shapes, network: Shapes, part: str
+  path: str,
+  mapping: key_names.KeyMapping,
+  shapes: Shapes,
+  network: Shapes,
+  part: str,
+  other_classes: bool,
 ) -> architecture.Architecture:
   """Returns the architecture of the file, where it is that of the network."""
   ours = architecture.from_shapes(network)
@@ -177,12 +258,12 @@ def _refuse_other_architecture(
     unknown = [name.partition("?")[2] for name in mapping.names.values() if "?" in name]
     without = f"and a head that is not built here ({unknown[0]})" if unknown else "and no head"
     raise ValueError(f"{words} {without}: {alone}")
-  other_classes = part == "all" and held.num_classes != ours.num_classes
+  has_other_classes = part == "all" and not other_classes and held.num_classes != ours.num_classes
   if different:
     fields = " ".join(f"model.{field}={_shown(value)}" for field, value in different.items())
-    also = f", and {alone}" if other_classes else ""
+    also = f", and {alone}" if has_other_classes else ""
     raise ValueError(f"{words}, {but}: set {fields}{also}, or give a file of {ours.backbone['backbone']}")
-  if other_classes:
+  if has_other_classes:
     raise ValueError(f"{words}, {but}: {alone}")
   return held
 
@@ -278,7 +359,10 @@ def _mean_behind(bias: str, network: Shapes) -> str | None:
 def _reordered(mapping: key_names.KeyMapping, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Returns the arrays whose channels the file's family orders otherwise, in this project's order."""
   published = models.heads()[mapping.head].published.get(mapping.family) if mapping.head else None
-  return published.reorder(values) if published and published.reorder else {}
+  if published is None:
+    return {}
+  shifts = published.input_shift({name: array.shape for name, array in values.items()})
+  return {name: np.roll(values[name], -shift, axis=1) for name, shift in shifts.items()}
 
 
 def _float32(path: str, key: str, name: str, array: np.ndarray) -> np.ndarray:
@@ -304,41 +388,6 @@ def _float32(path: str, key: str, name: str, array: np.ndarray) -> np.ndarray:
       f"model.pretrained: {path} has only zeros in {key}, as where a copy was interrupted: give an undamaged file"
     )
   return values
-
-
-def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  if leaf != "kernel":
-    return tuple(shape)
-  return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else tuple(shape[::-1])
-
-
-def _our_axes(leaf: str, array: np.ndarray) -> np.ndarray:
-  if leaf != "kernel":
-    return array
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-
-
-def _at(trees: Mapping[str, Any], path: Iterable[str]) -> Any:
-  node: Any = trees
-  for key in path:
-    node = node[key]
-  return node
-
-
-def _fill(
-  tree: Mapping[str, Any], filled: Mapping[tuple[str, ...], np.ndarray], path: tuple[str, ...]
-) -> dict[str, Any]:
-  """Replaces leaves; a part of the tree without any is the same object as before."""
-  result: dict[str, Any] = {}
-  for key, leaf in tree.items():
-    here = (*path, key)
-    if not any(where[: len(here)] == here for where in filled):
-      result[key] = leaf
-    elif isinstance(leaf, Mapping):
-      result[key] = _fill(leaf, filled, here)
-    else:
-      result[key] = jnp.asarray(filled[here])
-  return result
 
 
 def _shown(value: Any) -> str:

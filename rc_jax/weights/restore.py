@@ -42,7 +42,7 @@ def restore(
       where no shape differs, as with other dilations or another order of the classes.
   """
   if path.is_file():
-    return _imported(network, config, path)
+    return _imported(network, config, path, classes)
   folder = checkpoint.find(path)
   run_config = folder.parents[1] / "config.json"
   if run_config.is_file():
@@ -122,12 +122,14 @@ def origin(path: pathlib.Path) -> pathlib.Path:
   return path.resolve() if path.is_file() else checkpoint.find(path)
 
 
-def _imported(network: models.Network, config: Config, path: pathlib.Path) -> checkpoint.Model:
+def _imported(
+  network: models.Network, config: Config, path: pathlib.Path, classes: ClassTable
+) -> checkpoint.Model:
   variables = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   model = config.model.copy_and_resolve_references()
   model.pretrained_part = "all"
   try:
-    variables, report = pretrained.load(str(path), variables, model)
+    variables, report = pretrained.load(str(path), variables, model, classes["class_names"])
   except ValueError as error:
     raise ValueError(str(error).replace("model.pretrained:", "--checkpoint:", 1)) from error
   say(report.summary())

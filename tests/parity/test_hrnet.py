@@ -100,6 +100,7 @@ def test_branches_equal_timms(width, tmp_path):
   _, model, variables, report = originals.imported(
     original.state_dict(), tmp_path, 5, pretrained_part="backbone", align_corners=False, **ours
   )
+  originals.assert_export_is(original.state_dict(), variables, model, "timm", BESIDE)
   assert report.architecture == f"hrnetv2_w{width}" and not report.missing and not report.different
   assert all(name.startswith(BESIDE) for name in report.left_out if "num_batches_tracked" not in name)
   trees = {"params": variables.params["backbone"], "batch_stats": variables.batch_stats["backbone"]}

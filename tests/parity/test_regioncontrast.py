@@ -67,6 +67,14 @@ def test_names_order_of_branches_and_folded_bias(tmp_path):
   assert report.different == ("model.multi_grid=(1,2)", "model.aspp_rates=(2,4,6)")
   assert "WARNING: the config has model.multi_grid=(1,2) model.aspp_rates=(2,4,6)" in report.summary()
 
+  # Exported, the bias is 0 and the mean behind it without it: the same function.
+  state["auxor.aux.1.running_mean"] -= bias
+  state["auxor.aux.0.bias"] = torch.zeros(16)
+  # The authors' basic blocks refuse dilation, on which no array depends.
+  strided = model.copy_and_resolve_references()
+  strided.output_stride = 32
+  originals.assert_export_is(state, variables, strided, "regioncontrast")
+
   batch = originals.images((65, 90), batch=2)
   with torch.no_grad():
     expected = reference(torch.tensor(batch).permute(0, 3, 1, 2).float())

@@ -31,6 +31,7 @@ def test_logits_at_an_odd_and_an_even_size_and_auxiliary_logits(head, backbone, 
   assert report.architecture == f"{head} on {backbone} with stem 7x7, {CLASSES} classes"
   assert not (report.missing or report.folded or report.reordered or report.different)
   assert all(name.endswith("num_batches_tracked") for name in report.left_out)
+  originals.assert_export_is(theirs.state_dict(), variables, model, "torchvision")
 
   def compare(ours, name, size, batch):
     with originals.torch.no_grad():

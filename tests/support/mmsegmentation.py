@@ -161,7 +161,8 @@ def assert_same_outputs(tmp_path, config, fields, sizes=(ODD,), training_size=EV
   """
   original = build(config)
   saved = {"meta": {"epoch": 1}, "state_dict": original.state_dict()}
-  network, _, variables, report = originals.imported(saved, tmp_path, CLASSES, **fields)
+  network, model, variables, report = originals.imported(saved, tmp_path, CLASSES, **fields)
+  originals.assert_export_is(original.state_dict(), variables, model, "mmsegmentation")
   assert not report.missing and not report.different, report.summary()
   assert all(name.endswith("num_batches_tracked") for name in report.left_out), report.summary()
 

@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.machinery
+import pathlib
 import sys
+import tempfile
 import types
 
 import jax
@@ -14,7 +16,7 @@ from rc_jax.config import defaults
 from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.layers import numerics
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
-from rc_jax.weights import pretrained
+from rc_jax.weights import export_file, file_formats, pretrained
 
 torch = pytest.importorskip("torch")
 
@@ -127,6 +129,31 @@ def imported(saved, folder, classes, **fields):
   network = models.build(model, classes)
   variables, report = pretrained.load(str(path), network.init(jax.random.key(0)), model)
   return network, model, variables, report
+
+
+def assert_export_is(state, variables, model, family, ignored=()):
+  """Exports imported weights, and compares every array with the original's, bit for bit.
+
+  Args:
+    state: ``state_dict()`` of the original.
+    variables: with the original's weights.
+    model: ``config.model``.
+    family: of the original.
+    ignored: starts of the original's keys that the export has not.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "exported.safetensors"
+    export_file.write_weights(path, family, variables, model, 7, "synthetic", ("road", "car"))
+    arrays = file_formats.read(str(path))
+  ignored = (*ignored, "never")
+  expected = {
+    key: value.numpy()
+    for key, value in state.items()
+    if not key.endswith("num_batches_tracked") and not key.startswith(ignored)
+  }
+  assert arrays.keys() == expected.keys()
+  for key, array in expected.items():
+    np.testing.assert_array_equal(arrays[key], array, err_msg=key)
 
 
 def normalized(images):

@@ -329,6 +329,7 @@ def backbone(spec: HRNetSpec) -> Backbone:
     # What timm's and the authors' classifiers hold behind the branches.
     ignored_layers=("classifier", r"incre_modules\..*", r"downsamp_modules\..*", r"final_layer\..*"),
     family_fields=_family_fields,
+    family_rules=lambda family, model: () if family in ("mmsegmentation", "timm") else None,
     grid_stride=lambda model: COARSEST_STRIDE,
   )
 
@@ -374,6 +375,8 @@ def _description(shapes: Shapes) -> str:
 
 
 def _family_fields(family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
+  if family == "timm":
+    return {"hrnet_upsample": "nearest"}
   return {"hrnet_upsample": "bilinear-twice"} if (family, part) == ("mmsegmentation", "all") else {}
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rc_jax.fields import Config, Field, one_of, positive_numbers, require
 from rc_jax.models.layers import BatchNorm, Conv, numerics
-from rc_jax.models.network import Backbone, Shapes, Stages
+from rc_jax.models.network import Backbone, KeyRules, Shapes, Stages
 from rc_jax.ops.max_pool import max_pool
 
 
@@ -298,6 +298,7 @@ def backbone(spec: ResNetSpec) -> Backbone:
     key_rules=KEY_RULES,
     ignored_layers=("fc",),  # ImageNet's classifier
     family_fields=functools.partial(_family_fields, spec),
+    family_rules=functools.partial(_family_rules, spec),
     grid_stride=lambda model: int(model.output_stride),
   )
 
@@ -358,7 +359,7 @@ def _description(shapes: Shapes) -> str:
 
 
 def _family_fields(spec: ResNetSpec, family: str, fields: Mapping[str, Any], part: str) -> dict[str, Any]:
-  if family not in ("imagenet", "torchvision", "mmsegmentation", "regioncontrast"):
+  if family not in ("imagenet", "timm", "torchvision", "mmsegmentation", "regioncontrast"):
     return {}
   authors = family == "regioncontrast"
   family_fields: dict[str, Any] = {"stride_on": "3x3"} if spec.bottleneck else {}
@@ -371,12 +372,27 @@ def _family_fields(spec: ResNetSpec, family: str, fields: Mapping[str, Any], par
   return family_fields
 
 
+def _family_rules(spec: ResNetSpec, family: str, model: Config) -> KeyRules | None:
+  if family == "mmsegmentation":
+    return () if model.stem == "7x7" else _STEM_IN_ONE
+  # The basic blocks of torchvision refuse dilation, and so do those of RegionContrast's authors.
+  is_buildable = spec.bottleneck or model.output_stride == 32
+  is_known = {
+    "timm": True,
+    "torchvision": model.stem == "7x7" and is_buildable,
+    "regioncontrast": model.stem == "64-64-128" and is_buildable,
+  }
+  return () if is_known.get(family) else None
+
+
+_STEM_IN_ONE = (
+  (r"stem\.([01346])\.", r"conv1.\1."),
+  (r"stem\.7\.", "bn1."),
+)
+
 # The deep stem under the names that other releases give it.
 KEY_RULES = {
-  "stem.0.weight": (
-    (r"stem\.([01346])\.", r"conv1.\1."),
-    (r"stem\.7\.", "bn1."),
-  ),
+  "stem.0.weight": _STEM_IN_ONE,
   "conv3.weight": (
     (r"conv1\.", "conv1.0."),
     (r"bn1\.", "conv1.1."),

@@ -5,11 +5,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rc_jax.fields import Field, positive_numbers
 from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu
-from rc_jax.models.network import Arrays, Shapes
+from rc_jax.models.network import Shapes
 
 FIELDS = (
   Field(
@@ -71,9 +70,7 @@ def fields_from_shapes(shapes: Shapes) -> dict[str, Any]:
   return {"aspp_project": "head.aspp.project.conv.weight" in shapes}
 
 
-def pooled_branch_last(arrays: Arrays) -> dict[str, np.ndarray]:
-  """Reorders the fusing convolution of networks that concatenate the pooled branch first; here it comes last."""
+def pooled_branch_first(shapes: Shapes) -> dict[str, int]:
+  """Returns ``PublishedHead.input_shift`` of networks that concatenate the pooled branch first; here it comes last."""
   fuse, pool = "head.fuse.conv.weight", "head.aspp.pool.conv.weight"
-  if fuse not in arrays or pool not in arrays:
-    return {}
-  return {fuse: np.roll(arrays[fuse], -arrays[pool].shape[0], axis=1)}
+  return {fuse: shapes[pool][0]} if fuse in shapes and pool in shapes else {}

@@ -64,7 +64,7 @@ _MMSEGMENTATION = PublishedHead(
     (r"decode_head\.conv_seg\.", "head.classifier."),
   ),
   fields={"aspp_rates": (12, 24, 36)},
-  reorder=aspp.pooled_branch_last,
+  input_shift=aspp.pooled_branch_first,
 )
 
 _TORCHVISION = PublishedHead(
@@ -105,7 +105,7 @@ _REGIONCONTRAST = PublishedHead(
     (r"decoder\.final\.", "head.classifier."),
   ),
   fields={"aspp_rates": (12, 24, 36)},
-  reorder=aspp.pooled_branch_last,
+  input_shift=aspp.pooled_branch_first,
   ignored_keys=(r"decoder\.(queue|ptr)\d+",),  # the memory banks
 )
 

@@ -125,7 +125,7 @@ HEAD = Head(
         (r"decode_head\.conv_seg\.", "head.classifier."),
       ),
       fields={"aspp_rates": (12, 24, 36)},
-      reorder=aspp.pooled_branch_last,
+      input_shift=aspp.pooled_branch_first,
     )
   },
 )

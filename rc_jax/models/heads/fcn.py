@@ -109,6 +109,7 @@ HEAD = Head(
         (r"decode_head\.conv_cat\.", "head.fuse."),
         (r"decode_head\.conv_seg\.", "head.classifier."),
       ),
+      optional=("head.conv", "head.fuse."),
     ),
     "torchvision": PublishedHead(
       key_rules=(
@@ -138,3 +139,7 @@ AUXILIARY_KEY_RULES: dict[str, KeyRules] = {
     (r"auxor\.aux\.4\.", "aux_head.classifier."),
   ),
 }
+
+# Family -> keys of biases that its auxiliary head has before a BatchNorm, and this project's has not: an import folds
+# them into the BatchNorm's mean.
+AUXILIARY_BIASES: dict[str, tuple[str, ...]] = {"regioncontrast": ("auxor.aux.0.bias",)}
