@@ -19,7 +19,12 @@ def __getattr__(name: str) -> Any:
   if name in __all__:
     import importlib
 
-    return getattr(importlib.import_module("rc_jax.api"), name)
+    try:
+      return getattr(importlib.import_module("rc_jax.api"), name)
+    except ModuleNotFoundError as error:
+      raise ImportError(
+        f"rc_jax.{name} needs the package {error.name}, which is not installed: pip install 'rc_jax[train]'"
+      ) from error
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,14 @@ def test_what_cannot_be_loaded_is_refused_in_one_line(run: pathlib.Path, tmp_pat
     with pytest.raises((ValueError, FileNotFoundError), match=words) as error:
       rc_jax.load(path, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setitem(sys.modules, "rc_jax.api", None)
+  with pytest.raises(ImportError, match=r"rc_jax\.load needs .* pip install 'rc_jax\[train\]'"):
+    rc_jax.load  # noqa: B018
+  with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    rc_jax.lod  # noqa: B018
 
 
 @pytest.mark.long

@@ -232,6 +232,13 @@ def test_home_is_expanded_in_every_path(
   assert status == 2 and f"{tmp_path}/a holds no result" in errors
 
 
+def test_a_flag_that_is_a_word_of_python_reaches_its_argument(monkeypatch, capsys) -> None:
+  taken: dict[str, object] = {}
+  monkeypatch.setattr("rc_jax.modes.export.run", lambda **values: taken.update(values))
+  status, _, errors = call(capsys, monkeypatch, DEMO, "--mode=export", "--as=timm")
+  assert status == 0 and not errors and taken["as_"] == "timm"
+
+
 def test_a_study_reads_the_home_folder_in_its_paths(monkeypatch, capsys, tmp_path) -> None:
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "mine.py").write_text(
