@@ -6,7 +6,8 @@ RegionContrast, Figure 4.
 import dataclasses
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -63,8 +64,8 @@ class ComparedImage:
   @property
   def caption(self) -> str:
     """The mean IoU of both predictions, and the change, in percent."""
-    first, second = (100 * miou for miou in self.mious)
-    return f"mean IoU of its classes {first:.1f} % and {second:.1f} %, change {second - first:+.1f}"
+    first, second = self.mious
+    return f"mean IoU of its classes {percent(first)} % and {percent(second)} %, change {percent(second - first, '+')}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +91,8 @@ class ClassChange:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-  """All that the page shows.
+class ComparedResults:
+  """Two results with their differences: all that the page shows.
 
   Attributes:
     title: of the page.
@@ -122,6 +123,26 @@ class Comparison:
   software: str = ""
 
 
+def percent(value: float | None, sign: Literal["", "+"] = "", digits: int = 1, absent: str = "–") -> str:
+  """Returns a fraction in percent. A value that rounds to zero has no minus, which would claim a loss.
+
+  Args:
+    value: a fraction; None: there is none.
+    sign: ``"+"`` shows the sign of positive values too.
+    digits: after the point.
+    absent: the text for None.
+
+  >>> percent(0.1234), percent(-0.0004, "+"), percent(-0.0004, "+", 2), percent(None)
+  ('12.3', '+0.0', '-0.04', '–')
+  """
+  return absent if value is None else f"{100 * value:{sign}z.{digits}f}"
+
+
+def interval_text(interval: tuple[float, float] | None, digits: int = 1, absent: str = "–") -> str:
+  """Returns both ends of an interval of fractions, in percent with their signs; arguments as for ``percent``."""
+  return absent if interval is None else " to ".join(percent(end, "+", digits) for end in interval)
+
+
 def changed_pixels(image: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
   """Marks the pixels that one of two predictions, or neither, has right, over a light grey image.
 
@@ -147,101 +168,77 @@ def changed_pixels(image: np.ndarray, truth: np.ndarray, first: np.ndarray, seco
   return np.round(marked).astype(np.uint8)
 
 
-def comparison_picture(comparison: Comparison) -> Image.Image:
+def comparison_picture(compared: ComparedResults) -> Image.Image:
   """Draws a row for each image: image, truth, first, second and the changed pixels; legends below.
 
   Args:
-    comparison: with pictures.
+    compared: with pictures.
   """
-  info = comparison.info
+  info = compared.info
   assert info is not None
   rows: list[list[Image.Image]] = []
-  for title, (_, images) in comparison.groups.items():
-    for each in images:
-      panels = [Image.fromarray(shrunk(panel, _PANEL_HEIGHT)) for _, panel, _ in _panels(each, info)]
-      change = 100 * (each.mious[1] - each.mious[0])
-      texts = (f"{title}: {each.name}", "ground truth", "first", "second", f"changed pixels, {change:+.1f}")
+  for title, (_, images) in compared.groups.items():
+    for image in images:
+      panels = [Image.fromarray(shrunk(panel, _PANEL_HEIGHT)) for _, panel, _ in _panels(image, info)]
+      change = percent(image.mious[1] - image.mious[0], "+")
+      texts = (f"{title}: {image.name}", "ground truth", "first", "second", f"changed pixels, {change}")
       rows.append([captioned(panel, text) for panel, text in zip(panels, texts, strict=True)])
   drawn = grid(rows)
   marks = swatches([(name, "", np.array(color, np.uint8)) for name, color in _MARKS], drawn.width)
-  return grid([[drawn], [legend(info, _classes_shown(comparison), drawn.width)], [marks]])
+  return grid([[drawn], [legend(info, _classes_shown(compared), drawn.width)], [marks]])
 
 
-def comparison_page(comparison: Comparison) -> str:
+def comparison_page(compared: ComparedResults) -> str:
   """Returns a page of HTML that needs no other file."""
-  sections = [_class_chart(comparison), _class_table(comparison)]
-  if comparison.info is not None:
-    info = comparison.info
-    key = _legend(comparison, info)
-    for title, (lead, images) in comparison.groups.items():
-      rows = "".join(_row(each, comparison.names, info) for each in images)
+  sections = [_class_chart(compared), _class_table(compared)]
+  if compared.info is not None:
+    info = compared.info
+    key = _legend(compared, info)
+    for title, (lead, images) in compared.groups.items():
+      rows = "".join(_row(image, compared.names, info) for image in images)
       anchor = "".join(letter for letter in title.lower() if letter.isalpha())
       sections.append(Section(anchor, title, f'<p class="lead">{html.escape(lead)}</p>{key}{rows}'))
       key = ""  # the script reads the classes from the first
-  return document(comparison.title, _header(comparison), sections, html.escape(comparison.software))
+  return document(compared.title, _header(compared), sections, html.escape(compared.software))
 
 
-def _header(comparison: Comparison) -> str:
-  interval = comparison.interval
+def _header(compared: ComparedResults) -> str:
+  interval = compared.interval
   where = "points of mIoU, second minus first"
   if interval is not None:
-    where += (
-      f"; {100 * comparison.coverage:g} % interval {100 * interval[0]:+.2f} to {100 * interval[1]:+.2f}"
-    )
+    where += f"; {100 * compared.coverage:g} % interval {interval_text(interval, digits=2)}"
   terms = "".join(
-    f"<dt>{kind}: {html.escape(name)}</dt><dd>{_percent(miou)}</dd>"
-    for kind, name, miou in zip(("first", "second"), comparison.names, comparison.mious, strict=True)
+    f"<dt>{kind}: {html.escape(name)}</dt><dd>{percent(miou, digits=2)}</dd>"
+    for kind, name, miou in zip(("first", "second"), compared.names, compared.mious, strict=True)
   )
-  sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in comparison.sentences)
-  notes = "".join(f'<p class="note"><b>Note:</b> {html.escape(note)}</p>' for note in comparison.notes)
+  sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in compared.sentences)
+  notes = "".join(f'<p class="note"><b>Note:</b> {html.escape(note)}</p>' for note in compared.notes)
   return (
-    f'<p class="kind">Comparison of two results, mIoU in %</p><h1>{html.escape(comparison.title)}</h1>'
-    f'<div class="scores"><div class="score"><b>{100 * comparison.change:+.2f}</b><span>{where}</span></div>'
+    f'<p class="kind">Comparison of two results, mIoU in %</p><h1>{html.escape(compared.title)}</h1>'
+    f'<div class="scores"><div class="score"><b>{percent(compared.change, "+", 2)}</b><span>{where}</span></div>'
     f'<dl class="beside">{terms}</dl></div>{notes}{sentences}'
   )
 
 
-def _percent(value: float | None, sign: str = "") -> str:
-  return "–" if value is None else f"{100 * value:{sign}.1f}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-  return "–" if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
-
-
-def _class_chart(comparison: Comparison) -> Section:
+def _class_chart(compared: ComparedResults) -> Section:
   """Returns a dot for the change of each class on one axis, with its interval; the largest gain first."""
+  changes = [class_change for class_change in compared.classes if class_change.change is not None]
   ends = [0.0]
-  for each in comparison.classes:
-    ends += [100 * value for value in (each.change, *(each.interval or ())) if value is not None]
+  for class_change in changes:
+    ends += [
+      100 * value for value in (class_change.change, *(class_change.interval or ())) if value is not None
+    ]
   margin = 0.04 * (max(ends) - min(ends)) or 1.0
   low, high = min(ends) - margin, max(ends) + margin
 
   def position(value: float) -> float:
     return 100 * (value - low) / (high - low)
 
-  palette = _palette(comparison)
-  rows = []
-  for each in sorted(comparison.classes, key=lambda each: -np.inf if each.change is None else -each.change):
-    if each.change is None:
-      continue
-    marks = ""
-    if each.interval is not None:
-      left, right = (position(100 * end) for end in each.interval)
-      marks += f'<span class="span" style="left:{left:.2f}%;width:{right - left:.2f}%"></span>'
-    known = each.interval is not None and (each.interval[0] > 0 or each.interval[1] < 0)
-    kind = "first" if known else "first open"
-    marks += f'<span class="dot {kind}" style="left:{position(100 * each.change):.2f}%"></span>'
-    name = html.escape(each.name, quote=True)
-    tip = html.escape(
-      f"{each.name}: {_percent(each.first)} and {_percent(each.second)}, change {_percent(each.change, '+')}, "
-      f"interval {_interval(each.interval)}",
-      quote=True,
-    )
-    rows.append(
-      f'<li data-tip="{tip}">{swatch(palette.get(each.name))}<span class="name" title="{name}">{name}</span>'
-      f'<span class="track">{marks}</span><span class="number">{_percent(each.change, "+")}</span></li>'
-    )
+  palette = _palette(compared)
+  rows = [
+    _change_row(class_change, palette.get(class_change.name), position)
+    for class_change in sorted(changes, key=lambda class_change: -(class_change.change or 0.0))
+  ]
   axis = "".join(
     f'<span style="left:{position(tick):.2f}%">{short(tick)}</span>' for tick in ticks(low, high, number=3)
   )
@@ -260,12 +257,38 @@ def _class_chart(comparison: Comparison) -> Section:
   return Section("changes", "Change of each class", body, half=True)
 
 
-def _class_table(comparison: Comparison) -> Section:
+def _change_row(
+  class_change: ClassChange, color: np.ndarray | None, position: Callable[[float], float]
+) -> str:
+  """Returns the row of a class with a change; ``position`` maps points to percent of the axis."""
+  assert class_change.change is not None
+  marks = ""
+  if class_change.interval is not None:
+    start, end = (position(100 * value) for value in class_change.interval)
+    marks += f'<span class="span" style="left:{start:.2f}%;width:{end - start:.2f}%"></span>'
+  known = class_change.interval is not None and (class_change.interval[0] > 0 or class_change.interval[1] < 0)
+  kind = "first" if known else "first open"
+  marks += f'<span class="dot {kind}" style="left:{position(100 * class_change.change):.2f}%"></span>'
+  name = html.escape(class_change.name, quote=True)
+  change = percent(class_change.change, "+")
+  tip = html.escape(
+    f"{class_change.name}: {percent(class_change.first)} and {percent(class_change.second)}, change {change}, "
+    f"interval {interval_text(class_change.interval)}",
+    quote=True,
+  )
+  return (
+    f'<li data-tip="{tip}">{swatch(color)}<span class="name" title="{name}">{name}</span>'
+    f'<span class="track">{marks}</span><span class="number">{change}</span></li>'
+  )
+
+
+def _class_table(compared: ComparedResults) -> Section:
   head = "".join(f'<th scope="col">{title}</th>' for title in ("first", "second", "change", "interval"))
   body = "".join(
-    f'<tr><th scope="row">{html.escape(each.name)}</th><td>{_percent(each.first)}</td><td>{_percent(each.second)}</td>'
-    f"<td>{_percent(each.change, '+')}</td><td>{_interval(each.interval)}</td></tr>"
-    for each in comparison.classes
+    f'<tr><th scope="row">{html.escape(class_change.name)}</th>'
+    f"<td>{percent(class_change.first)}</td><td>{percent(class_change.second)}</td>"
+    f"<td>{percent(class_change.change, '+')}</td><td>{interval_text(class_change.interval)}</td></tr>"
+    for class_change in compared.classes
   )
   table = (
     f'<div class="scroll"><table class="numbers"><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -274,28 +297,28 @@ def _class_table(comparison: Comparison) -> Section:
   return Section("classes", "IoU of each class in %", table, half=True)
 
 
-def _palette(comparison: Comparison) -> dict[str, np.ndarray]:
-  info = comparison.info
+def _palette(compared: ComparedResults) -> dict[str, np.ndarray]:
+  info = compared.info
   return {} if info is None else dict(zip(info.class_names, info.palette, strict=True))
 
 
-def _classes_shown(comparison: Comparison) -> list[int]:
+def _classes_shown(compared: ComparedResults) -> list[int]:
   """Returns the classes of the legend: all, of many those in the pictures."""
-  info = comparison.info
+  info = compared.info
   assert info is not None
   if info.num_classes <= MANY_CLASSES:
     return list(range(info.num_classes))
   shown: set[int] = set()
-  for _, images in comparison.groups.values():
-    for each in images:
-      for labels in (each.truth, each.first, each.second):
+  for _, images in compared.groups.values():
+    for image in images:
+      for labels in (image.truth, image.first, image.second):
         shown |= set(np.unique(labels).tolist())
   return sorted(shown & set(range(info.num_classes)))
 
 
-def _legend(comparison: Comparison, info: DatasetInfo) -> str:
+def _legend(compared: ComparedResults, info: DatasetInfo) -> str:
   """Returns the colours of classes and marks, and for the script the class of each colour."""
-  classes = _classes_shown(comparison)
+  classes = _classes_shown(compared)
   items, marks = (
     "".join(f"<li>{swatch(color)}{html.escape(name)}</li>" for name, color in entries)
     for entries in (
@@ -312,11 +335,16 @@ def _legend(comparison: Comparison, info: DatasetInfo) -> str:
   )
 
 
-def _panels(each: ComparedImage, info: DatasetInfo) -> list[tuple[str, np.ndarray, bool]]:
+def _panels(compared_image: ComparedImage, info: DatasetInfo) -> list[tuple[str, np.ndarray, bool]]:
   """Returns title, pixels, and whether they are a photograph, of each panel of an image."""
   image, truth, first, second = (
     shrunk(array, _PICTURE_HEIGHT, _PICTURE_WIDTH)
-    for array in (each.image, each.truth, each.first.astype(np.uint8), each.second.astype(np.uint8))
+    for array in (
+      compared_image.image,
+      compared_image.truth,
+      compared_image.first.astype(np.uint8),
+      compared_image.second.astype(np.uint8),
+    )
   )
   return [
     ("Image", image, True),
@@ -327,13 +355,13 @@ def _panels(each: ComparedImage, info: DatasetInfo) -> list[tuple[str, np.ndarra
   ]
 
 
-def _row(each: ComparedImage, names: tuple[str, str], info: DatasetInfo) -> str:
+def _row(compared_image: ComparedImage, names: tuple[str, str], info: DatasetInfo) -> str:
   described = {"First": f"First, {names[0]}", "Second": f"Second, {names[1]}"}
   buttons = "".join(
-    picture_button(panel, title, f"{described.get(title, title)}: {each.name}", photograph)
-    for title, panel, photograph in _panels(each, info)
+    picture_button(panel, title, f"{described.get(title, title)}: {compared_image.name}", photograph)
+    for title, panel, photograph in _panels(compared_image, info)
   )
-  caption = f"<b>{html.escape(each.name)}</b>: {html.escape(each.caption)}"
+  caption = f"<b>{html.escape(compared_image.name)}</b>: {html.escape(compared_image.caption)}"
   return (
     f'<figure class="image"><figcaption>{caption}</figcaption>'
     f'<div class="panels five" data-read="truth,first,second">{buttons}</div></figure>'

@@ -1,7 +1,7 @@
 """A paired bootstrap over images: the difference of two results, or of two groups of results, with its interval."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from rc_jax.evaluation.results import Result
 RESAMPLES = 10_000
 COVERAGE = 0.95
 CHUNK = 1000  # resamples that are scored at once; 150 classes take 3 MB
-LEAST_IMAGES = 5  # with a class; of fewer, resamples are too much alike for an interval
+LEAST_IMAGES = 5  # whose truth has a class; of fewer, resamples are too much alike for an interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +83,25 @@ def resampled_mious(results: Sequence[Result], resamples: int = RESAMPLES, seed:
   """
   for result in results[1:]:
     check_comparable(results[0], result)
+  chunks = [
+    [_mean_of_scored(_resampled_ious(result, draws)) for result in results]
+    for draws in _draws(len(results[0].names), resamples, seed)
+  ]
+  return np.concatenate(chunks, axis=1)
+
+
+def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+  """Yields float64 ``[R,I]``, ``R`` up to ``CHUNK``: how often each resample holds each image."""
   rng = np.random.default_rng(seed)
-  mious = np.empty((len(results), resamples))
-  images = len(results[0].names)
   for start in range(0, resamples, CHUNK):
-    drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
-    drawn = drawn.astype(np.float64)  # sums of pixels are exact below 2^53
-    for row, result in enumerate(results):
-      tp, fp, fn = drawn @ result.counts.astype(np.float64)  # [R,I] @ [3,I,N] -> [3,R,N]
-      ious = metrics.class_ious(tp, fp, fn, result.scores["absent_class"])
-      mious[row, start : start + len(drawn)] = _mean_of_scored(ious)
-  return mious
+    draws = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
+    yield draws.astype(np.float64)  # sums of pixels are exact below 2^53
+
+
+def _resampled_ious(result: Result, draws: np.ndarray) -> np.ndarray:
+  """Returns the IoU of each class on the resamples ``draws [R,I]``, ``[R,N]``; NaN where the rule leaves it out."""
+  tp, fp, fn = draws @ result.counts.astype(np.float64)  # [R,I] @ [3,I,N] -> [3,R,N]
+  return metrics.class_ious(tp, fp, fn, result.scores["absent_class"])
 
 
 def interval_of_means(
@@ -162,28 +170,24 @@ def class_intervals(
 
   Returns:
     Class -> lower and upper end, as fractions, second minus first; None for a class that either result leaves out, or
-    that fewer than ``LEAST_IMAGES`` images have in truth or prediction.
+    that fewer than ``LEAST_IMAGES`` images have in their truth.
   """
-  rule = first.scores["absent_class"]
-  images, classes = first.counts.shape[1:]
-  rng = np.random.default_rng(seed)
-  both = np.stack([first.counts, second.counts]).astype(np.float64)  # [2,3,I,N]
-  differences = []
-  for start in range(0, resamples, CHUNK):
-    drawn = rng.multinomial(images, np.full(images, 1 / images), size=min(CHUNK, resamples - start))
-    sums = drawn.astype(np.float64) @ both.reshape(6, images, classes)  # [R,I] @ [6,I,N] -> [6,R,N]
-    tp, fp, fn = sums.reshape(2, 3, -1, classes).swapaxes(0, 1)  # [2,R,N] each
-    of_first, of_second = metrics.class_ious(tp, fp, fn, rule)
-    differences.append(of_second - of_first)
-  of_resamples = np.concatenate(differences)  # [resamples,N]
-  having = (both.sum(axis=(0, 1)) > 0).sum(axis=0)  # [N], images
+  differences = np.concatenate(
+    [
+      _resampled_ious(second, draws) - _resampled_ious(first, draws)
+      for draws in _draws(len(first.names), resamples, seed)
+    ]
+  )  # [resamples,N]
+  # Of truth alone: where one image has a class and ten are predicted to have it, all resamples rest on one image.
+  tp, _, fn = first.counts
+  images_with = (tp + fn > 0).sum(axis=0)  # [N]
   scored = [
     None not in pair for pair in zip(first.scores["iou"].values(), second.scores["iou"].values(), strict=True)
   ]
   intervals: dict[str, tuple[float, float] | None] = {}
   for label, name in enumerate(first.scores["iou"]):
     intervals[name] = None
-    if scored[label] and having[label] >= LEAST_IMAGES:
-      low, high = np.nanquantile(of_resamples[:, label], [(1 - coverage) / 2, (1 + coverage) / 2])
+    if scored[label] and images_with[label] >= LEAST_IMAGES:
+      low, high = np.nanquantile(differences[:, label], [(1 - coverage) / 2, (1 + coverage) / 2])
       intervals[name] = (float(low), float(high))
   return intervals

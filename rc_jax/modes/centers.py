@@ -4,6 +4,7 @@ RegionContrast, Figure 3: runs side by side, the baseline's centers and those of
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -112,6 +113,7 @@ def run(
     FileNotFoundError: no checkpoint, or no data.
     ValueError: scikit-learn is not installed, a run has other classes than the data set, two of ``runs`` are one, or
       ``checkpoint`` is given with ``runs``.
+    WriteError: the folder of the page, or that of a run, cannot be written.
   """
   embedding.check_installed()
   if runs and checkpoint is not None:
@@ -121,22 +123,44 @@ def run(
   source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
   for note in data.notes_of(source):
     say(f"note: {note}")
+  split = str(config.eval.split)
   chosen = _chosen_runs(config, runs) if runs else [_run_of_workdir(config, workdir, checkpoint)]
-  files.check_writable(workdir)
+  _check_writable(workdir, chosen, split)
   extracted = []
-  for each in chosen:
-    found = _extract(each, source, config, _method(each.config, centers))
-    _write_centers(each.folder, found, source.info, config.eval.split)
-    extracted.append(found)
-  statistics = [center_statistics(found.centers, source.info.num_classes) for found in extracted]
-  for found, numbers in zip(extracted, statistics, strict=True):
-    say(
-      f"{found.name}: {found.description}, of {len(source)} images of {source.info.name}/{config.eval.split}"
-    )
-    say(_class_table(numbers, source.info.class_names))
+  for chosen_run in chosen:
+    run_centers = _extract(chosen_run, source, config, _method(chosen_run.config, centers))
+    _write_centers(_centers_path(chosen_run.folder, split), run_centers, source.info)
+    extracted.append(run_centers)
+  statistics = [center_statistics(run_centers.centers, source.info.num_classes) for run_centers in extracted]
+  _say_numbers(extracted, statistics, source.info, split)
+  return _write_page(workdir, extracted, statistics, source.info, split)
+
+
+def _centers_path(folder: pathlib.Path, split: str) -> pathlib.Path:
+  return folder / "centers" / f"{split}.npz"  # a split may lie in a folder, as fold0/val
+
+
+def _check_writable(workdir: pathlib.Path, chosen: Sequence[_Run], split: str) -> None:
+  """Checks the folders of the page and of the runs' centers before minutes of predictions."""
+  files.check_writable(_centers_path(workdir, split).parent)
+  for chosen_run in chosen:
+    try:
+      files.check_writable(_centers_path(chosen_run.folder, split).parent)
+    except files.WriteError as error:
+      remedy = "each run keeps its centers: copy the run to a folder that this user may write to"
+      raise files.WriteError(error.problem, remedy) from error
+
+
+def _say_numbers(
+  extracted: Sequence[ExtractedCenters], statistics: Sequence[Statistics], info: data.DatasetInfo, split: str
+) -> None:
+  """Prints the numbers of each run, and those of several runs side by side."""
+  for run_centers, numbers in zip(extracted, statistics, strict=True):
+    images = len(run_centers.image_names)
+    say(f"{run_centers.name}: {run_centers.description}, of {images} images of {info.name}/{split}")
+    say(_class_table(numbers, info.class_names))
   if len(extracted) > 1:
     say(_run_table(extracted, statistics))
-  return _write_page(workdir, extracted, statistics, source.info, config.eval.split)
 
 
 def _run_of_workdir(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None) -> _Run:
@@ -150,19 +174,19 @@ def _chosen_runs(config: Config, paths: Sequence[str]) -> list[_Run]:
   for name in filter(None, (path.strip() for path in paths)):
     weights = checkpoints.find(pathlib.Path(os.path.expanduser(name)))
     folder = weights.parents[1]
-    if any(each.folder == folder for each in chosen):
+    if any(other.folder == folder for other in chosen):
       raise ValueError(
         f"--runs: {name}: its run is listed twice; expected each run once, because it keeps the centers of one "
         "checkpoint"
       )
-    of_run = restore.config_of_run(folder)
-    of_run.dataset.root, of_run.eval = config.dataset.root, config.eval
-    if of_run.dataset.name != config.dataset.name:
+    run_config = restore.config_of_run(folder)
+    run_config.dataset.root, run_config.eval = config.dataset.root, config.eval
+    if run_config.dataset.name != config.dataset.name:
       raise ValueError(
-        f"--runs: {name} was trained on {of_run.dataset.name}, and --config names {config.dataset.name}; "
+        f"--runs: {name} was trained on {run_config.dataset.name}, and --config names {config.dataset.name}; "
         "expected runs on one data set"
       )
-    chosen.append(_Run(name, folder, weights, of_run))
+    chosen.append(_Run(name, folder, weights, run_config))
   return chosen
 
 
@@ -173,62 +197,82 @@ def _method(config: Config, chosen: str) -> str:
   return str(config.contrast.centers) if uses_contrast(config) else CENTERS[0]
 
 
-def _extract(each: _Run, source: data.Source, config: Config, method: str) -> ExtractedCenters:
+def _extract(chosen_run: _Run, source: data.Source, config: Config, method: str) -> ExtractedCenters:
   """Computes the centers of all images of a split."""
-  network = models.build(each.config.model, source.info.num_classes)
-  restored = restore.restore(network, each.config, each.weights, source.info.table())
-  params, batch_stats = sharding.local_copy((restored.params, restored.batch_stats))
+  network = models.build(chosen_run.config.model, source.info.num_classes)
+  restored = restore.restore(network, chosen_run.config, chosen_run.weights, source.info.table())
+  variables = sharding.local_copy((restored.params, restored.batch_stats))
   full_images = config.eval.copy_and_resolve_references()
   full_images.crop_size = full_images.stride = ()
   mesh = sharding.local_mesh()
   predictor = BatchedPredictor(network, full_images, mesh)  # gathers images of one size
-  compute = make_extractor(network, bool(config.eval.pad_to_grid), method, mesh)
-  names = [""] * len(source)
-
-  def images() -> Iterator[tuple[tuple[int, np.ndarray], np.ndarray]]:
-    for row, example in enumerate(data.evaluation_examples(source, threads=config.data.threads)):
-      names[row] = example["name"]
-      yield (row, example["label"]), example["image"]
-
-  progress = Progress(f"centers of {each.name}", len(source), unit="images")
-  found: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # image -> its classes and their vectors
-  for batch in predictor.batches(images()):
-    labels = batch.stack([label for _, label in batch.keys], source.info.ignore_label)
-    vectors, present = compute(params, batch_stats, batch.stack(batch.images, 0), labels)
-    for (row, _), of_image, is_present in zip(
-      batch.keys, np.asarray(vectors), np.asarray(present), strict=False
-    ):
-      classes = np.flatnonzero(is_present)
-      found[row] = (classes, of_image[classes])
-    progress.advance(len(batch.images))
-  progress.close()
-  labels = np.concatenate([found[row][0] for row in range(len(source))]).astype(np.int32)
+  linear = chosen_run.config.model.contrast_features == "linear"
+  compute = functools.partial(
+    make_extractor(network, bool(config.eval.pad_to_grid), method, mesh, linear), *variables
+  )
+  progress = Progress(f"centers of {chosen_run.name}", len(source), unit="images")
+  names, of_images = _centers_of_images(predictor, compute, source, config.data.threads, progress)
+  labels = np.concatenate([classes for classes, _ in of_images]).astype(np.int32)
   if not labels.size:
     raise ValueError(
       f"{source.info.name}/{config.eval.split}: has no labelled pixel, so no region center; choose a split with labels"
     )
-  rows = np.repeat(np.arange(len(source), dtype=np.int32), [len(found[row][0]) for row in range(len(source))])
-  of_all = np.concatenate([found[row][1] for row in range(len(source))])
-  loss = f"RegionContrast, scope {each.config.contrast.scope}" if uses_contrast(each.config) else "baseline"
-  digest = weights_digest((restored.params, restored.batch_stats))
+  rows = np.repeat(np.arange(len(source), dtype=np.int32), [len(classes) for classes, _ in of_images])
+  vectors = np.concatenate([of_image for _, of_image in of_images])
+  is_baseline = not uses_contrast(chosen_run.config)
   return ExtractedCenters(
-    each.name, Centers(of_all, rows, labels), tuple(names), method, restored.step, digest, loss
+    name=chosen_run.name,
+    centers=Centers(vectors, rows, labels),
+    image_names=names,
+    method=method,
+    step=restored.step,
+    weights=weights_digest((restored.params, restored.batch_stats)),
+    loss="baseline" if is_baseline else f"RegionContrast, scope {chosen_run.config.contrast.scope}",
   )
 
 
+def _centers_of_images(
+  predictor: BatchedPredictor,
+  compute: Callable[[np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]],
+  source: data.Source,
+  threads: int,
+  progress: Progress,
+) -> tuple[tuple[str, ...], list[tuple[np.ndarray, np.ndarray]]]:
+  """Returns the name of each image in the order of the split, and its classes ``[K]`` with their centers ``[K,C]``."""
+  names = [""] * len(source)
+
+  def images() -> Iterator[tuple[tuple[int, np.ndarray], np.ndarray]]:
+    for row, example in enumerate(data.evaluation_examples(source, threads=threads)):
+      names[row] = example["name"]
+      yield (row, example["label"]), example["image"]
+
+  of_rows: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+  for batch in predictor.batches(images()):
+    labels = batch.stack([label for _, label in batch.keys], source.info.ignore_label)
+    vectors, present = map(np.asarray, compute(batch.stack(batch.images, 0), labels))
+    for (row, _), of_image, is_present in zip(batch.keys, vectors, present, strict=False):
+      classes = np.flatnonzero(is_present)
+      of_rows[row] = (classes, of_image[classes])
+    progress.advance(len(batch.images))
+  progress.close()
+  return tuple(names), [of_rows[row] for row in range(len(source))]
+
+
 def make_extractor(
-  network: models.Network, pad_to_grid: bool, method: str, mesh: Mesh
+  network: models.Network, pad_to_grid: bool, method: str, mesh: Mesh, linear: bool = False
 ) -> Callable[[Any, Any, np.ndarray, np.ndarray], tuple[jax.Array, jax.Array]]:
   """Returns the compiled function from images to their region centers.
 
-  The network predicts with running statistics. Features are those that the classifier reads, before the projection
-  ``model.embedding_channels``, which a baseline does not train.
+  The network predicts with running statistics. Features are those that the classifier reads, also of a run whose loss
+  read them before their ReLU, so that all runs are measured alike. They are not projected
+  (``model.embedding_channels``), because a baseline trains no projection.
 
   Args:
     network: functions of the network.
     pad_to_grid: pads images as ``eval.pad_to_grid`` says; padded pixels have no label.
     method: of ``region_centers``.
     mesh: of this process's devices, over which the images are spread.
+    linear: whether the network's features are those before the ReLU, ``model.contrast_features``.
 
   Returns:
     ``(params, batch_stats, images uint8 [B,H,W,3], labels uint8 [B,H,W]) -> (vectors float32 [B,N,C],
@@ -245,7 +289,8 @@ def make_extractor(
     labels = jnp.pad(labels.astype(jnp.int32), beyond, constant_values=data.IGNORE_LABEL)
     grid = (outputs.logits.shape[1], outputs.logits.shape[2])
     labels = resample.downsample_labels(labels, grid, network.align_corners)  # [B,H,W] -> [B,h,w]
-    centers = contrast.region_centers(outputs.features, outputs.logits, labels, method=method)
+    features = jax.nn.relu(outputs.features) if linear else outputs.features
+    centers = contrast.region_centers(features, outputs.logits, labels, method=method)
     return centers.vectors, centers.present
 
   replicated, spread = PartitionSpec(), PartitionSpec(sharding.DATA_AXIS)
@@ -258,26 +303,21 @@ def make_extractor(
   return compute
 
 
-def _write_centers(
-  folder: pathlib.Path, found: ExtractedCenters, info: data.DatasetInfo, split: str
-) -> pathlib.Path:
-  """Writes ``folder/centers/<split>.npz``: the centers that are present, and where they come from."""
-  path = folder / "centers" / f"{split}.npz"
-  files.make_folder(path.parent)  # a split may lie in a folder, as fold0/val
+def _write_centers(path: pathlib.Path, run_centers: ExtractedCenters, info: data.DatasetInfo) -> None:
+  """Writes the centers that are present, and where they come from; the folder exists."""
   with files.atomic_write(path) as file:
     np.savez_compressed(
       file,
       format=FORMAT,
-      vectors=found.centers.vectors,
-      images=found.centers.images,
-      labels=found.centers.labels,
-      names=np.array(found.image_names),
+      vectors=run_centers.centers.vectors,
+      images=run_centers.centers.images,
+      labels=run_centers.centers.labels,
+      names=np.array(run_centers.image_names),
       class_names=np.array(info.class_names),
-      method=found.method,
-      step=found.step,
-      weights=found.weights,
+      method=run_centers.method,
+      step=run_centers.step,
+      weights=run_centers.weights,
     )
-  return path
 
 
 def _write_page(
@@ -291,13 +331,14 @@ def _write_page(
   folder = workdir / "centers"
   records = [_record(*pair, info) for pair in zip(extracted, statistics, strict=True)]
   content = {"format": FORMAT, "dataset": info.name, "split": split, "runs": records}
-  files.make_folder((folder / f"{split}.json").parent)
   files.atomic_write_text(folder / f"{split}.json", json.dumps(content, indent=2) + "\n")
   shown = []
-  for found in extracted:
-    say(f"t-SNE of {len(found.centers.labels)} centers of {found.name}")
-    positions = embedding.project(found.centers.vectors)
-    shown.append(embedding.EmbeddedRun(found.name, found.description, positions, found.centers.labels))
+  for run_centers in extracted:
+    say(f"t-SNE of {len(run_centers.centers.labels)} centers of {run_centers.name}")
+    positions = embedding.project(run_centers.centers.vectors)
+    shown.append(
+      embedding.EmbeddedRun(run_centers.name, run_centers.description, positions, run_centers.centers.labels)
+    )
   with files.atomic_write(folder / f"{split}.png") as file:
     embedding.embedding_picture(shown, info).save(file, "PNG")
   software = f"Written by rc_jax {__version__} with jax {jax.__version__} on {jax.devices()[0].device_kind}."
@@ -313,22 +354,22 @@ def _notes(extracted: Sequence[ExtractedCenters]) -> list[str]:
   """Returns a sentence for each way in which the centers of several runs are not of one kind."""
   notes = []
   for quantity, values in (
-    ("pixel weights of the centers", [found.method for found in extracted]),
-    ("number of steps", [f"{found.step:,}" for found in extracted]),
+    ("pixel weights of the centers", [run_centers.method for run_centers in extracted]),
+    ("number of steps", [f"{run_centers.step:,}" for run_centers in extracted]),
   ):
     if len(set(values)) > 1:
       notes.append(f"The runs differ in the {quantity}: {', '.join(values)}.")
   return notes
 
 
-def _record(found: ExtractedCenters, numbers: Statistics, info: data.DatasetInfo) -> dict[str, Any]:
+def _record(run_centers: ExtractedCenters, numbers: Statistics, info: data.DatasetInfo) -> dict[str, Any]:
   return {
-    "run": found.name,
-    "step": found.step,
-    "weights": found.weights,
-    "loss": found.loss,
-    "method": found.method,
-    "images": len(found.image_names),
+    "run": run_centers.name,
+    "step": run_centers.step,
+    "weights": run_centers.weights,
+    "loss": run_centers.loss,
+    "method": run_centers.method,
+    "images": len(run_centers.image_names),
     "all": numbers.all._asdict(),
     "mean_of_classes": {name: getattr(numbers.mean, name) for name in _MEASURES},
     "classes": {
@@ -363,8 +404,8 @@ _COLUMNS = (
 
 def _measures(statistics: Sequence[Statistics]) -> list[embedding.Measure]:
   def values(of_runs: Sequence[Separation], column: _Column) -> tuple[float | None, ...]:
-    found = (getattr(separation, column.field) for separation in of_runs)
-    return tuple(None if value is None else column.factor * value for value in found)
+    unscaled = (getattr(separation, column.field) for separation in of_runs)
+    return tuple(None if value is None else column.factor * value for value in unscaled)
 
   return [
     embedding.Measure(
@@ -388,15 +429,15 @@ def _class_table(numbers: Statistics, class_names: Sequence[str]) -> str:
   rows.append(("all centers", numbers.all))
   width = max(len(name) for name, _ in (*rows, ("mean of classes", None)))
   lines = [f"  {'class':<{width}}  centers  within  between  silhouette  nearest center"]
-  lines += [f"  {name:<{width}}  {each.centers:>7}  {_texts(each)}" for name, each in rows]
+  lines += [f"  {name:<{width}}  {separation.centers:>7}  {_texts(separation)}" for name, separation in rows]
   return "\n".join([*lines, f"  {'mean of classes':<{width}}  {'':>7}  {_texts(numbers.mean)}"])
 
 
-def _texts(each: Separation) -> str:
-  accuracy = "-" if each.accuracy is None else f"{100 * each.accuracy:.1f} %"
+def _texts(separation: Separation) -> str:
+  accuracy = "-" if separation.accuracy is None else f"{100 * separation.accuracy:.1f} %"
   return (
-    f"{_three_digits(each.within):>6}  {_three_digits(each.between):>7}  {_three_digits(each.silhouette):>10}  "
-    f"{accuracy:>14}"
+    f"{_three_digits(separation.within):>6}  {_three_digits(separation.between):>7}  "
+    f"{_three_digits(separation.silhouette):>10}  {accuracy:>14}"
   )
 
 
@@ -406,10 +447,10 @@ def _three_digits(value: float | None) -> str:
 
 def _run_table(extracted: Sequence[ExtractedCenters], statistics: Sequence[Statistics]) -> str:
   """Returns the means over classes of all runs, a row for each."""
-  width = max(len(name) for name in ("mean of classes", *(found.name for found in extracted)))
+  width = max(len(name) for name in ("mean of classes", *(run_centers.name for run_centers in extracted)))
   lines = [f"  {'mean of classes':<{width}}  within  between  silhouette  nearest center"]
   lines += [
-    f"  {found.name:<{width}}  {_texts(numbers.mean)}"
-    for found, numbers in zip(extracted, statistics, strict=True)
+    f"  {run_centers.name:<{width}}  {_texts(numbers.mean)}"
+    for run_centers, numbers in zip(extracted, statistics, strict=True)
   ]
   return "\n".join(lines)

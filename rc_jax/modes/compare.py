@@ -16,12 +16,21 @@ from rc_jax.console import say
 from rc_jax.drawing.comparison import (
   ClassChange,
   ComparedImage,
-  Comparison,
+  ComparedResults,
   comparison_page,
   comparison_picture,
+  interval_text,
+  percent,
 )
 from rc_jax.evaluation import metrics
-from rc_jax.evaluation.bootstrap import COVERAGE, RESAMPLES, Difference, class_intervals, difference
+from rc_jax.evaluation.bootstrap import (
+  COVERAGE,
+  RESAMPLES,
+  Difference,
+  check_comparable,
+  class_intervals,
+  difference,
+)
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.evaluation.results import Result, read_result
 from rc_jax.fields import Flag
@@ -62,6 +71,7 @@ def run(results: str, output: str = "", pictures: bool = True) -> Difference:
   Raises:
     FileNotFoundError: a result is missing.
     ValueError: the paths are not two, or their results differ in images or classes.
+    WriteError: the folder of the page cannot be written.
   """
   paths = [pathlib.Path(os.path.expanduser(path.strip())) for path in results.split(",") if path.strip()]
   if len(paths) != 2:
@@ -69,11 +79,17 @@ def run(results: str, output: str = "", pictures: bool = True) -> Difference:
       f"--results={results}: lists {len(paths)} results; expected two, such as --results=runs/a,runs/b/eval/val.json"
     )
   first, second = (read_result(path) for path in paths)
+  check_comparable(first, second)
+  folder = _page_folder(first, second, output) if pictures else None
+  if folder is not None:
+    _check_writable(folder)
   second_minus_first = difference(first, second)
   intervals = class_intervals(first, second)
   say(table(first, second, second_minus_first, intervals))
-  if pictures:
-    _write_page(first, second, second_minus_first, intervals, output)
+  if folder is not None:
+    _write_page(first, second, second_minus_first, intervals, folder)
+  elif pictures:
+    say(f"no page: {second.path} lies in no run's folder; name a folder with --output=FOLDER")
   return second_minus_first
 
 
@@ -90,7 +106,8 @@ def table(first: Result, second: Result, change: Difference, intervals: Interval
   width = max(len(name) for name, *_ in rows)
   lines = [f"  {'IoU in %':<{width}}  first  second  change  {100 * COVERAGE:g} % interval"]
   lines += [
-    f"  {name:<{width}}  {_percent(a)}   {_percent(b)}   {_percent(delta, sign='+')}  {_ends(of_rows[name])}"
+    f"  {name:<{width}}  {percent(a, absent='-'):>5}   {percent(b, absent='-'):>5}   "
+    f"{percent(delta, '+', absent='-'):>5}  {interval_text(of_rows[name], absent='-')}"
     for name, a, b, delta in rows
   ]
   return "\n".join(
@@ -106,14 +123,13 @@ def table(first: Result, second: Result, change: Difference, intervals: Interval
 def _verdict(first: Result, second: Result, change: Difference) -> list[str]:
   """Returns the sentences below the table: which is better, by how much, how sure that is, and of what."""
   images = len(first.names)
-  low, high = 100 * change.low, 100 * change.high
-  interval = f"{100 * COVERAGE:g} % interval {low:+.2f} to {high:+.2f}"
+  interval = f"{100 * COVERAGE:g} % interval {interval_text((change.low, change.high), digits=2)}"
   if change.miou == 0:
     better = "Both have the same mIoU"
   else:
     name, other = ("second", "first") if change.miou > 0 else ("first", "second")
-    better = f"The {name} is better than the {other} by {100 * abs(change.miou):.2f} points of mIoU"
-  if low <= 0 <= high:
+    better = f"The {name} is better than the {other} by {percent(abs(change.miou), digits=2)} points of mIoU"
+  if change.low <= 0 <= change.high:
     meaning = f"The interval contains 0, so these {images} images do not show which of the two is better."
   else:
     meaning = (
@@ -127,7 +143,7 @@ def _verdict(first: Result, second: Result, change: Difference) -> list[str]:
     ]
   return [
     "",
-    f"{better} (second minus first: {100 * change.miou:+.2f}, {interval}).",
+    f"{better} (second minus first: {percent(change.miou, '+', 2)}, {interval}).",
     meaning,
     f"The interval is a bootstrap over the {images} images: the second is better in {100 * change.better:.1f} % of "
     f"{RESAMPLES:,} resamples.",
@@ -151,12 +167,19 @@ def _scored_differently(first: Result, second: Result) -> list[str]:
   return []
 
 
-def _write_page(first: Result, second: Result, change: Difference, intervals: Intervals, output: str) -> None:
-  """Writes the page, or says why there is none."""
-  folder = pathlib.Path(os.path.expanduser(output)) if output else _default_folder(first, second)
-  if folder is None:
-    say(f"no page: {second.path} lies in no run's folder; name a folder with --output=FOLDER")
-    return
+def _check_writable(folder: pathlib.Path) -> None:
+  """Checks the folder of the page before minutes of predictions."""
+  try:
+    files.check_writable(folder)
+  except files.WriteError as error:
+    remedy = "choose another folder with --output=FOLDER, or --nopictures for the table alone"
+    raise files.WriteError(error.problem, remedy) from error
+
+
+def _write_page(
+  first: Result, second: Result, change: Difference, intervals: Intervals, folder: pathlib.Path
+) -> None:
+  """Writes the page into a folder, and says why where it has no pictures."""
   groups: dict[str, tuple[str, Sequence[ComparedImage]]] = {}
   info, notes = None, []
   try:
@@ -164,7 +187,7 @@ def _write_page(first: Result, second: Result, change: Difference, intervals: In
   except (ValueError, OSError) as error:  # one line each: data or weights that are not at hand, or others
     notes.append(f"no pictures: {error}")
     say(notes[0])
-  content = Comparison(
+  content = ComparedResults(
     title=f"{second.scores['dataset']}/{_split(second)}: {_name(second)} against {_name(first)}",
     names=(_name(first), _name(second)),
     mious=(first.scores["miou"], second.scores["miou"]),
@@ -181,7 +204,6 @@ def _write_page(first: Result, second: Result, change: Difference, intervals: In
     notes=notes,
     software=f"Written by rc_jax {__version__} with jax {jax.__version__} on {jax.devices()[0].device_kind}.",
   )
-  files.make_folder(folder)
   if groups:
     with files.atomic_write(folder / "panels.png") as file:
       comparison_picture(content).save(file, "PNG")
@@ -207,8 +229,10 @@ def _split(result: Result) -> str:
   return str(result.scores.get("split", result.path.stem))
 
 
-def _default_folder(first: Result, second: Result) -> pathlib.Path | None:
-  """Returns ``compare/<name of the first>`` in the folder of the second run."""
+def _page_folder(first: Result, second: Result, output: str) -> pathlib.Path | None:
+  """Returns ``output``, or ``compare/<name of the first>`` in the folder of the second run; None: there is none."""
+  if output:
+    return pathlib.Path(os.path.expanduser(output))
   of_first, of_second = _run_folder(first), _run_folder(second)
   if of_second is None:
     return None
@@ -230,26 +254,11 @@ def _compared_images(
     FileNotFoundError: a run, its checkpoint, or the data set is not at hand; one line.
   """
   configs = [_config_of(result) for result in (first, second)]
-  dataset = configs[1].dataset
-  split = _split(second)
-  source = data.load(dataset.name, dataset.root, split)
-  if list(source.info.class_names) != list(second.scores["iou"]):
-    raise ValueError(f"{dataset.root or dataset.name}: has other classes than {second.path}; {_SCORE_AGAIN}")
-  if len(source) != len(second.names):
-    raise ValueError(
-      f"{dataset.name}/{split}: has {len(source)} images now, and {second.path} scored {len(second.names)}; "
-      f"{_SCORE_AGAIN}"
-    )
+  source = _scored_split(second, configs[1])
   mious = np.stack([image_mious(result.counts) for result in (first, second)])  # [2,I]
   chosen = choose_images(mious[1] - mious[0])
   rows = [row for _, of_group in chosen.values() for row in of_group]
-  examples = [source[row] for row in rows]
-  for row, example in zip(rows, examples, strict=True):
-    if example["name"] != second.names[row]:
-      raise ValueError(
-        f"{dataset.name}/{split}: image {row} is {example['name']}, and was {second.names[row]} when it was scored; "
-        f"{_SCORE_AGAIN}"
-      )
+  examples = _scored_examples(second, source, rows)
   labels = [
     _predict(result, config, source.info, rows, examples)
     for result, config in zip((first, second), configs, strict=True)
@@ -266,6 +275,32 @@ def _compared_images(
     for title, (lead, of_group) in chosen.items()
     if of_group
   }
+
+
+def _scored_split(result: Result, config: Config) -> data.Source:
+  """Loads the split that a result has scored, and checks that it has the same classes and number of images."""
+  dataset, split = config.dataset, _split(result)
+  source = data.load(dataset.name, dataset.root, split)
+  if list(source.info.class_names) != list(result.scores["iou"]):
+    raise ValueError(f"{dataset.root or dataset.name}: has other classes than {result.path}; {_SCORE_AGAIN}")
+  if len(source) != len(result.names):
+    raise ValueError(
+      f"{dataset.name}/{split}: has {len(source)} images now, and {result.path} scored {len(result.names)}; "
+      f"{_SCORE_AGAIN}"
+    )
+  return source
+
+
+def _scored_examples(result: Result, source: data.Source, rows: Sequence[int]) -> list[data.Example]:
+  """Reads images of a split, and checks that they are those in the same rows of a result."""
+  examples = [source[row] for row in rows]
+  for row, example in zip(rows, examples, strict=True):
+    if example["name"] != result.names[row]:
+      raise ValueError(
+        f"{source.info.name}/{_split(result)}: image {row} is {example['name']}, and was {result.names[row]} when it "
+        f"was scored; {_SCORE_AGAIN}"
+      )
+  return examples
 
 
 def image_mious(counts: np.ndarray) -> np.ndarray:
@@ -298,15 +333,15 @@ def choose_images(changes: np.ndarray, count: int = IMAGES) -> dict[str, tuple[s
   order = [int(row) for row in np.argsort(changes, kind="stable") if not np.isnan(changes[row])]
   improved = [row for row in reversed(order) if changes[row] > 0][:count]
   worsened = [row for row in order if changes[row] < 0][:count]
-  left = [row for row in order if row not in {*improved, *worsened}]
+  others = [row for row in order if row not in {*improved, *worsened}]
   median = float(np.median(changes[order])) if order else 0.0
-  typical = sorted(left, key=lambda row: abs(changes[row] - median))[:count]
+  typical = sorted(others, key=lambda row: abs(changes[row] - median))[:count]
   of_image = "the mean IoU of the classes in an image"
   return {
     "Most improved": (f"The largest gains in {of_image}, second minus first.", improved),
     "Most worsened": (f"The largest losses in {of_image}.", worsened),
     "Typical": (
-      f"The changes nearest to the median, {100 * median:+.1f} points, without those above.",
+      f"The changes nearest to the median, {percent(median, '+')} points, without those above.",
       typical,
     ),
   }
@@ -360,11 +395,3 @@ def _predict(
         f"{_SCORE_AGAIN}"
       )
   return labels
-
-
-def _ends(interval: tuple[float, float] | None) -> str:
-  return "-" if interval is None else f"{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-  return "    -" if value is None else f"{100 * value:{sign}5.1f}"

@@ -6,7 +6,8 @@ import math
 import numpy as np
 from scipy import special
 
-COVERAGE = 0.95
+from rc_jax.evaluation.bootstrap import COVERAGE
+
 POWER = 0.8
 MANY_SEEDS = 1000  # more are not counted: the difference is too small to be shown
 

@@ -10,9 +10,9 @@ from rc_jax import __version__
 from rc_jax.drawing.report.class_charts import difference_matrix
 from rc_jax.drawing.report.page import Section, document
 from rc_jax.drawing.report.seed_charts import SeedChart, SeedRow, seed_chart
+from rc_jax.evaluation.bootstrap import COVERAGE
 from rc_jax.study import wording
 from rc_jax.study.comparisons import Comparison, ScoredRow, StudyTable, Verdict
-from rc_jax.study.intervals import COVERAGE
 
 _COVERAGE = f"{100 * COVERAGE:g} % interval"
 

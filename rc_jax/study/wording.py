@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rc_jax.evaluation.bootstrap import RESAMPLES
+from rc_jax.evaluation.bootstrap import COVERAGE, RESAMPLES
 from rc_jax.study.comparisons import Comparison, ScoredClaim, ScoredRow, StudyTable
-from rc_jax.study.intervals import COVERAGE, MANY_SEEDS, POWER, seeds_needed
+from rc_jax.study.intervals import MANY_SEEDS, POWER, seeds_needed
 
 MANY_RUNS = 10  # more are not named one by one
 NONE = "-"

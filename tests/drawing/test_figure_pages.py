@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rc_jax import data
-from rc_jax.drawing.comparison import ClassChange, ComparedImage, Comparison, comparison_page
+from rc_jax.drawing.comparison import ClassChange, ComparedImage, ComparedResults, comparison_page
 from rc_jax.drawing.embedding import EmbeddedRun, Measure, centers_page
 from tests.support.browser import browse, in_browser
 
@@ -70,7 +70,7 @@ def test_the_pointer_reads_truth_and_both_predictions(tmp_path: pathlib.Path) ->
   rng = np.random.default_rng(0)
   labels = np.stack([np.full((12, 16), label, np.uint8) for label in (0, 8, 10)])
   image = ComparedImage("val_0", rng.integers(0, 256, (12, 16, 3), np.uint8), *labels, mious=(0.1, 0.2))
-  content = Comparison(
+  content = ComparedResults(
     title="second against first",
     names=("first", "second"),
     mious=(0.5, 0.6),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rc_jax.evaluation import bootstrap, metrics
+from rc_jax.evaluation import bootstrap
 from rc_jax.evaluation.results import Result
-from tests.support.example_studies import confusions, make_result
+from tests.support.example_studies import CLASSES, confusions, make_result
+from tests.support.resampling import mious_of_resamples
 
 RULES = ["unless_predicted", "not_in_truth", "zero"]
 
@@ -19,18 +20,11 @@ def test_groups_of_runs_agree_with_a_plain_loop_of_the_same_draws(rule: str) -> 
   runs = [confusions(seed, skill, images) for skill in (0.0, 0.03) for seed in range(3)]
   found = bootstrap.resampled_mious([make_result(run, rule=rule) for run in runs], resamples, seed=4)
 
-  rng = np.random.default_rng(4)
-  shares = np.full(images, 1 / images)
-  sizes = (bootstrap.CHUNK, 50)
-  expected = []
-  for counts in np.concatenate([rng.multinomial(images, shares, size=size) for size in sizes]):
-    drawn = [image for image, count in enumerate(counts) for _ in range(count)]
-    assert len(drawn) == images
-    expected.append([metrics.scores(sum(run[image] for image in drawn), rule)["miou"] for run in runs])
-  np.testing.assert_allclose(found.T, expected, rtol=1e-12)
+  expected = mious_of_resamples(runs, rule, resamples, seed=4)
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
 
   low, high = bootstrap.interval_of_means(found[:3], found[3:], coverage=0.9)
-  differences = [np.mean(row[3:]) - np.mean(row[:3]) for row in expected]
+  differences = [np.mean(column[3:]) - np.mean(column[:3]) for column in expected.T]
   np.testing.assert_allclose([low, high], np.quantile(differences, [0.05, 0.95]), rtol=1e-9)
 
 
@@ -39,6 +33,19 @@ def test_the_difference_of_two_results_is_that_of_groups_of_one() -> None:
   found = bootstrap.difference(first, second, resamples=500, seed=3)
   mious = bootstrap.resampled_mious([first, second], 500, seed=3)
   assert (found.low, found.high) == bootstrap.interval_of_means(mious[:1], mious[1:])
+
+
+def test_a_class_in_the_truth_of_one_image_has_no_interval_wherever_it_is_predicted() -> None:
+  results = []
+  for skill in (0.0, 0.03):
+    matrices = confusions(1, skill)
+    matrices[:, 3] = 0
+    matrices[0, 3] = [2, 3, 4, 5]
+    matrices[:10, 0, 3] = 7
+    matrices[10:, :, 3] = 0
+    results.append(make_result(matrices))
+  found = bootstrap.class_intervals(*results, resamples=100)
+  assert [name for name, interval in found.items() if interval is None] == [CLASSES[3]]
 
 
 def test_a_result_has_the_same_resamples_beside_any_others() -> None:

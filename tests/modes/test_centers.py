@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from rc_jax import data, sharding
+from rc_jax import data, files, sharding
 from rc_jax.config import CENTERS
 from rc_jax.drawing import embedding
 from rc_jax.modes import centers
@@ -34,9 +34,12 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expected_centers(
-  weights: dict[str, np.ndarray], image: np.ndarray, label: np.ndarray, method: str
+  weights: dict[str, np.ndarray], image: np.ndarray, label: np.ndarray, method: str, relu: bool = False
 ) -> dict[int, np.ndarray]:
-  """Equations 2 and 3 by a loop over the cells of the grid, in float64; class -> center."""
+  """Equations 2 and 3 by a loop over the cells of the grid, in float64; class -> center.
+
+  With ``relu``, the classifier reads the features behind a ReLU.
+  """
   features_of, classifier = (weights[name].astype(np.float64) for name in ("features", "classifier"))
   sums: dict[int, np.ndarray] = {}
   # The image ends on a cell of the grid, or is padded with pixels that have no label.
@@ -46,6 +49,7 @@ def expected_centers(
       if truth == 255:
         continue
       feature = (image[y, x].astype(np.float64) - 100) @ features_of
+      feature = np.maximum(feature, 0) if relu else feature
       logits = feature @ classifier
       probabilities = np.exp(logits - logits.max())
       probabilities /= probabilities.sum()
@@ -130,6 +134,41 @@ def test_two_runs_with_different_heads(tmp_path: pathlib.Path, capsys: pytest.Ca
   assert dots == [2 * numbers["all"]["centers"] for numbers in record["runs"]]
   with Image.open(page.parent / "val.png") as picture:
     assert picture.width > 900
+
+
+def test_centers_of_a_loss_before_the_relu_are_of_the_map_behind_it(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  monkeypatch.setattr(embedding, "project", lambda vectors: vectors[:, :2])
+  config = save_run(tmp_path / "run")
+  config.model.contrast_features = "linear"
+  centers.run(config, tmp_path / "run")
+  source = data.load("synthetic", "", "val")
+  weights = weights_of(config, 0, 7, source.info.num_classes)
+  expected = expected_centers(weights, source[0]["image"], source[0]["label"], "dynamic", relu=True)
+  with np.load(tmp_path / "run" / "centers" / "val.npz") as kept:
+    vectors = dict(zip(kept["labels"][kept["images"] == 0].tolist(), kept["vectors"], strict=False))
+  assert set(vectors) == set(expected)
+  for label, vector in expected.items():
+    np.testing.assert_allclose(vectors[label], vector, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("folder", "message"),
+  [
+    ("figure", r"figure/centers: cannot be .*; move the file of that name away"),
+    ("run", r"run/centers: cannot be .*; each run keeps its centers: copy the run"),
+  ],
+)
+def test_a_folder_that_cannot_be_written_is_noticed_at_once(
+  folder: str, message: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  config = save_run(tmp_path / "run")
+  (tmp_path / folder).mkdir(exist_ok=True)
+  (tmp_path / folder / "centers").write_text("takes the place of the folder")
+  monkeypatch.setattr("rc_jax.models.build", None)  # nothing is predicted
+  with pytest.raises(files.WriteError, match=message):
+    centers.run(config, tmp_path / "figure", runs=[str(tmp_path / "run")])
 
 
 @COUNTS_CORES

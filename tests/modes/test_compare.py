@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rc_jax import data
+from rc_jax import data, files
 from rc_jax.drawing.comparison import (
   NEITHER_COLOR,
   ONLY_FIRST_COLOR,
   ONLY_SECOND_COLOR,
   ComparedImage,
-  Comparison,
+  ComparedResults,
   changed_pixels,
   comparison_page,
 )
@@ -258,16 +259,16 @@ IMAGES = 12
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Comparison]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[ComparedResults]:
   """Small runs can be scored and compared; returns what the pages show."""
   load = data.load
   monkeypatch.setattr("rc_jax.models.build", mixing_network)
   monkeypatch.setattr(
     "rc_jax.data.load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(IMAGES))
   )
-  shown: list[Comparison] = []
+  shown: list[ComparedResults] = []
 
-  def kept(content: Comparison) -> str:
+  def kept(content: ComparedResults) -> str:
     shown.append(content)
     return comparison_page(content)
 
@@ -287,7 +288,7 @@ def scored_run(folder: pathlib.Path, seed: int, fields: Mapping[str, Any] = {}, 
   "fields", [{}, {"scales": (0.5, 1.0), "flip": True}, {"crop_size": (65, 97), "stride": (33, 49)}], ids=str
 )
 def test_the_page_shows_the_predictions_that_were_scored(
-  fields: dict, tmp_path: pathlib.Path, drawn: list[Comparison]
+  fields: dict, tmp_path: pathlib.Path, drawn: list[ComparedResults]
 ) -> None:
   # The first run has trained on: the scored checkpoint is not its newest.
   first = scored_run(tmp_path / "ce" / "seed0", 1, fields, head="deeplabv3plus", steps=(7, 9))
@@ -316,7 +317,7 @@ def test_the_page_shows_the_predictions_that_were_scored(
       assert miou == pytest.approx(np.mean(ious))
   text = page.read_text()
   for result in results:
-    assert f"{100 * result.scores['miou']:.1f}" in text
+    assert f"{100 * result.scores['miou']:.2f}" in text
   assert text.count('<div class="panels five"') == len(images)
 
 
@@ -371,7 +372,7 @@ def test_no_pictures_beside_scores_of_something_else(
   prepare: Callable[[pathlib.Path, pathlib.Path], None],
   reason: str,
   tmp_path: pathlib.Path,
-  drawn: list[Comparison],
+  drawn: list[ComparedResults],
   capsys: pytest.CaptureFixture[str],
 ) -> None:
   first, second = (scored_run(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2)))
@@ -389,7 +390,7 @@ def test_no_pictures_beside_scores_of_something_else(
 
 
 def test_images_that_changed_their_places_have_no_pictures(
-  tmp_path: pathlib.Path, drawn: list[Comparison], monkeypatch: pytest.MonkeyPatch
+  tmp_path: pathlib.Path, drawn: list[ComparedResults], monkeypatch: pytest.MonkeyPatch
 ) -> None:
   first, second = (scored_run(tmp_path / name, seed) for name, seed in (("a", 1), ("b", 2)))
   load = data.load
@@ -405,7 +406,7 @@ def test_images_that_changed_their_places_have_no_pictures(
 
 
 def test_a_result_without_its_run_gets_a_table_and_on_request_a_page(
-  tmp_path: pathlib.Path, drawn: list[Comparison], capsys: pytest.CaptureFixture[str]
+  tmp_path: pathlib.Path, drawn: list[ComparedResults], capsys: pytest.CaptureFixture[str]
 ) -> None:
   run = scored_run(tmp_path / "run", 1)
   shutil.copytree(run / "eval", tmp_path / "kept")
@@ -458,7 +459,36 @@ def test_changed_pixels_have_the_colour_of_who_is_right() -> None:
       np.testing.assert_allclose(drawn[y, x], expected, atol=0.51)
 
 
-def test_a_page_with_any_names(tmp_path: pathlib.Path, drawn: list[Comparison]) -> None:
+def test_a_change_that_rounds_to_zero_has_no_minus(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  matrices = 1000 * confusions(1, 6, 0.1)
+  write(tmp_path / "a", matrices)
+  matrices[0, 0, :2] += (-1, 1)
+  second = write(tmp_path / "b", matrices)
+  change = compare.run(f"{tmp_path / 'a'},{tmp_path / 'b'}")
+  assert -1e-6 < change.miou < 0
+  (page,) = second.parents[1].glob("compare/*/index.html")
+  header = page.read_text().partition("<h1>")[2]
+  for text in (capsys.readouterr().out, header.partition("<script>")[0]):
+    assert "+0.00" in text and "+0.0 to +0.0" in text and not re.search(r"-0\.0+(?!\d)", text)
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_at_once(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  results = ",".join(str(write(tmp_path / name, confusions(1, 5, 0.0))) for name in "ab")
+  (tmp_path / "b" / "compare").write_text("takes the place of the folder")
+  with pytest.raises(
+    files.WriteError, match=r"b/compare/a: cannot be created .*--output=FOLDER, or --nopict"
+  ):
+    compare.run(results)
+  assert not capsys.readouterr().out
+  compare.run(results, pictures=False)
+  assert "95 % interval" in capsys.readouterr().out
+
+
+def test_a_page_with_any_names(tmp_path: pathlib.Path, drawn: list[ComparedResults]) -> None:
   hostile = "<img src=//x.example/y onerror='throw 1'>\"&"
   first, second = (read_result(write(tmp_path / name, confusions(1, 6, 0.1))) for name in "ab")
   info = data.info("synthetic", "")

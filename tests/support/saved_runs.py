@@ -21,7 +21,10 @@ CHANNELS = {"deeplabv3": 8, "deeplabv3plus": 6}  # of the features, by the name 
 
 
 def mixing_network(config_model: Config, num_classes: int) -> Network:
-  """Takes the place of ``models.build``: features and logits mix the colours of every fourth pixel."""
+  """Takes the place of ``models.build``: features and logits mix the colours of every fourth pixel.
+
+  With ``model.contrast_features=linear``, the logits are of the positive features, as behind a ReLU.
+  """
   channels = CHANNELS[config_model.name]
 
   def init(rng: jax.Array, image_size: tuple[int, int]) -> Variables:
@@ -33,7 +36,8 @@ def mixing_network(config_model: Config, num_classes: int) -> Network:
   def predict(params, batch_stats, images):
     pixels = images[:, ::STRIDE, ::STRIDE].astype(jnp.float32) - 100
     features = pixels @ params["features"]
-    return Outputs(features @ params["classifier"], features)
+    read = jax.nn.relu(features) if config_model.contrast_features == "linear" else features
+    return Outputs(read @ params["classifier"], features)
 
   def unused(*args, **kwargs):
     raise AssertionError("nothing is trained")
