@@ -213,7 +213,7 @@ def _info_of_run(run: pathlib.Path | None, config: Config) -> data.DatasetInfo:
   """Returns the classes that a run records, so that its data set need not be there; else those of the data set."""
   path = run / CLASS_TABLE if run else None
   if path is None or not path.is_file():
-    return data.info(config.dataset.name, config.dataset.root)
+    return data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
   table = files.read_json_object(path, lambda: "restore the file, or remove it")
   defect = table_defect(table)
   if defect:

@@ -6,7 +6,7 @@ that file would swap them in silence.
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rc_jax import files
@@ -14,11 +14,12 @@ from rc_jax.console import say
 
 FILE = "classes.json"  # in the folder of a run
 FORMAT = 1
+MERGED = "merged_ids"
 _SHOWN = 3  # differences in one message
 
 ClassTable: TypeAlias = Mapping[str, Any]
-"""``DatasetInfo.table()``: ``dataset``, ``class_names``, ``label_ids``, ``palette``, ``ignore_label``, as JSON knows
-them."""
+"""``DatasetInfo.table()`` as JSON knows it: ``dataset``, ``class_names``, ``label_ids``, ``palette``, ``ignore_label``,
+and ``merged_ids`` where classes are merged."""
 
 
 def write_class_table(folder: pathlib.Path, table: ClassTable) -> None:
@@ -84,6 +85,12 @@ def table_defect(table: Any) -> str:
       return f"{field} has {len(entries)} entries for {len(names)} classes"
     if not all(map(is_valid, entries)):
       return f"{field} has an entry out of range"
+  merged = table.get(MERGED, {})
+  if not isinstance(merged, Mapping) or not all(
+    own_id.isdecimal() and len(own_id) < 6 and _is_number(label, len(names))
+    for own_id, label in merged.items()
+  ):
+    return f"{MERGED} is no map from ids to classes"
   return ""
 
 
@@ -96,7 +103,7 @@ def _is_color(value: Any) -> bool:
 
 
 def class_differences(ours: ClassTable, theirs: ClassTable) -> list[str]:
-  """Lists the classes whose names, places or ids differ, as ``class 1: car (id 2), there road (id 1)``.
+  """Lists the classes whose names, places or ids differ, as ``class 1: car (id 2 with 3), there road (id 1)``.
 
   Args:
     ours: the classes as they are now.
@@ -127,10 +134,19 @@ def color_differences(ours: ClassTable, theirs: ClassTable) -> list[str]:
 
 
 def _entries(table: ClassTable) -> list[str]:
+  merged: dict[int, list[str]] = {}
+  for own_id, label in sorted(table.get(MERGED, {}).items(), key=lambda item: int(item[0])):
+    merged.setdefault(label, []).append(own_id)
   return [
-    f"{files.one_line(name, 60)} (id {label_id})"
-    for name, label_id in zip(table["class_names"], table["label_ids"], strict=True)
+    f"{files.one_line(name, 60)} (id {label_id}{_with(merged.get(label, []))})"
+    for label, (name, label_id) in enumerate(zip(table["class_names"], table["label_ids"], strict=True))
   ]
+
+
+def _with(own_ids: Sequence[str]) -> str:
+  more = len(own_ids) - _SHOWN
+  shown = [*own_ids[:_SHOWN], f"{more} more"] if more > 1 else own_ids
+  return f" with {', '.join(shown)}" if shown else ""
 
 
 def _hex(color: list[int]) -> str:

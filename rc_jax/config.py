@@ -55,6 +55,14 @@ FIELDS: tuple[Field, ...] = (
     resumable=True,
     is_path=True,
   ),
+  Field(
+    "dataset.classes",
+    "",
+    "A table that renames, merges and leaves out classes: the line ``class,name``, then a line for each class of the "
+    "data set with its new name or ``ignore``; empty: its own classes.",
+    resumable=True,
+    is_path=True,
+  ),
   Field("dataset.train_split", "train", "The split to train on; Cityscapes also has ``trainval``.", SPLITS),
   Field(
     "dataset.on_error",
@@ -224,6 +232,25 @@ FIELDS: tuple[Field, ...] = (
     resumable=True,
     per_process=True,
   ),
+  Field(
+    "data.rare_class_temperature",
+    0.0,
+    "Temperature T of rare class sampling (DAFormer, CVPR 2022, with 0.01): a class is drawn with the probability "
+    "softmax((1 - its share of the pixels) / T), then an image that holds it. 0: each epoch shows every image once.",
+    at_least(0, "off"),
+  ),
+  Field(
+    "data.rare_class_min_pixels",
+    3_000,
+    "Pixels of the class that is drawn that an image must hold at least, where any image does.",
+    at_least(1),
+  ),
+  Field(
+    "data.rare_class_crops",
+    10,
+    "Crops to draw of such an image at most, until one holds half as many pixels of the class (DAFormer's code: 10).",
+    at_least(1),
+  ),
   Field("eval.split", "val", "The split to score.", SPLITS, resumable=True),
   Field(
     "eval.scales",
@@ -327,6 +354,7 @@ def validate(config: Config) -> None:
   _check_crop_size(config)
   _check_eval_stride(config)
   _check_start_step(config)
+  _check_rare_classes(config)
   models.check_projection(config.model)
   losses.check_class_weights(config.loss)
   _check_read(config)
@@ -357,6 +385,14 @@ def _check_start_step(config: Config) -> None:
   step, steps = config.contrast.start_step, config.train.steps
   # 0 holds for any number of steps.
   require(step < max(steps, 1), "contrast.start_step", step, f"below train.steps, {steps}")
+
+
+def _check_rare_classes(config: Config) -> None:
+  if config.data.rare_class_temperature:
+    return
+  for path in ("data.rare_class_min_pixels", "data.rare_class_crops"):
+    default, found = _BY_PATH[path].default, config.data[path.rpartition(".")[2]]
+    require(found == default, path, found, f"{default} unless data.rare_class_temperature is above 0")
 
 
 def _check_read(config: Config) -> None:

@@ -135,6 +135,9 @@ BAD = [
   ("dataset.on_error", "ignore"),
   ("dataset.max_skipped", 1.0),
   ("data.cache_gb", -1.0),
+  ("data.rare_class_temperature", -0.01),
+  ("data.rare_class_min_pixels", 100),  # nothing reads it at temperature 0
+  ("data.rare_class_crops", 1),
   ("eval.scales", ()),
   ("eval.stride", (9, 9)),
   ("data.workers", -1),

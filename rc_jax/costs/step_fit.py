@@ -155,7 +155,9 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
   target = _Target(mesh.devices.flat[0], mesh.devices.size, platform, attached=not topology)
   if fast and platform == "gpu":
     raise ValueError("--fast: changes nothing for a GPU, whose compiler has one effort; leave it out")
-  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  network = models.build(
+    config.model, data.info(config.dataset.name, config.dataset.root, config.dataset.classes).num_classes
+  )
   config = with_uncounted_weights(config, network.num_classes)
   state, batch, update_rule = _abstract_arguments(config, network, mesh)
   # Without norms on GPUs, as nearly all steps of a run there.
@@ -306,7 +308,7 @@ def _count_training_images(config: Config) -> int:
   if not reads_banks(config):
     return 1
   try:
-    return len(data.load(dataset.name, dataset.root, dataset.train_split))
+    return len(data.load(dataset.name, dataset.root, dataset.train_split, classes=dataset.classes))
   except (ValueError, FileNotFoundError) as error:
     expected = "dataset.root" if reads_image_index(config) else "a number, or dataset.root"
     raise ValueError(

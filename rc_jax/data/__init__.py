@@ -7,9 +7,11 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rc_jax.class_table import class_differences
 from rc_jax.data.datasets import ade20k, camvid, cityscapes, coco_stuff, folder, synthetic
 from rc_jax.data.pipeline.batches import TrainBatches, evaluation_examples, train_batches
 from rc_jax.data.prepared import reader
+from rc_jax.data.reading.class_mapping import with_classes
 from rc_jax.data.reading.dataset import Dataset, SubmissionFormat
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
 from rc_jax.data.reading.decode import read_image
@@ -42,7 +44,7 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
+def load(name: str, root: str, split: str, *, labels: bool = True, classes: str = "") -> Source:
   """Opens a split of a data set: lists its files and decodes none.
 
   Args:
@@ -50,6 +52,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
     root: the folder of the data set, raw or prepared by ``--mode=prepare``; a data set without files ignores it.
     split: one of ``splits``, an alias, or several joined by ``+``, which follow each other.
     labels: whether the caller needs labels.
+    classes: ``config.dataset.classes``, a table of new names of the classes; empty: the classes of the data set.
 
   Returns:
     A picklable sequence of examples ``{"image": uint8 [H,W,3], "label": uint8 [H,W], "name": str}``; ``label`` is
@@ -60,7 +63,7 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
       split without labels where they are needed.
     FileNotFoundError: in one line: a missing folder, with the expected layout.
   """
-  dataset = _dataset(name)
+  dataset = _with_classes(name, root, classes)
   with _with_suggestions(name, root, parts_of(name, split), labels):
     opened = functools.partial(reader.load, name, dataset) if _is_prepared(dataset, root) else dataset.load
     parts = tuple(opened(root, part) for part in parts_of(name, split))
@@ -74,14 +77,19 @@ def load(name: str, root: str, split: str, *, labels: bool = True) -> Source:
   return parts[0] if len(parts) == 1 else Joined(parts)
 
 
-def info(name: str, root: str) -> DatasetInfo:
+def info(name: str, root: str, classes: str = "") -> DatasetInfo:
   """Returns the classes of a data set; ``folder`` reads them from ``root``, a prepared data set from its index.
+
+  Args:
+    name: one of ``DATASETS``.
+    root: the folder of the data set.
+    classes: as for ``load``.
 
   Raises:
     ValueError: in one line: an unknown name, or a wrong table of classes.
     FileNotFoundError: in one line: there is no table of classes.
   """
-  dataset = _dataset(name)
+  dataset = _with_classes(name, root, classes)
   if _is_prepared(dataset, root):
     return reader.info(name, dataset, root)
   with _with_suggestions(name, root):
@@ -108,6 +116,28 @@ def _dataset(name: str) -> Dataset:
     remedy = f"did you mean {close[0]}?" if close else "choose one of them"
     raise ValueError(f"dataset.name is {name!r}, expected one of {', '.join(sorted(DATASETS))}: {remedy}")
   return DATASETS[name]
+
+
+def _with_classes(name: str, root: str, classes: str) -> Dataset:
+  """Returns a data set with the classes that the file ``classes`` gives it, if there is one.
+
+  Raises:
+    ValueError: in one line: the file is wrong, or ``root`` was prepared with other classes.
+    FileNotFoundError: in one line: there is no such file.
+  """
+  dataset = _dataset(name)
+  if not classes:
+    return dataset
+  mapped = with_classes(name, dataset, classes)
+  if _is_prepared(dataset, root):
+    # Its labels hold the train ids of the classes that it was prepared with.
+    differences = class_differences(mapped.info_at(root).table(), reader.info(name, mapped, root).table())
+    if differences:
+      raise ValueError(
+        f"{root}: was prepared with other classes than those of dataset.classes={classes} ({'; '.join(differences)}); "
+        "prepare the raw data set with this table, into another folder"
+      )
+  return mapped
 
 
 def _is_prepared(dataset: Dataset, root: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rc_jax.class_table import MERGED
 from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.listing import common_folder
@@ -23,6 +24,7 @@ def class_facts(info: DatasetInfo) -> dict[str, Any]:
   facts: dict[str, Any] = {
     f"class {index}": f"{name} (id {own_id})" for index, (name, own_id) in enumerate(pairs)
   }
+  facts |= {f"class of the id {own_id}": label for own_id, label in table.get(MERGED, {}).items()}
   return facts | {"ignored label": table["ignore_label"], "digest of the colours": _digest(table["palette"])}
 
 

@@ -120,7 +120,9 @@ def run(
     raise ValueError(
       f"--checkpoint={checkpoint}: is not read with --runs; name checkpoints there, as runs/a/checkpoints/1000"
     )
-  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  source = data.load(
+    config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes
+  )
   for note in data.notes_of(source):
     say(f"note: {note}")
   split = str(config.eval.split)

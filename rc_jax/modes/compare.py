@@ -280,7 +280,7 @@ def _compared_images(
 def _scored_split(result: Result, config: Config) -> data.Source:
   """Loads the split that a result has scored, and checks that it has the same classes and number of images."""
   dataset, split = config.dataset, _split(result)
-  source = data.load(dataset.name, dataset.root, split)
+  source = data.load(dataset.name, dataset.root, split, classes=dataset.classes)
   if list(source.info.class_names) != list(result.scores["iou"]):
     raise ValueError(f"{dataset.root or dataset.name}: has other classes than {result.path}; {_SCORE_AGAIN}")
   if len(source) != len(result.names):

@@ -35,7 +35,9 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
       agree.
     OSError: the results cannot be written; one line.
   """
-  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  source = data.load(
+    config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes
+  )
   for note in data.notes_of(source):
     say(f"note: {note}")
   path = restore.locate(workdir, checkpoint)

@@ -110,7 +110,7 @@ def run(
   height, width = parse_size(size)
   _check_flags(batch, platforms, weights)
   folder = _free_folder(output or workdir / "export", overwrite)
-  info = data.info(config.dataset.name, config.dataset.root)
+  info = data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
   if jax.process_count() > 1:
@@ -146,7 +146,7 @@ def _export_weights(
 ) -> pathlib.Path:
   """Writes ``folder/<family>.safetensors``; returns its path."""
   path = folder.resolve() / f"{family}.safetensors"
-  info = data.info(config.dataset.name, config.dataset.root)
+  info = data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
   network = models.build(config.model, info.num_classes)
   if family not in FAMILIES:
     raise ValueError(f"--as={family}: no such family; expected one of {', '.join(FAMILIES)}")

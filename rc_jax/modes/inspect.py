@@ -58,14 +58,14 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
   # Nothing is computed here, and a run may be using the accelerator.
   jax.config.update("jax_platforms", "cpu")
   name, root = config.dataset.name, config.dataset.root
-  info = data.info(name, root)
+  info = data.info(name, root, config.dataset.classes)
   named = dict.fromkeys(
     [*data.parts_of(name, config.dataset.train_split), *data.parts_of(name, config.eval.split)]
   )
   opened = {part: _open(config, part) for part in named}
   if all(source is None for source, _ in opened.values()):
     # Raises the error of the first split again, with its type.
-    data.load(name, root, next(iter(named)))
+    data.load(name, root, next(iter(named)), classes=config.dataset.classes)
   for part in data.splits(name, root):
     if part not in opened:
       source, defects = _open(config, part, labels=False)
@@ -161,7 +161,9 @@ def describe(
 def _open(config: Config, split: str, labels: bool = True) -> tuple[Source | None, tuple[str, ...]]:
   """Opens the complete pairs of a split; returns them with the errors that would stop training."""
   try:
-    return data.load(config.dataset.name, config.dataset.root, split, labels=labels), ()
+    return data.load(
+      config.dataset.name, config.dataset.root, split, labels=labels, classes=config.dataset.classes
+    ), ()
   except data.IncompleteSplit as error:
     return error.complete, error.defects
   except (ValueError, OSError) as error:

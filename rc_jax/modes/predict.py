@@ -104,8 +104,8 @@ def _predict(
   format: str,
 ) -> int:
   """Labels images as ``run`` describes; ``lock`` gets the lock of the folder."""
-  info = data.info(config.dataset.name, config.dataset.root)
-  submission_format = submission.find(format, config.dataset.name) if format else None
+  info = data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
+  submission_format = submission.find(format, config.dataset.name, info) if format else None
   output = (output or workdir / "predictions").resolve()
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
@@ -113,7 +113,13 @@ def _predict(
     distributed.check_agreement(data.class_facts(info) | restore.facts(path))
   restored = restore.restore(network, config, path, info.table())
   if images is None:
-    source = data.load(config.dataset.name, config.dataset.root, config.eval.split, labels=False)
+    source = data.load(
+      config.dataset.name,
+      config.dataset.root,
+      config.eval.split,
+      labels=False,
+      classes=config.dataset.classes,
+    )
     for note in data.notes_of(source):
       say(f"note: {note}")
     wanted = from_source(source, config.eval.split)

@@ -71,7 +71,9 @@ def run(
   folder = pathlib.Path(os.path.expanduser(output)) if output else default_output(root)
   if folder.exists() and not folder.is_dir():
     raise ValueError(f"--output={folder}: is a file; expected a folder or a new name: choose another")
-  sources = _sources(name, root, splits, (config.dataset.train_split, config.eval.split))
+  sources = _sources(
+    name, root, config.dataset.classes, splits, (config.dataset.train_split, config.eval.split)
+  )
   workers = config.data.workers or len(os.sched_getaffinity(0))
   shards = writer.plan(sources, encoding)
   start = time.monotonic()
@@ -119,10 +121,12 @@ def _write(shards: list[writer.Shard], folder: pathlib.Path, workers: int) -> No
     progress.close()
 
 
-def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...]) -> dict[str, FilePairs]:
+def _sources(
+  name: str, root: str, classes: str, chosen: Sequence[str], wanted: tuple[str, ...]
+) -> dict[str, FilePairs]:
   """Returns the splits to pack: the chosen ones, or all whose folders exist."""
   if chosen:
-    return {split: _source(name, root, split) for split in dict.fromkeys(chosen)}
+    return {split: _source(name, root, split, classes) for split in dict.fromkeys(chosen)}
   sources, reasons = {}, []
   listed = data.splits(name, root)
   # A folder that the config names splits of is none itself: it would pack training and validation into one.
@@ -132,7 +136,7 @@ def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...
   # A folder without images has no splits: opening the training split raises the error that names what is missing.
   for split in [split for split in listed if split not in outer] + inner or wanted[:1]:
     try:
-      sources[split] = _source(name, root, split)
+      sources[split] = _source(name, root, split, classes)
     except FileNotFoundError as error:
       reasons.append((split, error))
   for split, reason in reasons:
@@ -142,8 +146,8 @@ def _sources(name: str, root: str, chosen: Sequence[str], wanted: tuple[str, ...
   return sources
 
 
-def _source(name: str, root: str, split: str) -> FilePairs:
-  source = data.load(name, root, split, labels=False)
+def _source(name: str, root: str, split: str, classes: str) -> FilePairs:
+  source = data.load(name, root, split, labels=False, classes=classes)
   if not isinstance(source, FilePairs):
     raise ValueError(f"split {split!r} of {name}: is not stored as pairs of files, so it cannot be packed")
   return source

@@ -46,7 +46,7 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
     FileNotFoundError: no checkpoint, or no data.
     ValueError: the checkpoint holds another network or other classes.
   """
-  info = data.info(config.dataset.name, config.dataset.root)
+  info = data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
   network = models.build(config.model, info.num_classes)
   path = restore.locate(workdir, checkpoint)
   if jax.process_count() > 1:
@@ -83,12 +83,14 @@ def write(
   folder = workdir / "report"
   files.check_writable(folder)
   shown = pictures(config, network, params, batch_stats)
-  info = data.info(config.dataset.name, config.dataset.root)
+  info = data.info(config.dataset.name, config.dataset.root, config.dataset.classes)
   with files.atomic_write(folder / "panels.png") as file:
     panels(shown, info).save(file, "PNG")
   lines = read_metrics(workdir)
   scores, confusion, notes = read_evaluation(workdir, config.eval.split)
-  images = len(data.load(config.dataset.name, config.dataset.root, config.eval.split))
+  images = len(
+    data.load(config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes)
+  )
   protocol = protocol_text(scoring_protocol(config, network.align_corners, images))
   if scores is not None:
     notes += _notes_on_scores(scores, protocol, weights_digest((params, batch_stats)), step)
@@ -134,7 +136,9 @@ def pictures(
     batch_stats: likewise.
     count: of the images.
   """
-  source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  source = data.load(
+    config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes
+  )
   indices = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
   examples = [source[index] for index in indices]
   labels = label_images(network, config.eval, params, batch_stats, [example["image"] for example in examples])

@@ -105,16 +105,17 @@ def _check_data(study: Study) -> None:
       "compared; expected one"
     )
   datasets = {
-    (config.dataset.name, config.dataset.root, config.dataset.train_split) for config in configs.values()
+    (config.dataset.name, config.dataset.root, config.dataset.classes, config.dataset.train_split)
+    for config in configs.values()
   }
-  for name, root, train_split in sorted(datasets):
+  for name, root, classes, train_split in sorted(datasets):
     for split in dict.fromkeys((train_split, *study.splits)):
-      data.load(name, root, split)
+      data.load(name, root, split, classes=classes)
   for row in study.rows:
     weights = configs[row.name].model.pretrained
-    if weights and not pathlib.Path(weights).is_file():
+    if weights and not pathlib.Path(weights).exists():
       raise FileNotFoundError(
-        f"study {study.title!r}: row {row.name!r}: config.model.pretrained: no file {weights}"
+        f"study {study.title!r}: row {row.name!r}: config.model.pretrained: no file or folder {weights}"
       )
   untrained = [
     row.name for row in study.rows if row.paper is not None and not configs[row.name].model.pretrained

@@ -29,7 +29,9 @@ def run(config: Config) -> None:
   Raises:
     ValueError: ``dataset.name`` or a field of ``model`` has no such choice.
   """
-  network = models.build(config.model, data.info(config.dataset.name, config.dataset.root).num_classes)
+  network = models.build(
+    config.model, data.info(config.dataset.name, config.dataset.root, config.dataset.classes).num_classes
+  )
   cost = measure(network, height_width(config.train.crop_size))
   lines = [*_title(config, network, cost), "", *table(cost.stages), "", *_notes(config, network, cost)]
   write_output("\n".join(lines) + "\n")

@@ -16,6 +16,8 @@ from rc_jax.class_table import check_class_table, write_class_table
 from rc_jax.command import Command
 from rc_jax.config import Config, as_dict, different_run, height_width, reads_image_index
 from rc_jax.console import duration, say, waiting
+from rc_jax.data.class_counts import count_class_pixels, digest_of_counts
+from rc_jax.data.pipeline.rare_classes import RareClassSampling, rare_class_sampling, sampling_text
 from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
@@ -295,8 +297,12 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   kind = jax.devices()[0].device_kind
   say(f"{jax.device_count()} x {kind} in {jax.process_count()} process(es), run folder {workdir}")
 
-  source = data.load(config.dataset.name, config.dataset.root, config.dataset.train_split)
-  eval_source = data.load(config.dataset.name, config.dataset.root, config.eval.split)
+  source = data.load(
+    config.dataset.name, config.dataset.root, config.dataset.train_split, classes=config.dataset.classes
+  )
+  eval_source = data.load(
+    config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes
+  )
   info = source.info
   for note in data.notes_of(source):
     say(f"note: {note}")
@@ -321,11 +327,15 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     for line in run_log.notes_on_protocols(workdir, config.eval.split, protocol):
       say(line)
   weighted_config = class_weights.with_class_weights(config, workdir, source, resumes=resumes)
+  # After the checks of a resumed run, because this one writes to its folder.
+  rare_classes = _rare_classes(config, workdir, source)
   write_config(config, workdir)
   if jax.process_index() == 0:
     write_class_table(workdir, info.table())
   terms = loss_terms(config, network, state)
   say(plan_text(weighted_config, workdir, state, terms, info.num_classes, len(source), len(eval_source)))
+  if rare_classes is not None:
+    say(sampling_text(rare_classes, info.class_names, config.data.rare_class_min_pixels))
 
   state = initial_state.in_training_formats(state, mesh)
 
@@ -339,7 +349,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   first = int(state.step)
   earlier = [step for step in scores if step <= first]
   log = run_log.RunLog(workdir, resumed_at=first)
-  batches = _training_batches(config, source, data_position)
+  batches = _training_batches(config, source, data_position, rare_classes)
   skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
   prefetcher = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
   training = TrainingRun(
@@ -460,8 +470,30 @@ def _check_agreement(
   distributed.check_agreement(facts, listings)
 
 
+def _rare_classes(config: Config, workdir: pathlib.Path, source: data.Source) -> RareClassSampling | None:
+  """Returns how images are drawn by their classes; None where each epoch shows all of them.
+
+  Raises:
+    ValueError: a label cannot be read, or the labels of the processes differ; one line.
+  """
+  if not config.data.rare_class_temperature:
+    return None
+  # Every process counts: no program of the devices waits for hours for one of them.
+  pixels = count_class_pixels(
+    source, workdir, skip=config.dataset.on_error == "skip", keep=jax.process_index() == 0
+  )
+  distributed.check_agreement({"pixels of each class in the training labels": digest_of_counts(pixels)})
+  fields = config.data
+  return rare_class_sampling(
+    pixels, fields.rare_class_temperature, fields.rare_class_min_pixels, fields.rare_class_crops
+  )
+
+
 def _training_batches(
-  config: Config, source: data.Source, data_position: dict[str, Any] | None
+  config: Config,
+  source: data.Source,
+  data_position: dict[str, Any] | None,
+  rare_classes: RareClassSampling | None,
 ) -> data.TrainBatches:
   """Returns this process's training batches, at the position of the checkpoint where there is one."""
   batches = data.train_batches(
@@ -477,6 +509,7 @@ def _training_batches(
     host_index=jax.process_index(),
     host_count=jax.process_count(),
     with_index=reads_image_index(config),
+    rare_classes=rare_classes,
   )
   if data_position is not None:
     batches.set_state(data_position)

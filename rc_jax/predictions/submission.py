@@ -30,15 +30,17 @@ def formats() -> dict[str, list[str]]:
   return names
 
 
-def find(name: str, dataset: str) -> SubmissionFormat:
+def find(name: str, dataset: str, info: DatasetInfo | None = None) -> SubmissionFormat:
   """Returns the submission format of a data set.
 
   Args:
     name: the name of the format.
     dataset: the name of the data set.
+    info: the classes of the network; None: those of the data set.
 
   Raises:
-    ValueError: in one line: there is no such format, or it is the format of another data set.
+    ValueError: in one line: there is no such format, it is the format of another data set, or ``info`` merges or leaves
+      out classes that the benchmark scores.
   """
   known = formats()
   if name not in known:
@@ -48,6 +50,12 @@ def find(name: str, dataset: str) -> SubmissionFormat:
     raise ValueError(
       f"--format={name}: the config's dataset.name is {dataset}; expected {' or '.join(known[name])}, whose ids the "
       "benchmark scores: use the recipe of that data set, or leave --format out"
+    )
+  scored = set(DATASETS[dataset].info_at("").label_ids.tolist())
+  if info is not None and scored != set(info.label_ids.tolist()):
+    raise ValueError(
+      f"--format={name}: the benchmark scores {len(scored)} classes, and the network has {info.num_classes}, because "
+      "dataset.classes merges or leaves out some: leave --format out, or train on the classes of the data set"
     )
   return submission
 

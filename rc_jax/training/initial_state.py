@@ -43,7 +43,7 @@ def initial_state(
   """
   variables = network.init(jax.random.key(config.seed), image_size=height_width(config.train.crop_size))
   if config.model.pretrained and fresh:
-    names = data.info(config.dataset.name, config.dataset.root).class_names
+    names = data.info(config.dataset.name, config.dataset.root, config.dataset.classes).class_names
     variables, imported = pretrained.load(
       config.model.pretrained, variables, config.model, names, other_classes=True
     )

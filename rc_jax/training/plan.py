@@ -71,14 +71,17 @@ def plan_text(
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   pretrained = pathlib.Path(config.model.pretrained or "random values")
   start = pretrained if pretrained.is_dir() else pretrained.name
-  epochs = train.steps * train.batch_size / training_images
+  epochs = f"{train.steps * train.batch_size / training_images:.3g} epochs"
+  if config.data.rare_class_temperature:
+    epochs = f"as many images as {epochs} have"
   every = f"every {train.eval_every:,} steps" if train.eval_every else "at the end"
+  table = f" by dataset.classes={config.dataset.classes}" if config.dataset.classes else ""
   lines = [
-    f"data: {config.dataset.name}, {num_classes} classes; {training_images:,} images of "
+    f"data: {config.dataset.name}, {num_classes} classes{table}; {training_images:,} images of "
     f"{config.dataset.train_split} to train on, {scored_images:,} of {config.eval.split} to score",
     f"network: {config.model.name} on {config.model.backbone}, {parameters:,} parameters, from {start}",
     f"loss: {_loss_text(config, terms, num_classes, training_images)}",
-    f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width} ({epochs:.3g} epochs); "
+    f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width} ({epochs}); "
     f"scores {every}, saves every {train.checkpoint_every:,}",
   ]
   if step == train.steps:

@@ -175,7 +175,7 @@ def test_an_id_that_the_table_lacks(tmp_path):
     ("", "first line is nothing"),
     ("0,road\n1,sky\n", "first line is 0,road, expected id,name"),
     ("id,name\n0,road\n0,sky\n", "line 3: the id 0 is listed twice"),
-    ("id,name\n0,road\n1,road\n", "line 3: the name 'road' is listed twice"),
+    ("id,name\n0,road\n1,road\n", "lists 1 classes, expected 2 to 255"),
     ("id,name\nx,road\n1,sky\n", "line 2: the id is 'x'"),
     ("id,name\n-1,road\n1,sky\n", "line 2: the id is '-1'"),
     ("id,name\n0,\n1,sky\n", "line 2: the id 0 has no name"),
@@ -289,3 +289,66 @@ def test_the_splits_of_a_cross_validation(tmp_path):
     root = _folder(tmp_path, ids, split=split)
   assert data.splits("folder", root) == ("all", "fold0/train", "fold0/val", "test")
   assert len(data.load("folder", root, "fold0/val")) == 1
+
+
+def _listed(root, lines, split="train"):
+  (root / "splits").mkdir(exist_ok=True)
+  (root / f"splits/{split}.txt").write_text(lines)
+  return data.load("folder", str(root), split)
+
+
+def test_a_list_chooses_the_images_of_a_split(tmp_path):
+  for place, name in enumerate(("1", "2", "3", "scene.04")):
+    _folder(tmp_path, np.full((2, 2), (3, 0)[place % 2], np.uint8), split="town", name=name)
+  source = _listed(tmp_path, "town/3\r\n\n  town/1.png  \ntown/scene.04\n")
+  assert [path.name for path in source.images] == ["1.png", "3.png", "scene.04.png"]
+  assert [path.name for path in source.labels] == ["1.png", "3.png", "scene.04.png"]
+  assert [int(source[place]["label"][0, 0]) for place in range(3)] == [0, 0, 1]
+  _listed(tmp_path, "town/2\n", "val")
+  assert data.splits("folder", str(tmp_path)) == ("train", "val")
+  # A list goes before a folder of its name.
+  assert len(_listed(tmp_path, "town/2\n", "town")) == 1
+  assert data.info("folder", str(tmp_path)).class_names == ("road", "sky, clouds", "car")
+  shutil.rmtree(tmp_path / "labels")
+  assert not data.load("folder", str(tmp_path), "val", labels=False).labelled
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    (
+      "town/1\ntown/1.png\n",
+      "train.txt, line 2: 'town/1.png' is in line 1 already, expected each image once",
+    ),
+    ("town/1\ntown/7\n", "train.txt, line 2: 'town/7' is no image below .*images, expected a path"),
+    ("town/1.jpg\n", "train.txt, line 1: 'town/1.jpg' is no image"),
+    ("town/2\n", r"train.txt, line 1: 'town/2' matches 2.jpg and 2.png, expected one file"),
+    ("town/2.jpg\n", "train.txt, line 1: 'town/2.jpg' matches 2.jpg and 2.png"),
+    ("town/3\n", r"images/town/3\.png: this image has no label, expected .*labels/town/3\.png"),
+    ("\n", "train.txt: lists no images, expected one in each line"),
+    ("caf\xe9\0", "train.txt, line 1: holds zero bytes"),
+  ],
+)
+def test_wrong_lists_are_refused_in_one_line(tmp_path, lines, message):
+  for name in ("1", "2", "3"):
+    _folder(tmp_path, np.full((2, 2), 3, np.uint8), split="town", name=name)
+  Image.new("RGB", (2, 2)).save(tmp_path / "images/town/2.jpg")
+  (tmp_path / "labels/town/3.png").unlink()
+  with pytest.raises(ValueError, match=message) as error:
+    _listed(tmp_path, lines)
+  assert "\n" not in str(error.value)
+  # Files that no line names are no defects.
+  assert len(_listed(tmp_path, "town/1\n")) == 1
+
+
+def test_the_test_split_of_camvid(tmp_path):
+  with pytest.raises(
+    FileNotFoundError, match="images/test: this folder of the data set camvid does not exist"
+  ):
+    (tmp_path / "images/train").mkdir(parents=True)
+    data.load("camvid", str(tmp_path), "test")
+  for kind, array in (("images", np.zeros((2, 2, 3), np.uint8)), ("labels", np.full((2, 2), 4, np.uint8))):
+    (tmp_path / kind / "test").mkdir(parents=True)
+    Image.fromarray(array).save(tmp_path / kind / "test/a.png")
+  assert data.load("camvid", str(tmp_path), "test")[0]["label"].tolist() == [[4, 4], [4, 4]]
+  assert data.DATASETS["camvid"].image_counts["test"] == 233

@@ -1,4 +1,4 @@
-"""CamVid with the 11 classes of SegNet: 367 training and 101 validation frames of 480x360 from a car in a town."""
+"""CamVid with the 11 classes of SegNet: 367 training, 101 validation and 233 test frames of 480x360 from a car."""
 
 from collections.abc import Set
 
@@ -15,7 +15,7 @@ from rc_jax.data.reading import (
   pair_folders,
 )
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")
 LAYOUT = "images/<split>/*.jpg or *.png, and labels/<split>/*.png with the ids 0-10 and 11 for void"
 
 # (name, colour) in the order of the ids, which are also the train ids.
@@ -58,7 +58,7 @@ def load(root: str, split: str) -> FilePairs:
 
   Args:
     root: the folder that holds ``images/`` and ``labels/``.
-    split: ``train`` or ``val``.
+    split: ``train``, ``val``, or ``test``, whose scores the field reports.
 
   Returns:
     The split, in the order of the file names.
@@ -79,5 +79,5 @@ DATASET = Dataset(
   load=load,
   layout=LAYOUT,
   signs=(("images/train", "labels/train"), ("images/val", "labels/val")),
-  image_counts={"train": 367, "val": 101},
+  image_counts={"train": 367, "val": 101, "test": 233},
 )

@@ -6,6 +6,7 @@ run can resume with other numbers of threads, processes and hosts.
 """
 
 import dataclasses
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from rc_jax.data.augment import options_of, training_crop
 from rc_jax.data.pipeline.decoded_cache import CachedSource, DecodedCache, budget_bytes
+from rc_jax.data.pipeline.rare_classes import RareClassSampling
 from rc_jax.data.pipeline.skip_unreadable import (
   REASON,
   SKIPPED,
@@ -32,6 +34,7 @@ Batch = dict[str, np.ndarray]
 """``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, and ``"index": int32 [b]`` with ``with_index``."""
 
 INDEX = "index"
+_DRAWN_CLASS = "drawn_class"  # of an example, beside the pixels
 
 
 def train_batches(
@@ -48,11 +51,12 @@ def train_batches(
   host_index: int = 0,
   host_count: int = 1,
   with_index: bool = False,
+  rare_classes: RareClassSampling | None = None,
 ) -> "TrainBatches":
   """Returns endless batches of augmented crops, in another order in each epoch.
 
   An epoch visits every image once. Epochs follow each other without a gap: a batch may span two of them, and may be
-  larger than the data set.
+  larger than the data set. With ``rare_classes`` there are no epochs: each image is drawn by itself.
 
   Args:
     source: the training split.
@@ -70,6 +74,7 @@ def train_batches(
     host_count: the number of parts.
     with_index: adds ``"index": int32 [b]``, the place of each image in ``source``. Where an unreadable example is
       replaced, it is that of the example that was read.
+    rare_classes: draws the image of each position, of the same split; None: epochs.
 
   Returns:
     An iterator over ``{"image": uint8 [b,h,w,3], "label": uint8 [b,h,w]}``, ``b = batch_size / host_count``.
@@ -92,7 +97,7 @@ def train_batches(
     if value < 0:
       raise ValueError(f"data.{field} is {value}, expected 0 or more: change it")
   rows = batch_size // host_count
-  crop = _TrainingCrop((int(crop_size[0]), int(crop_size[1])), options_of(augment))
+  crop = _TrainingCrop((int(crop_size[0]), int(crop_size[1])), options_of(augment), rare_classes)
   examples_in_all = len(source)
   if cache_gb:
     source = CachedSource(source, DecodedCache(examples_in_all, budget_bytes(cache_gb)))
@@ -107,7 +112,17 @@ def train_batches(
     source = NextReadable(source, limit)
   # The random transformation comes after repeat and before the selection of the host's rows: Grain seeds its generator
   # by the index, which is then the position in the endless global stream.
-  examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat().random_map(crop)
+  if rare_classes is None:
+    ordered = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  else:
+    if rare_classes.examples != examples_in_all:
+      raise ValueError(
+        f"rare_classes is of {rare_classes.examples} examples, but the split has {examples_in_all}: count it again"
+      )
+    draws = _RareClassDraws(rare_classes, seed)
+    ordered = grain.MapDataset.select_from_datasets([grain.MapDataset.source(source)], draws).seed(seed)
+    ordered = ordered.map_with_index(_WithDrawnClass(rare_classes, seed))
+  examples = ordered.random_map(crop)
   if host_count > 1:
     selection = _HostRows(len(examples) // batch_size * rows, batch_size, rows, host_index * rows)
     examples = grain.MapDataset.select_from_datasets([examples], selection)
@@ -303,13 +318,43 @@ class _TrainingCrop(grain.transforms.RandomMap):
 
   crop_size: tuple[int, int]
   options: Config
+  rare_classes: RareClassSampling | None
 
   def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> Batch:
-    image, label = training_crop(
-      element["image"], element["label"], rng, crop_size=self.crop_size, options=self.options
-    )
+    rare, drawn = self.rare_classes, element.get(_DRAWN_CLASS)
+    for _ in range(1 if rare is None else rare.crops):
+      image, label = training_crop(
+        element["image"], element["label"], rng, crop_size=self.crop_size, options=self.options
+      )
+      if rare is None or np.count_nonzero(label == drawn) >= rare.crop_pixels[drawn]:
+        break
     others = {key: element[key] for key in (INDEX, SKIPPED, REASON) if key in element}
     return {"image": image, "label": label, **others}
+
+
+@dataclasses.dataclass(frozen=True)
+class _RareClassDraws(grain.transforms.DatasetSelectionMap):
+  """The endless stream of examples, each drawn by its position."""
+
+  sampling: RareClassSampling
+  seed: int
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, index: int) -> tuple[int, int]:
+    return 0, self.sampling.draw(self.seed, index)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithDrawnClass(grain.transforms.MapWithIndex):
+  """Adds to each example the class for which it was drawn."""
+
+  sampling: RareClassSampling
+  seed: int
+
+  def map_with_index(self, index: int, element: dict[str, Any]) -> dict[str, Any]:
+    return {**element, _DRAWN_CLASS: self.sampling.draw(self.seed, index)[0]}
 
 
 @dataclasses.dataclass(frozen=True)

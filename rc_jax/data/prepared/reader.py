@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from rc_jax import files
-from rc_jax.class_table import table_defect
+from rc_jax.class_table import MERGED, table_defect
 from rc_jax.data.prepared import tiles
 from rc_jax.data.reading.dataset import Dataset, RecordFields
 from rc_jax.data.reading.dataset_info import AbsentClass, DatasetInfo
@@ -86,6 +86,12 @@ class PreparedSplit:
       check_sizes(image, label, where, where)
       example["label"] = label
     return example
+
+  def label(self, index: int) -> np.ndarray:
+    """Reads the label of example ``index`` alone, uint8 ``[H,W]``; raises ValueError for a damaged record."""
+    where = f"{self.root}, example {index} of {self.split}"
+    record = self._record(index, where)
+    return np.asarray(self._pixels(record[self.fields.label], where, self.fields.train_ids))
 
   def _record(self, index: int, where: str) -> dict[str, bytes]:
     try:
@@ -256,6 +262,7 @@ def _info_of(index: dict[str, Any]) -> DatasetInfo:
     label_ids=np.array(index["label_ids"]),
     ignore_label=index["ignore_label"],
     absent_class=index["absent_class"],
+    merged_ids={int(own_id): label for own_id, label in index.get(MERGED, {}).items()},
   )
 
 

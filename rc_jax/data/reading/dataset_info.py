@@ -1,7 +1,7 @@
 """The classes of a data set: names, colours, ids, and the rules of its benchmark."""
 
 import dataclasses
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +52,9 @@ class DatasetInfo:
     mistakes: wrong ids that are common in labels of this data set.
     made_up_colors: train ids of the classes whose colour in ``palette`` neither the release nor the user states. The
       colours in label files are not compared with these.
+    merged_ids: further ids of the labels -> the train id of the class that they are part of.
+    colors_in_labels: colour -> the ids that may have it in the palette of a label, where classes are merged or left
+      out; empty: as ``palette`` states them.
     notes: sentences on what is odd in the table of the classes; training and inspection print them.
   """
 
@@ -64,6 +67,8 @@ class DatasetInfo:
   categories: tuple[str, ...] = ()
   mistakes: IdMistakes = IdMistakes()
   made_up_colors: frozenset[int] = frozenset()
+  merged_ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
+  colors_in_labels: Mapping[tuple[int, ...], Sequence[int]] = dataclasses.field(default_factory=dict)
   notes: tuple[str, ...] = ()
 
   @property
@@ -72,6 +77,8 @@ class DatasetInfo:
 
   def ids_by_color(self) -> dict[tuple[int, ...], list[int]]:
     """Returns each colour that the release or the user states, with the ids of its classes."""
+    if self.colors_in_labels:
+      return {color: list(ids) for color, ids in self.colors_in_labels.items()}
     ids: dict[tuple[int, ...], list[int]] = {}
     for label, (color, own_id) in enumerate(zip(self.palette.tolist(), self.label_ids.tolist(), strict=True)):
       if label not in self.made_up_colors:
@@ -80,6 +87,8 @@ class DatasetInfo:
 
   def table(self) -> dict[str, Any]:
     """Returns the classes as JSON knows them, for records of what was made for them (``rc_jax.class_table``)."""
+    # Only where there are such, so that the record of another data set is that of earlier versions.
+    merged = {str(own_id): label for own_id, label in sorted(self.merged_ids.items())}
     return {
       "dataset": self.name,
       "class_names": list(self.class_names),
@@ -87,4 +96,5 @@ class DatasetInfo:
       "label_ids": self.label_ids.tolist(),
       "ignore_label": self.ignore_label,
       "absent_class": self.absent_class,
+      **({"merged_ids": merged} if merged else {}),
     }
