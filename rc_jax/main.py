@@ -388,8 +388,8 @@ def cli() -> int:
   """Runs the command line of this process; returns its exit status."""
   from rc_jax import huge_pages, parent_process
 
-  parent_process.stop_with_parent()
   huge_pages.restart_with_huge_pages()
+  parent_process.stop_with_parent()  # after the restart, which would forget it
   try:
     return main(sys.argv)
   finally:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from rc_jax import parent_process
 from rc_jax.console import CLEAR_LINE
 
 PREEMPTED = (
@@ -24,7 +25,9 @@ class StopRequested(Exception):
 class PreemptionWatch:
   """Notices that the run is to stop. A context manager: signal handlers are installed inside the ``with`` block.
 
-  SIGHUP, which a terminal sends when it is closed, stays ignored where the run was started with ``nohup``.
+  A second SIGTERM or SIGINT ends the process at once. Two are ignored until the process has ended: a second SIGHUP, and
+  a second SIGTERM of a run that a study's runner started. SIGHUP, which a terminal sends when it is closed, stays
+  ignored where the run was started with ``nohup``.
 
   Attributes:
     exit_status: of the process: 0 until a stop is requested, then 128 + the signal's number (143, 130 or 129).
@@ -33,6 +36,11 @@ class PreemptionWatch:
   def __init__(self) -> None:
     self.exit_status = 0
     self._previous: dict[int, Callable[[int, types.FrameType | None], Any] | int | None] = {}
+    # The shell sends SIGHUP when its terminal is closed, and the kernel sends it once more when the shell ends.
+    self._sent_twice: set[int] = {signal.SIGHUP}
+    if parent_process.started_by_runner():
+      # A scheduler sends SIGTERM to all processes of a job, and the runner then sends it to its runs.
+      self._sent_twice.add(signal.SIGTERM)
 
   def __enter__(self) -> "PreemptionWatch":
     handlers: dict[int, Callable[[int, types.FrameType | None], Any]] = {}
@@ -47,15 +55,14 @@ class PreemptionWatch:
 
   def __exit__(self, *unused: object) -> None:
     for number, handler in self._previous.items():
-      # A second SIGHUP would end the process before its exit status says that it has saved.
-      if number != signal.SIGHUP or not self.exit_status:
+      # A second signal would end the process before its exit status says that it has saved.
+      if number not in self._sent_twice or not self.exit_status:
         signal.signal(number, handler)
 
   def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
     self.exit_status = 128 + number
     name = signal.Signals(number).name
-    if number == signal.SIGHUP:
-      # The shell sends it when its terminal is closed, and the kernel sends it once more when the shell ends.
+    if number in self._sent_twice:
       signal.signal(number, signal.SIG_IGN)
       again = ""
     else:

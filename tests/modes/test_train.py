@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rc_jax import parent_process
 from rc_jax.config import defaults
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.modes import train
@@ -239,6 +240,20 @@ def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_pa
   assert f"resuming at step {saved[0]} of" in run_tiny.finish(process)
   assert process.returncode == 0
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+
+
+@pytest.mark.long
+def test_a_run_of_a_study_saves_when_it_gets_sigterm_twice(cache, tmp_path) -> None:
+  """A scheduler sends it to all processes of a job, and the study's runner then sends it to its runs."""
+  by_runner = {parent_process.VARIABLE: str(os.getpid())}
+  process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache, **by_runner)
+  run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGTERM)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 143 and "saved; the same command continues" in printed, printed
+  (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+  assert saved >= 3
 
 
 @pytest.mark.long
