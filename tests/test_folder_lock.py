@@ -1,5 +1,6 @@
 """One command at a time writes to a folder; a lock that a dead process or machine left behind is taken over."""
 
+import contextlib
 import errno
 import json
 import os
@@ -29,6 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
   """Seconds become hundredths."""
   monkeypatch.setattr(folder_lock, "_RENEWED_EVERY", 0.05)
   monkeypatch.setattr(folder_lock, "_WATCHED_FOR", 0.3)
+  monkeypatch.setattr(folder_lock, "_CONFIRMED_AFTER", 0.15)
 
 
 @pytest.fixture
@@ -46,7 +48,9 @@ def test_the_lock_excludes_and_is_released(tmp_path: pathlib.Path) -> None:
   for _ in range(2):
     with folder_lock.folder_lock(folder, "wait"):
       with (
-        pytest.raises(ValueError, match=f"{folder}: process {os.getpid()} on .* writes to this folder; wait"),
+        pytest.raises(
+          folder_lock.FolderInUse, match=f"{folder}: process {os.getpid()} on .* writes to this folder; wait"
+        ),
         folder_lock.folder_lock(folder, "wait"),
       ):
         pass
@@ -90,8 +94,9 @@ def test_the_lock_of_a_dead_machine_is_taken_over(content: str, tmp_path: pathli
 
 
 @pytest.mark.usefixtures("quick", "no_locks")
-def test_without_locks_renewals_exclude(tmp_path: pathlib.Path) -> None:
+def test_without_locks_renewals_exclude(tmp_path: pathlib.Path, capsys) -> None:
   with folder_lock.folder_lock(tmp_path, "wait"):
+    assert "the file system has no locks; watching for" in capsys.readouterr().out
     with pytest.raises(ValueError, match="writes to this folder"), folder_lock.folder_lock(tmp_path, "wait"):
       pass
     assert (tmp_path / folder_lock.FILE).is_file()
@@ -120,10 +125,74 @@ def test_a_machine_whose_locks_do_not_reach_this_one_excludes(tmp_path: pathlib.
     thread.join()
 
 
+class Machines:
+  """Two machines, each a thread, which share a folder; ``flock`` of one does not reach the other."""
+
+  def __init__(self, monkeypatch: pytest.MonkeyPatch, flock: str) -> None:
+    self._opened, self._written = (threading.Barrier(2) for _ in range(2))
+    self._pwrite, self._flock, self._first = os.pwrite, flock, set()
+    monkeypatch.setattr(folder_lock.fcntl, "flock", self._lock)
+    monkeypatch.setattr(folder_lock.os, "pwrite", self._write)
+    monkeypatch.setattr(folder_lock, "_boot", lambda: threading.current_thread().name)
+    self._ended = threading.Semaphore(0)
+
+  def _lock(self, *arguments: object) -> None:
+    self._opened.wait(10)  # both have opened the file before either reads it
+    if self._flock == "absent":
+      raise OSError(errno.ENOLCK, "No locks available")
+
+  def _write(self, descriptor: int, text: bytes, offset: int) -> int:
+    name = threading.current_thread().name
+    if name.startswith("machine") and name not in self._first:
+      self._first.add(name)
+      with contextlib.suppress(threading.BrokenBarrierError):
+        self._written.wait(0.5)  # both have ended their watch before either writes, where both get so far
+    return self._pwrite(descriptor, text, offset)
+
+  def start_together(self, folder: pathlib.Path) -> list[str]:
+    """Returns what each machine got, ``"holds"`` or its error; the holder keeps the lock until the other has ended."""
+    results: list[str] = []
+
+    def hold() -> None:
+      try:
+        with folder_lock.folder_lock(folder, "wait", quiet=True):
+          results.append("holds")
+          self._ended.acquire(timeout=5)
+      except folder_lock.FolderInUse as error:
+        results.append(str(error))
+      self._ended.release()
+
+    threads = [threading.Thread(target=hold, name=f"machine{i}") for i in range(2)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+    return results
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("flock", ["absent", "on each machine"])
+@pytest.mark.parametrize("left", [None, "", json.dumps(OTHER_MACHINE)], ids=["new", "empty", "stale"])
+def test_of_two_machines_that_start_together_one_holds_the_lock(
+  flock: str, left: str | None, tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
+  if left is not None:
+    (tmp_path / folder_lock.FILE).write_text(left)
+  with monkeypatch.context() as patch:
+    results = Machines(patch, flock).start_together(tmp_path)
+  assert results.count("holds") == 1 and len(results) == 2, results
+  assert sum(f"process {os.getpid()} on" in text for text in results) == 1
+  assert not capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
 def test_a_file_is_no_folder(tmp_path: pathlib.Path) -> None:
   (tmp_path / "run").touch()
-  with pytest.raises(ValueError, match="is a file"), folder_lock.folder_lock(tmp_path / "run", "wait"):
+  with (
+    pytest.raises(ValueError, match="is a file") as error,
+    folder_lock.folder_lock(tmp_path / "run", "wait"),
+  ):
     pass
+  assert not isinstance(error.value, folder_lock.FolderInUse)
 
 
 def test_a_lock_on_a_full_disk_is_an_error_in_one_line(tmp_path: pathlib.Path) -> None:
