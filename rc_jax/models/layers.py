@@ -82,12 +82,12 @@ class SeparableConvNormRelu(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = DepthwiseConv(self.kernel_size, self.dilation, self.dtype, name="depthwise")(x)
     x = BatchNorm(self.momentum, self.epsilon, name="depthwise_bn")(x, train, relu=True)
-    options = (self.features, 1, 1, self.dtype, self.momentum, self.epsilon, self.relu)
-    return ConvNormRelu(*options, name="pointwise")(x, train)
+    options = (self.features, 1, 1, self.dtype, self.momentum, self.epsilon)
+    return ConvNormRelu(*options, relu=self.relu, name="pointwise")(x, train)
 
 
 def classify(
-  features: jax.Array, num_classes: int, dropout: float, train: bool, linear: bool = False
+  features: jax.Array, num_classes: int, dropout: float, train: bool, *, features_before_relu: bool = False
 ) -> jax.Array:
   """Drops channels in training, then applies the calling module's 1x1 convolution ``classifier``.
 
@@ -96,12 +96,12 @@ def classify(
     num_classes: ``N``.
     dropout: share of channels that are dropped.
     train: whether to drop channels.
-    linear: whether the features are those before the ReLU, which is then applied first.
+    features_before_relu: whether the features are those before the ReLU, which is then applied first.
 
   Returns:
     Logits ``P [B,h,w,N]``, computed in float32.
   """
-  features = nn.relu(features) if linear else features
+  features = nn.relu(features) if features_before_relu else features
   x = nn.Dropout(dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
   logits: jax.Array = Conv(num_classes, 1, use_bias=True, name="classifier")(x)
   return logits

@@ -124,7 +124,7 @@ LINEAR_CASES = {
 @pytest.mark.parametrize(("module", "shapes"), LINEAR_CASES.values(), ids=LINEAR_CASES)
 def test_linear_features_are_those_before_the_relu(module, shapes):
   stages = random_stages(*shapes)
-  linear = module.clone(linear=True)
+  linear = module.clone(features_before_relu=True)
   rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
   _, params, batch_stats = initial_variables(
     lambda key, stages: module.init_with_output(rngs | {"params": key}, stages, True), rngs["params"], stages

@@ -72,7 +72,7 @@ class CCNetHead(nn.Module):
     channels: ``C``, of each convolution and of the features; 512 in mmsegmentation.
     recurrence: rounds of attention, with the same weights in each.
     dropout: share of channels dropped before the classifier in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; attention weights and the classifier are computed in float32.
   """
 
@@ -83,7 +83,7 @@ class CCNetHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -94,8 +94,10 @@ class CCNetHead(nn.Module):
       x = attention(x)
     x = ConvNormRelu(*options, name="after")(x, train)
     both = jnp.concatenate([stages.last, x], axis=-1)
-    features = ConvNormRelu(*options, not self.linear, name="fuse")(both, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
+    before_relu = self.features_before_relu
+    features = ConvNormRelu(*options, relu=not before_relu, name="fuse")(both, train)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
+    return Outputs(logits, features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -104,7 +106,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     model.channels,
     recurrence=model.ccnet_recurrence,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 

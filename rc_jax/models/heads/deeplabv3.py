@@ -19,7 +19,7 @@ class DeepLabV3Head(nn.Module):
     rates: ASPP's dilations.
     project: see ``ASPP``.
     dropout: share of channels dropped before the classifier in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -31,14 +31,16 @@ class DeepLabV3Head(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
     norm = (self.dtype, self.momentum, self.epsilon)
     x = ASPP(self.channels, self.rates, self.project, *norm, name="aspp")(stages.last, train)
-    features = ConvNormRelu(self.channels, 3, 1, *norm, not self.linear, name="fuse")(x, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
+    before_relu = self.features_before_relu
+    features = ConvNormRelu(self.channels, 3, 1, *norm, relu=not before_relu, name="fuse")(x, train)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
+    return Outputs(logits, features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -48,7 +50,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     rates=tuple(model.aspp_rates),
     project=model.aspp_project,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 

@@ -39,7 +39,7 @@ class DeepLabV3PlusHead(nn.Module):
     separable: whether ASPP's dilated branches and the two refining 3x3 convolutions are depthwise separable.
     align_corners: of the upsampling of ASPP's result.
     dropout: share of channels dropped before the classifier in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -54,7 +54,7 @@ class DeepLabV3PlusHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -69,8 +69,10 @@ class DeepLabV3PlusHead(nn.Module):
     x = jnp.concatenate([upsample(x, (height, width), self.align_corners), stage1], axis=-1)
     refine = SeparableConvNormRelu if self.separable else ConvNormRelu
     x = refine(self.channels, 3, 1, *norm, name="refine0")(x, train)
-    features = refine(self.channels, 3, 1, *norm, not self.linear, name="refine1")(x, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
+    before_relu = self.features_before_relu
+    features = refine(self.channels, 3, 1, *norm, relu=not before_relu, name="refine1")(x, train)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
+    return Outputs(logits, features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -83,7 +85,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     separable=model.separable,
     align_corners=model.align_corners,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 

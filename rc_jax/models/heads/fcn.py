@@ -43,7 +43,7 @@ class FCNHead(nn.Module):
     concat_input: whether one more convolution reads the backbone's map and the last convolution's, concatenated, as in
       mmsegmentation.
     dropout: share of channels dropped before the classifier in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -56,19 +56,21 @@ class FCNHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
     options = (self.kernel_size, 1, self.dtype, self.momentum, self.epsilon)
     features = stages.last
+    before_relu = self.features_before_relu
     for i in range(self.convs):
-      relu = self.concat_input or i < self.convs - 1 or not self.linear
-      features = ConvNormRelu(self.channels, *options, relu, name=f"conv{i}")(features, train)
+      relu = self.concat_input or i < self.convs - 1 or not before_relu
+      features = ConvNormRelu(self.channels, *options, relu=relu, name=f"conv{i}")(features, train)
     if self.concat_input:
       both = jnp.concatenate([stages.last, features], axis=-1)
-      features = ConvNormRelu(self.channels, *options, not self.linear, name="fuse")(both, train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
+      features = ConvNormRelu(self.channels, *options, relu=not before_relu, name="fuse")(both, train)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
+    return Outputs(logits, features)
 
 
 def _build(model: Config, num_classes: int) -> nn.Module:
@@ -83,7 +85,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     kernel_size=model.fcn_kernel_size,
     concat_input=model.fcn_concat_input,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 

@@ -39,7 +39,7 @@ class OCRHead(nn.Module):
     coarse_channels: of the convolution on stage 3.
     align_corners: of the resampling of the coarse prediction, where stage 3 has another grid than stage 4.
     dropout: share of channels dropped before both classifiers in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; classifiers and softmaxes compute in float32.
   """
 
@@ -52,14 +52,14 @@ class OCRHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
     norm = (self.dtype, self.momentum, self.epsilon)
 
     def pointwise(name: str, channels: int, x: jax.Array, relu: bool = True) -> jax.Array:
-      return ConvNormRelu(channels, 1, 1, *norm, relu, name=name)(x, train)
+      return ConvNormRelu(channels, 1, 1, *norm, relu=relu, name=name)(x, train)
 
     coarse_logits = self._coarse_logits(stages, train)
     height, width = stages.last.shape[1:3]
@@ -76,8 +76,9 @@ class OCRHead(nn.Module):
     values = pointwise("value", self.key_channels, regions)
     context = pointwise("out", self.channels, attend(queries, keys[:, :, 0], values[:, :, 0]))
     both = jnp.concatenate([context, pixels], axis=-1)
-    features = pointwise("fuse", self.channels, both, relu=not self.linear)
-    logits = classify(features, self.num_classes, self.dropout, train, self.linear)
+    before_relu = self.features_before_relu
+    features = pointwise("fuse", self.channels, both, relu=not before_relu)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
     aux = ExtraOutput(coarse_logits, term="aux", loss=cross_entropy)
     return Outputs(logits, features, {"aux": aux})
 
@@ -141,7 +142,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     coarse_channels=model.aux_channels,
     align_corners=model.align_corners,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 

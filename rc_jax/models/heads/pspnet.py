@@ -30,7 +30,7 @@ class PSPHead(nn.Module):
     bins: sides of the grids that the map is averaged to.
     align_corners: of the upsampling of the averages.
     dropout: share of channels dropped before the classifier in training.
-    linear: whether the features are those before the last ReLU, ``model.contrast_features``.
+    features_before_relu: whether the features are those before the last ReLU, ``model.contrast_features``.
     dtype: of the computation up to the features; the classifier computes in float32.
   """
 
@@ -42,7 +42,7 @@ class PSPHead(nn.Module):
   dtype: jnp.dtype = jnp.float32
   momentum: float = 0.9
   epsilon: float = 1e-5
-  linear: bool = False
+  features_before_relu: bool = False
 
   @nn.compact
   def __call__(self, stages: Stages, train: bool) -> Outputs:
@@ -53,9 +53,11 @@ class PSPHead(nn.Module):
     for i, pooled in enumerate(average_to_grids(x, self.bins)):
       level = ConvNormRelu(self.channels, 1, 1, *norm, name=f"bin{i}")(pooled, train)
       levels.append(upsample(level, (height, width), self.align_corners))
-    fuse = ConvNormRelu(self.channels, 3, 1, *norm, not self.linear, name="fuse")
+    before_relu = self.features_before_relu
+    fuse = ConvNormRelu(self.channels, 3, 1, *norm, relu=not before_relu, name="fuse")
     features = fuse(jnp.concatenate(levels, axis=-1), train)
-    return Outputs(classify(features, self.num_classes, self.dropout, train, self.linear), features)
+    logits = classify(features, self.num_classes, self.dropout, train, features_before_relu=before_relu)
+    return Outputs(logits, features)
 
 
 def average_to_grids(x: jax.Array, bins: tuple[int, ...]) -> list[jax.Array]:
@@ -97,7 +99,7 @@ def _build(model: Config, num_classes: int) -> nn.Module:
     bins=tuple(model.psp_bins),
     align_corners=model.align_corners,
     dropout=model.dropout,
-    linear=model.contrast_features == "linear",
+    features_before_relu=model.contrast_features == "linear",
     **numerics(model),
   )
 
