@@ -24,7 +24,7 @@ from rc_jax.config import Config, as_dict, different_run
 from rc_jax.console import UpdatingLine, duration, say
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import Result, read_result, read_results_json
-from rc_jax.folder_lock import folder_lock
+from rc_jax.folder_lock import FolderInUse, folder_lock
 from rc_jax.study.grid import Run, Study
 
 OUTPUT = "output.log"  # of a run's processes, in its folder
@@ -264,10 +264,11 @@ class StudyRunner:
     """Claims a run; None where another runner has it, or a process of a killed runner still saves."""
     claim = contextlib.ExitStack()
     try:
-      claim.enter_context(folder_lock(self._folder / "claims" / "_".join(run.path.parts[1:]), "wait"))
-      with folder_lock(self._folder / run.path, "wait"):
+      name = "_".join(run.path.parts[1:])
+      claim.enter_context(folder_lock(self._folder / "claims" / name, "wait", quiet=True))
+      with folder_lock(self._folder / run.path, "wait", quiet=True):
         pass
-    except ValueError:
+    except FolderInUse:
       claim.close()
       return None
     return claim
