@@ -29,7 +29,7 @@ from rc_jax.data.reading.source import (
   names_of_files,
   notes_of,
 )
-from rc_jax.data.split_facts import class_facts, split_facts
+from rc_jax.data.split_facts import class_facts, examples_digest, split_facts
 
 # A name of ``dataset.name`` -> all that is known of the data set. If a folder has the signs of several, error messages
 # suggest the first. CamVid is late in the list because other data sets have its two folders too.
@@ -194,6 +194,7 @@ __all__ = [
   "class_facts",
   "evaluation_examples",
   "examine_all",
+  "examples_digest",
   "files_in",
   "info",
   "load",

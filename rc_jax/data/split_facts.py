@@ -1,4 +1,4 @@
-"""What identifies a split, so that the processes of one run can compare whether all of them read the same."""
+"""What identifies a split, so that the processes and the sessions of one run can compare what they read."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from rc_jax.class_table import MERGED
 from rc_jax.data.prepared import reader
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.listing import common_folder
-from rc_jax.data.reading.source import FilePairs, Joined, Source
+from rc_jax.data.reading.source import FilePairs, Joined, Source, Subset
 
 _SAMPLED = 4  # examples whose content is compared: reading all would take as long as an epoch
 
@@ -49,6 +49,25 @@ def split_facts(source: Source, split: str) -> tuple[dict[str, Any], dict[str, l
   for index in map(int, indices):
     facts[f"content of example {index + 1} of {split}"] = _content(source, index)
   return facts, {f"example of {split}": names} if names else {}
+
+
+def examples_digest(source: Source) -> str:
+  """Returns 16 hexadecimal digits that stand for the names of a split's examples in their order.
+
+  The index of prepared data, which has the checksums of their shards, stands in place of names. Examples that are
+  generated differ in their number alone.
+  """
+  return _digest(_identity(source))
+
+
+def _identity(source: Source) -> Any:
+  if isinstance(source, Joined):
+    return [_identity(part) for part in source.parts]
+  if isinstance(source, Subset):
+    return [_identity(source.source), list(source.indices)]
+  if isinstance(source, FilePairs):
+    return list(source.names)
+  return reader.stored_metadata(source) if isinstance(source, reader.PreparedSplit) else len(source)
 
 
 def _names(part: FilePairs) -> list[str]:

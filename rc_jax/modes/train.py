@@ -37,8 +37,10 @@ from rc_jax.training.skipped_examples import SkippedExamples
 from rc_jax.training.step_programs import StepPrograms
 from rc_jax.training.throughput import Throughput
 from rc_jax.training.training_set import (
+  TrainingSet,
   bank_of_training_set,
   position_in_training_set,
+  training_set_of,
   with_training_set,
 )
 from rc_jax.weights import restore
@@ -113,7 +115,7 @@ class TrainingRun:
     config: a validated config.
     workdir: the run's folder.
     class_names: of the ``N`` classes.
-    training_images: number of images of ``dataset.train_split``.
+    training_set: what checkpoints record of it.
     network: functions of the network.
     programs: the compiled train step.
     evaluator: scores a state on ``eval.split``.
@@ -131,7 +133,7 @@ class TrainingRun:
   config: Config
   workdir: pathlib.Path
   class_names: tuple[str, ...]
-  training_images: int
+  training_set: TrainingSet
   network: models.Network
   programs: StepPrograms
   evaluator: Evaluator
@@ -232,7 +234,7 @@ class TrainingRun:
     position = self.prefetcher.get_state()
     if self.skipped is not None:
       position = self.skipped.add(position)
-    self.saving.save(state, with_training_set(position, self.training_images), required=required)
+    self.saving.save(state, with_training_set(position, self.training_set), required=required)
 
   def evaluation_due(self, step: int) -> bool:
     """Returns whether the run scores ``eval.split`` after so many updates."""
@@ -318,12 +320,12 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
   if resumes:
     check_class_table(workdir, info.table())
   state, update_rule = initial_state.initial_state(config, network, len(source), mesh, fresh=not resumes)
-  data_position = None
+  training_set, data_position = training_set_of(source, config), None
   if resumes:
     state, data_position = checkpoints.restore(state)
-    bank = bank_of_training_set(state.bank, data_position, len(source), config)
+    bank = bank_of_training_set(state.bank, data_position, training_set, config)
     state = dataclasses.replace(state, bank=bank)
-    data_position = position_in_training_set(data_position, len(source), config, int(state.step))
+    data_position = position_in_training_set(data_position, training_set, config, int(state.step))
     for line in run_log.notes_on_protocols(workdir, config.eval.split, protocol):
       say(line)
   weighted_config = class_weights.with_class_weights(config, workdir, source, resumes=resumes)
@@ -356,7 +358,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     config=config,
     workdir=workdir,
     class_names=info.class_names,
-    training_images=len(source),
+    training_set=training_set,
     network=network,
     programs=StepPrograms(jitted, norms_due),
     evaluator=make_evaluator(network, eval_source, config),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import shutil
 
@@ -192,6 +193,14 @@ def test_slots_of_another_training_set_start_empty(trained, tmp_path, capsys) ->
   )
   before = resume(config, workdir).bank
   assert "training set" not in capsys.readouterr().out and before.count.max() == 2
+  for folder in ("images", "labels"):
+    os.rename(root / folder / "train" / "0.png", root / folder / "train" / "9.png")  # behind 1.png
+  bank = resume(config, workdir).bank
+  printed = capsys.readouterr().out
+  assert (
+    "the training set has other images, or another order of images, than when step 2 was saved" in printed
+  )
+  assert "the memory banks start empty" in printed and "drawn" not in printed and not bank.valid.any()
   small_datasets.save_image(root / "images" / "train" / "2.png", "train2")
   small_datasets.save_label(root / "labels" / "train" / "2.png", small_datasets.random_ids("2", (0, 1, 2)))
   bank = resume(config, workdir).bank
