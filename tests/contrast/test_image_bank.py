@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rc_jax import contrast
-from tests.contrast.test_loss import FORMS, oracle, unit
-from tests.contrast.tile_sizes import tile_sizes
 from tests.support import processes
+from tests.support.contrast_oracle import contrast_oracle, unit_vectors
+from tests.support.tile_sizes import FORMS, tile_sizes
 
 IMAGES, N, C = 10, 4, 6
 BATCH = 4  # does not divide the images
@@ -23,7 +23,7 @@ def batches(seed=0, images=IMAGES, batch=BATCH, steps=STEPS):
     indices = order[step * batch : (step + 1) * batch]
     present = rng.random((batch, N)) < 0.6
     present[:, N - 1] = step == 5  # one class is nearly never there
-    vectors = unit(rng, batch, N, C)
+    vectors = unit_vectors(rng, batch, N, C)
     vectors[~present] = np.nan  # absent rows must not matter
     yield indices, contrast.RegionCenters(jnp.asarray(vectors), jnp.asarray(present))
 
@@ -50,16 +50,16 @@ def update(centers, bank, indices, temperature):
 
 
 def check_epochs(form, mesh=None, temperature=0.2, **sizes):
-  """Compares each step of three epochs with the loop; returns how many of an image's keys were replaced in a batch."""
+  """Compares each step of three epochs with the loop; returns the number of batches that hold an image twice."""
   images = sizes.get("images", IMAGES)
   bank = contrast.ImageMemoryBank.create(N, images, C, mesh=mesh)
-  keys, twice, emptied = {}, 0, 0
+  keys, batches_with_repeats, emptied = {}, 0, 0
   with tile_sizes(**FORMS[form]):
     step = jax.jit(update, static_argnums=3)
     for indices, centers in batches(**sizes):
-      twice += len(set(indices)) < len(indices)
+      batches_with_repeats += len(set(indices)) < len(indices)
       absent = np.where(np.asarray(centers.present)[..., None], centers.vectors, 0)
-      loss, gradient, stats = oracle(
+      loss, gradient, stats = contrast_oracle(
         absent, np.asarray(centers.present), lambda _, n: keys_of_class(keys, n), temperature
       )
       (value, found), slope, bank = step(centers, bank, jnp.asarray(indices, jnp.int32), temperature)
@@ -77,7 +77,7 @@ def check_epochs(form, mesh=None, temperature=0.2, **sizes):
       np.testing.assert_array_equal(bank.valid, np.abs(expected).sum(-1) > 0)
       np.testing.assert_array_equal(bank.count, [len(keys_of_class(keys, n)) for n in range(N)])
   assert emptied and stats["queries"] > 0
-  return twice
+  return batches_with_repeats
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.2])
@@ -115,10 +115,12 @@ def test_three_epochs_on_eight_devices():
 @pytest.mark.parametrize("form", FORMS)
 def test_where_all_slots_are_full_the_loss_is_that_of_a_queue(form):
   rng = np.random.default_rng(1)
-  keys = jnp.asarray(unit(rng, N, 5, C))
+  keys = jnp.asarray(unit_vectors(rng, N, 5, C))
   bank = contrast.ImageMemoryBank(keys, jnp.ones((N, 5), bool))
   queue = contrast.MemoryBank(keys, jnp.zeros(N, jnp.int32), jnp.full(N, 5, jnp.int32))
-  centers = contrast.RegionCenters(jnp.asarray(unit(rng, 3, N, C)), jnp.asarray(rng.random((3, N)) < 0.7))
+  centers = contrast.RegionCenters(
+    jnp.asarray(unit_vectors(rng, 3, N, C)), jnp.asarray(rng.random((3, N)) < 0.7)
+  )
   with tile_sizes(**FORMS[form]):
     found, expected = (contrast.region_contrast_loss(centers, each) for each in (bank, queue))
   jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -9,59 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rc_jax import contrast
-from tests.contrast.tile_sizes import tile_sizes
+from tests.support.contrast_oracle import contrast_oracle, unit_vectors
+from tests.support.tile_sizes import FORMS, tile_sizes
 
 B, N, M, C = 3, 4, 5, 6
 
 
-def oracle(queries, present, keys_of, temperature):
-  """Loss, its gradient [B,N,C] and the statistics in float64.
-
-  ``keys_of(b, n)`` lists the keys of class ``n`` that a query of image ``b`` sees.
-  """
-  queries = np.asarray(queries, np.float64)
-  losses, gradient = [], np.zeros_like(queries)
-  positive_means, negative_means, classes = [], [], []
-  for b in range(queries.shape[0]):
-    for n in range(queries.shape[1]):
-      positives = [np.asarray(k, np.float64) for k in keys_of(b, n)]
-      negatives = [
-        np.asarray(k, np.float64) for j in range(queries.shape[1]) if j != n for k in keys_of(b, j)
-      ]
-      if not present[b, n] or not positives or not negatives:
-        continue
-      query = queries[b, n]
-      loss = 0.0
-      for positive in positives:
-        # -log of the share, each exponential relative to the positive's; then its derivative term by term.
-        ratios = [np.exp(query @ (negative - positive) / temperature) for negative in negatives]
-        loss += np.log1p(sum(ratios)) / len(positives)
-        for ratio, negative in zip(ratios, negatives, strict=True):
-          slope = ratio / (1 + sum(ratios)) * (negative - positive) / temperature
-          gradient[b, n] += slope / len(positives)
-      losses.append(loss)
-      positive_means.append(np.mean([query @ k for k in positives]))
-      negative_means.append(np.mean([query @ k for k in negatives]))
-      classes.append(n)
-  number = max(len(losses), 1)
-
-  def by_class(means):
-    of_class = [[m for m, c in zip(means, classes, strict=True) if c == n] for n in range(queries.shape[1])]
-    return [sum(means) / len(means) if means else np.nan for means in of_class]
-
-  stats = {
-    "queries": len(losses),
-    "positive_similarity": sum(positive_means) / number,
-    "negative_similarity": sum(negative_means) / number,
-    "positive_similarity_by_class": by_class(positive_means),
-    "negative_similarity_by_class": by_class(negative_means),
-  }
-  return sum(losses) / number, gradient / number, stats
-
-
 def bank_oracle(centers, bank, temperature=0.2):
   keys = np.asarray(bank.keys.astype(jnp.float32))
-  return oracle(
+  return contrast_oracle(
     centers.vectors, np.asarray(centers.present), lambda _, n: keys[n, : int(bank.count[n])], temperature
   )
 
@@ -73,23 +29,18 @@ def batch_oracle(centers, scope, temperature=0.2):
     images = [b] if scope == "image" else range(B)
     return [vectors[image, n] for image in images if present[image, n]]
 
-  return oracle(vectors, present, keys_of, temperature)
-
-
-def unit(rng, *shape):
-  vectors = rng.normal(size=shape)
-  return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+  return contrast_oracle(vectors, present, keys_of, temperature)
 
 
 def random_centers(seed=0, present=None):
   rng = np.random.default_rng(seed)
   present = rng.random((B, N)) < 0.7 if present is None else np.asarray(present)
-  return contrast.RegionCenters(vectors=jnp.asarray(unit(rng, B, N, C)), present=jnp.asarray(present))
+  return contrast.RegionCenters(vectors=jnp.asarray(unit_vectors(rng, B, N, C)), present=jnp.asarray(present))
 
 
 def random_bank(seed=1, count=(2, 5, 1, 4), dtype=jnp.float32):
   count = np.asarray(count, np.int32)
-  keys = unit(np.random.default_rng(seed), N, M, C)
+  keys = unit_vectors(np.random.default_rng(seed), N, M, C)
   keys[np.arange(M) >= count[:, None]] = 0
   return contrast.MemoryBank(
     keys=jnp.asarray(keys, dtype), cursor=jnp.asarray(count % M), count=jnp.asarray(count)
@@ -98,16 +49,6 @@ def random_bank(seed=1, count=(2, 5, 1, 4), dtype=jnp.float32):
 
 def bank_loss(vectors, present, bank, temperature=0.2):
   return contrast.region_contrast_loss(contrast.RegionCenters(vectors, present), bank, temperature)
-
-
-# How the banks are read: as one tile, or in tiles that divide neither the queries nor the classes nor the slots.
-FORMS = {
-  "one tile": {"one_tile": 1 << 24},
-  "three classes": {"one_tile": 0, "query_block": 5, "key_tile": 3 * M + 1},
-  "three slots": {"one_tile": 0, "query_block": 5, "key_tile": 3},
-  "three classes, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3 * M + 1, "every_tile": True},
-  "three slots, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3, "every_tile": True},
-}
 
 
 def in_form(form):

@@ -15,7 +15,7 @@ B, N, M, C = 4, 6, 30, 8
 def run_checks() -> None:
   """Runs in another process, which has eight devices."""
   from rc_jax import contrast
-  from tests.contrast.tile_sizes import tile_sizes
+  from tests.support.tile_sizes import tile_sizes
 
   mesh = jax.make_mesh((8,), ("slots",), axis_types=(jax.sharding.AxisType.Auto,))
   random = np.random.default_rng(0)

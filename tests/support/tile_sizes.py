@@ -6,6 +6,16 @@ from collections.abc import Iterator
 
 from rc_jax.contrast import streamed, tiles
 
+# How banks are read: as one tile, or in tiles that divide neither the queries nor the classes nor the slots. Of banks
+# with 5 slots, 16 slots are three classes and a part of the next.
+FORMS = {
+  "one tile": {"one_tile": 1 << 24},
+  "three classes": {"one_tile": 0, "query_block": 5, "key_tile": 16},
+  "three slots": {"one_tile": 0, "query_block": 5, "key_tile": 3},
+  "three classes, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 16, "every_tile": True},
+  "three slots, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3, "every_tile": True},
+}
+
 
 @contextlib.contextmanager
 def tile_sizes(
