@@ -10,6 +10,7 @@ import numpy as np
 
 from rc_jax.class_table import MERGED
 from rc_jax.data.prepared import reader
+from rc_jax.data.reading.class_mapping import Relabelled
 from rc_jax.data.reading.dataset_info import DatasetInfo
 from rc_jax.data.reading.listing import common_folder
 from rc_jax.data.reading.source import FilePairs, Joined, Source, Subset
@@ -65,6 +66,8 @@ def _identity(source: Source) -> Any:
     return [_identity(part) for part in source.parts]
   if isinstance(source, Subset):
     return [_identity(source.source), list(source.indices)]
+  if isinstance(source, Relabelled):
+    return _identity(source.source)
   if isinstance(source, FilePairs):
     return list(source.names)
   return reader.stored_metadata(source) if isinstance(source, reader.PreparedSplit) else len(source)

@@ -8,6 +8,7 @@ import pytest
 
 from rc_jax import contrast, data
 from rc_jax.config import Config, defaults
+from rc_jax.data.reading.class_mapping import ClassMapping, Relabelled
 from rc_jax.training.training_set import (
   TrainingSet,
   bank_of_training_set,
@@ -78,6 +79,8 @@ def test_the_digest_of_a_split_follows_names_and_order(root) -> None:
   streets = [data.load("synthetic", "", split) for split in ("train", "val")]
   digests = [data.examples_digest(source) for source in (train, both, *order, *streets)]
   assert len(set(digests)) == len(digests)
+  mapping = ClassMapping(train.info, {0: 0, 1: 1, 2: 1})
+  assert data.examples_digest(Relabelled(train, mapping)) == digests[0]
   moved = root.parent / "moved"
   root.rename(moved)
   assert data.examples_digest(data.load("folder", str(moved), "train")) == digests[0]
