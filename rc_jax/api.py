@@ -20,7 +20,7 @@ from jax import export as jax_export
 
 from rc_jax import data, files, models, sharding
 from rc_jax.class_table import FILE as CLASS_TABLE
-from rc_jax.class_table import table_defect
+from rc_jax.class_table import MERGED, table_defect
 from rc_jax.config import Config, expand_home, load_recipe, validate
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import export
@@ -224,6 +224,7 @@ def _info_of_run(run: pathlib.Path | None, config: Config) -> data.DatasetInfo:
     palette=np.array(table["palette"], np.uint8),
     label_ids=np.array(table["label_ids"]),
     ignore_label=table["ignore_label"],
+    merged_ids={int(own_id): label for own_id, label in table.get(MERGED, {}).items()},
   )
 
 

@@ -10,10 +10,8 @@ import numpy as np
 
 from rc_jax import files
 from rc_jax.console import Progress, say
-from rc_jax.data.findings import class_pixels
-from rc_jax.data.notes import train_ids_of
+from rc_jax.data.label_counts import label_counts
 from rc_jax.data.prepared import reader
-from rc_jax.data.reading.examine import examine_all, examine_label
 from rc_jax.data.reading.listing import common_folder
 from rc_jax.data.reading.source import FilePairs, Joined, Source
 
@@ -37,22 +35,24 @@ def count_class_pixels(source: Source, folder: pathlib.Path, *, skip: bool, keep
     int64 ``[n,N]``, in the order of the split.
 
   Raises:
-    ValueError: a label cannot be read; one line with its file.
+    ValueError: a label is damaged; one line with its file.
+    OSError: a file cannot be read.
   """
   listing, path = _listing(source), folder / FILE
   earlier = _read(path)
   if listing and earlier is not None and earlier[0] == listing:
     return earlier[1]
-  pixels, unreadable = _count(source, skip)
+  pixels = _count(source, skip)
   if earlier is not None and not np.array_equal(earlier[1], pixels):
     say(
       f"{path}: the classes or the labels have changed since it was written: counted again, and the images are drawn "
       "in another order from here on"
     )
   if listing and keep:
-    # A label that cannot be read now may be readable the next time: all are counted again then.
+    # A label that could not be read may be readable the next time: all are counted again then.
+    perhaps_unreadable = skip and bool((pixels.sum(axis=1) == 0).any())
     with files.atomic_write(path) as file:
-      np.savez_compressed(file, listing=np.array("" if unreadable else listing), pixels=pixels)
+      np.savez_compressed(file, listing=np.array("" if perhaps_unreadable else listing), pixels=pixels)
   return pixels
 
 
@@ -61,25 +61,21 @@ def digest_of_counts(pixels: np.ndarray) -> str:
   return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()[:16]
 
 
-def _count(source: Source, skip: bool) -> tuple[np.ndarray, int]:
-  progress = Progress("counting the pixels of each class", len(source), "images")
-  counts, unreadable = [], 0
-  for part in _parts(source):
-    examined = []
-    for example in examine_all(part, range(len(part)), examine_label):
-      if example.defects and not skip:
-        progress.close()
-        raise ValueError(example.defects[0])
-      unreadable += bool(example.defects)
-      examined.append(example)
+def _count(source: Source, skip: bool) -> np.ndarray:
+  progress = Progress("counting the pixels of each class", len(source), "labels")
+  counts = []
+  try:
+    for of_label in label_counts(source, range(len(source)), skip_unreadable=skip):
+      counts.append(of_label)
       progress.advance(1)
-    counts.append(class_pixels(examined, train_ids_of(part, part.info), part.info.num_classes)[:, :-1])
-  progress.close()
-  if unreadable:
-    say(
-      f"{unreadable:,} of {len(source):,} labels cannot be read: sampling by class never draws their images"
-    )
-  return np.concatenate(counts), unreadable
+  finally:
+    progress.close()
+  pixels = np.array(counts)
+  empty = int((pixels.sum(axis=1) == 0).sum())
+  if empty:
+    reason = "cannot be read, or hold no class" if skip else "hold no class"
+    say(f"{empty:,} of {len(source):,} labels {reason}: sampling by class never draws their images")
+  return pixels
 
 
 def _read(path: pathlib.Path) -> tuple[str, np.ndarray] | None:

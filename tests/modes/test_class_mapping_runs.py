@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import rc_jax
 from rc_jax.config import Config
 from rc_jax.data.datasets import cityscapes
 from rc_jax.modes import inspect, predict, prepare, report, train
@@ -64,6 +65,8 @@ def test_a_run_on_merged_classes(tmp_path, monkeypatch, capsys):
   assert predict.run(config, workdir) == 0
   predicted = [np.asarray(Image.open(path)) for path in (workdir / "predictions/labels").glob("*.png")]
   assert len(predicted) == 2 and set(np.unique(predicted)) <= {7, 23, 26}
+  model = rc_jax.load(workdir)
+  assert list(model.class_names) == ["ground", "sky", "vehicle"]
   with pytest.raises(ValueError, match="the benchmark scores 19 classes, and the network has 3"):
     predict.run(config, workdir, format="cityscapes")
   with pytest.raises(

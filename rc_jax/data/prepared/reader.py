@@ -87,12 +87,6 @@ class PreparedSplit:
       example["label"] = label
     return example
 
-  def label(self, index: int) -> np.ndarray:
-    """Reads the label of example ``index`` alone, uint8 ``[H,W]``; raises ValueError for a damaged record."""
-    where = f"{self.root}, example {index} of {self.split}"
-    record = self._record(index, where)
-    return np.asarray(self._pixels(record[self.fields.label], where, self.fields.train_ids))
-
   def _record(self, index: int, where: str) -> dict[str, bytes]:
     try:
       if self._records is None:

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rc_jax.data.reading.decode import (
   read_file,
 )
 from rc_jax.data.reading.palette import is_standard
-from rc_jax.data.reading.source import FilePairs, Source, label_of
+from rc_jax.data.reading.source import FilePairs, Source
 
 _CHUNK = 8  # examples in a task of a process
 SECONDS_MEASURED = 2.0  # of work in this process, from which the remaining time is estimated
@@ -110,33 +110,12 @@ def examine(source: Source, index: int) -> Examined:
   )
 
 
-def examine_label(source: Source, index: int) -> Examined:
-  """Decodes and checks the label of example ``index`` alone, of a split with labels."""
-  counts = np.zeros(0, int)
-  try:
-    if isinstance(source, FilePairs) and source.labels is not None:
-      where = str(source.labels[index])
-      _, counts, palette = label_ids(read_file(source.labels[index]), where, source.train_ids, source.info)
-      check_ids(where, counts, palette, source.train_ids, source.info)
-    else:
-      counts = np.bincount(label_of(source, index).ravel())
-  except ValueError as error:
-    return Examined(index, None, {}, b"", (str(error),))
-  return Examined(index, None, _nonzero(counts), b"", ())
-
-
-def examine_all(
-  source: Source,
-  indices: Sequence[int],
-  examine: Callable[[Source, int], Examined] = examine,
-  processes: int | None = None,
-) -> Iterator[Examined]:
+def examine_all(source: Source, indices: Sequence[int], processes: int | None = None) -> Iterator[Examined]:
   """Examines examples in parallel.
 
   Args:
     source: a split.
     indices: which examples.
-    examine: of this module: ``examine``, or ``examine_label`` for the labels alone.
     processes: the largest number of processes; None: as many as there are cores.
 
   Returns:
@@ -163,7 +142,7 @@ def examine_all(
   context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
   context.set_forkserver_preload([__name__])
   pool = concurrent.futures.ProcessPoolExecutor(
-    processes, context, initializer=_start_process, initargs=(source, examine)
+    processes, context, initializer=_start_process, initargs=(source,)
   )
   try:
     yield from itertools.chain.from_iterable(pool.map(_examine_chunk, chunks))
@@ -238,16 +217,15 @@ def _nonzero(counts: np.ndarray) -> dict[int, int]:
   return {own_id: int(counts[own_id]) for own_id in np.flatnonzero(counts).tolist()}
 
 
-# The split that a worker process reads, and how it examines an example.
-_work: list[tuple[Source, Callable[[Source, int], Examined]]] = []
+# The split that a worker process reads.
+_source: list[Source] = []
 
 
-def _start_process(source: Source, examine: Callable[[Source, int], Examined]) -> None:
+def _start_process(source: Source) -> None:
   # Ctrl-C reaches all processes of a terminal; the main one ends the others.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
-  _work.append((source, examine))
+  _source.append(source)
 
 
 def _examine_chunk(indices: Sequence[int]) -> list[Examined]:
-  source, examine = _work[0]
-  return [examine(source, index) for index in indices]
+  return [examine(_source[0], index) for index in indices]

@@ -191,12 +191,3 @@ def decoded_on_access(source: Source) -> Source:
     return Joined(tuple(map(decoded_on_access, source.parts)))
   method = getattr(source, "decoded_on_access", None)
   return source if method is None else method()
-
-
-def label_of(source: Source, index: int) -> np.ndarray:
-  """Returns the label of example ``index``, train ids uint8 ``[H,W]``; without its image where the source can.
-
-  A source that can read a label alone has a method ``label(index)``.
-  """
-  method = getattr(source, "label", None)
-  return np.asarray(source[index]["label"] if method is None else method(index))
