@@ -1,8 +1,10 @@
 """The documentation: pages in the navigation, links, messages that the code still prints, and a strict build."""
 
 import ast
+import csv
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -92,3 +94,31 @@ def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
   }.items():
     for word in words:
       assert word in pages[page], f"{page} lacks {word}"
+
+
+def test_the_evidence_is_that_of_the_published_scores() -> None:
+  """Each row's number of seeds, mean and deviation, and its difference to its baseline seed by seed."""
+  with (DOCS / "evidence" / "open_questions_demo.csv").open(newline="") as file:
+    runs = list(csv.DictReader(file))
+  scores: dict[str, dict[str, float]] = {}
+  for run in runs:
+    scores.setdefault(run["row"], {})[run["seed"]] = float(run["miou"])
+  page = (DOCS / "evidence.md").read_text()
+  assert f"**State: in progress, {len(runs)} of 75 runs.**" in page or "in progress" not in page
+  table = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in page.splitlines()
+    if line.startswith("|")
+  ]
+  heads, rows = table[0], table[2:]
+  assert [row[0] for row in rows] == list(scores)
+  for row in rows:
+    cells = dict(zip(heads, row, strict=True))
+    own = scores[cells["row"]]
+    deviation = f" ± {statistics.stdev(own.values()):.2f}" if len(own) > 1 else ""
+    assert cells["mIoU"] == f"{statistics.mean(own.values()):.2f}{deviation}", row
+    assert cells["seeds"].split(" of ")[0] == str(len(own)), row
+    if cells["baseline"] != "-":
+      baseline = scores[cells["baseline"]]
+      differences = [own[seed] - baseline[seed] for seed in own if seed in baseline]
+      assert cells["difference"] == f"{statistics.mean(differences):+.2f}", row
