@@ -16,6 +16,7 @@ from PIL import Image
 
 from rc_jax import agreement, data
 from rc_jax.config import FIELDS, defaults, shared_fields
+from rc_jax.data.reading.class_mapping import ClassMapping, Relabelled
 from rc_jax.weights import restore
 from tests.support import processes, run_tiny, small_datasets
 from tests.support.paths import ROOT
@@ -139,6 +140,13 @@ def test_a_copy_in_another_place_agrees(roots: tuple[pathlib.Path, pathlib.Path]
   splits = [split_of(root) for root in roots]
   assert splits[0] == splits[1]
   assert splits[0][0]["number of examples of train"] == 2 and len(splits[0][1]["example of train"]) == 2
+
+
+def test_the_examples_of_merged_classes_are_compared_too(roots: tuple[pathlib.Path, pathlib.Path]) -> None:
+  source = data.load("folder", str(roots[0]), "train")
+  relabelled = Relabelled(source, ClassMapping(source.info, {0: 0, 1: 1}))
+  for split in (relabelled, data.Joined((relabelled,))):
+    assert data.split_facts(split, "train")[1] == data.split_facts(source, "train")[1]
 
 
 def remove_a_pair(root: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ def split_facts(source: Source, split: str) -> tuple[dict[str, Any], dict[str, l
     Facts and listings for ``rc_jax.agreement.check_agreement``: the number of examples, the names of the files below
     their common folder, the index of prepared data, and the content of a few examples, evenly spaced.
   """
-  parts = source.parts if isinstance(source, Joined) else (source,)
+  parts = list(_stored_parts(source))
   facts: dict[str, Any] = {f"number of examples of {split}": len(source)}
   for part in parts:
     if isinstance(part, reader.PreparedSplit):
@@ -50,6 +50,17 @@ def split_facts(source: Source, split: str) -> tuple[dict[str, Any], dict[str, l
   for index in map(int, indices):
     facts[f"content of example {index + 1} of {split}"] = _content(source, index)
   return facts, {f"example of {split}": names} if names else {}
+
+
+def _stored_parts(source: Source) -> Iterator[Source]:
+  """Yields the parts of a split that are stored, without other classes around them."""
+  if isinstance(source, Joined):
+    for part in source.parts:
+      yield from _stored_parts(part)
+  elif isinstance(source, Relabelled):
+    yield from _stored_parts(source.source)
+  else:
+    yield source
 
 
 def examples_digest(source: Source) -> str:
