@@ -14,12 +14,14 @@ from tests.support import processes, run_tiny
 pytestmark = pytest.mark.run
 
 STUDY = f"""
+import pathlib
 from rc_jax.study import Claim, Row, Study
 
 def get_study(variant=""):
   rows = (Row("CE", {{"contrast.scope": "none"}}), Row("RegionContrast"))
   if variant == "failing":
-    rows += (Row("without weights", {{"model.pretrained": "no_such_weights.npz"}}),)
+    weights = str(pathlib.Path(__file__).with_name("damaged.npz"))
+    rows += (Row("damaged weights", {{"model.pretrained": weights}}),)
   fields = {{"train.steps": 8, "train.eval_every": 0}}
   return Study("Two rows", {str(pathlib.Path(run_tiny.__file__).resolve())!r}, rows, "CE", (0, 1), fields,
                claims=(Claim("RegionContrast", "CE"),))
@@ -31,6 +33,7 @@ TABLES = ("table.md", "table.csv", "runs.csv")
 def study_file(tmp_path_factory) -> pathlib.Path:
   path = tmp_path_factory.mktemp("study") / "two_rows.py"
   path.write_text(STUDY)
+  path.with_name("damaged.npz").write_bytes(b"PK")
   return path
 
 
@@ -123,11 +126,11 @@ def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file
   printed = run_tiny.finish(process)
   assert process.returncode == 1, printed
   assert (
-    "failed: without weights, seed 0; without weights, seed 1: error: " in printed
-    and "no_such_weights.npz" in printed
+    "failed: damaged weights, seed 0; damaged weights, seed 1: error: " in printed
+    and "damaged.npz" in printed
   )
   assert "4 of 6 runs finished, 2 failed" in printed
-  assert "without weights" in (finished[0] / "table.md").read_text()
+  assert "damaged weights" in (finished[0] / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
