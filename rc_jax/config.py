@@ -37,6 +37,8 @@ _DIFFERENCES_SHOWN = 8  # fields in one message
 CENTERS = ("dynamic", "ep_hp", "average")
 SCOPES = ("bank", "image", "batch", "none")
 SLOTS = ("queue", "image")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("poly", "cosine")
 
 _SIDES = "(height, width) in pixels, or one number for a square"
 
@@ -132,14 +134,79 @@ FIELDS: tuple[Field, ...] = (
     at_least(1),
     resumable=True,
   ),
-  Field("optimizer.learning_rate", 0.01, "Learning rate of the backbone at step 0.", above(0)),
-  Field("optimizer.momentum", 0.9, "Momentum of SGD.", below_one("0 or more, below 1")),
-  Field("optimizer.weight_decay", 5e-4, "L2 weight decay.", at_least(0)),
+  Field(
+    "optimizer.name",
+    "sgd",
+    "The optimizer: sgd with momentum, or adamw (decoupled weight decay); both as PyTorch's.",
+    one_of(*OPTIMIZERS),
+  ),
+  Field(
+    "optimizer.learning_rate",
+    0.01,
+    "Learning rate of the backbone that the schedule starts from. The default is for SGD; AdamW needs about 1e-4.",
+    above(0),
+  ),
+  Field(
+    "optimizer.momentum",
+    0.9,
+    "Momentum of SGD.",
+    below_one("0 or more, below 1"),
+    read_when=("optimizer.name", ("sgd",)),
+  ),
+  Field(
+    "optimizer.beta1",
+    0.9,
+    "AdamW: decay rate of the mean of gradients.",
+    below_one("0 or more, below 1"),
+    read_when=("optimizer.name", ("adamw",)),
+  ),
+  Field(
+    "optimizer.beta2",
+    0.999,
+    "AdamW: decay rate of the mean of squared gradients.",
+    below_one("0 or more, below 1"),
+    read_when=("optimizer.name", ("adamw",)),
+  ),
+  Field(
+    "optimizer.epsilon",
+    1e-8,
+    "AdamW: added to the root of the mean of squared gradients.",
+    above(0),
+    read_when=("optimizer.name", ("adamw",)),
+  ),
+  Field(
+    "optimizer.weight_decay",
+    5e-4,
+    "Weight decay: of SGD, an L2 term of the gradient; of AdamW, a share of the parameter times the learning rate, "
+    "usually 0.01 to 0.05.",
+    at_least(0),
+  ),
+  Field(
+    "optimizer.schedule",
+    "poly",
+    "The learning rate's schedule, applied every step: poly, ``(1 - step / steps) ** power``, or cosine, "
+    "``(1 + cos(pi * step / steps)) / 2``.",
+    one_of(*SCHEDULES),
+  ),
   Field(
     "optimizer.power",
     0.9,
-    "Power of the poly schedule ``(1 - step / steps) ** power``, applied every step.",
+    "Power of the poly schedule.",
     at_least(0),
+    read_when=("optimizer.schedule", ("poly",)),
+  ),
+  Field(
+    "optimizer.warmup_steps",
+    0,
+    "Steps of linear warm-up: step k, counted from 0, has ``(k + 1) / warmup_steps`` of the schedule's learning rate.",
+    at_least(0, "none"),
+  ),
+  Field(
+    "optimizer.clip_norm",
+    0.0,
+    "Largest norm of the gradient over all parameters; a larger gradient is scaled down. The logged ``gradient_norm`` "
+    "is the norm before.",
+    at_least(0, "no clipping"),
   ),
   Field(
     "optimizer.head_multiplier",
@@ -148,9 +215,16 @@ FIELDS: tuple[Field, ...] = (
     at_least(0),
   ),
   Field(
+    "optimizer.layer_decay",
+    1.0,
+    "Factor on the backbone's learning rate for each stage before the head: once in the last stage, once more in each "
+    "stage before it, the stem included, as in mmsegmentation.",
+    Check("above 0, at most 1 (no decay)", lambda value: 0 < value <= 1),
+  ),
+  Field(
     "optimizer.decay_norm_and_bias",
     True,
-    "Applies weight decay to BatchNorm parameters and biases too, as PyTorch's SGD.",
+    "Applies weight decay to BatchNorm parameters and biases too, as PyTorch's optimizers.",
   ),
   *losses.fields(),
   Field("loss.aux_weight", 0.4, "Weight of the auxiliary head's cross entropy (Eq. 5).", at_least(0)),
@@ -355,6 +429,7 @@ def validate(config: Config) -> None:
   _check_eval_stride(config)
   _check_start_step(config)
   _check_rare_classes(config)
+  _check_optimizer(config)
   models.check_projection(config.model)
   losses.check_class_weights(config.loss)
   _check_read(config)
@@ -393,6 +468,15 @@ def _check_rare_classes(config: Config) -> None:
   for path in ("data.rare_class_min_pixels", "data.rare_class_crops"):
     default, found = _BY_PATH[path].default, config.data[path.rpartition(".")[2]]
     require(found == default, path, found, f"{default} unless data.rare_class_temperature is above 0")
+
+
+def _check_optimizer(config: Config) -> None:
+  warmup, steps, decay = config.optimizer.warmup_steps, config.train.steps, config.optimizer.layer_decay
+  require(warmup <= steps, "optimizer.warmup_steps", warmup, f"at most train.steps, {steps}")
+  backbone = models.backbones().get(config.model.backbone)
+  if decay != 1 and backbone is not None:
+    expected = f"1.0 with model.backbone={config.model.backbone}, which names no stages (Backbone.stages)"
+    require(bool(backbone.stages), "optimizer.layer_decay", decay, expected)
 
 
 def _check_read(config: Config) -> None:
@@ -562,6 +646,8 @@ def expected_value(path: str) -> str:
 __all__ = [
   "CENTERS",
   "FIELDS",
+  "OPTIMIZERS",
+  "SCHEDULES",
   "SCOPES",
   "SLOTS",
   "Config",

@@ -125,6 +125,10 @@ BAD = [
   ("model.dropout", 1.0),
   ("optimizer.learning_rate", -0.1),
   ("optimizer.momentum", 1.0),
+  ("optimizer.name", "adam"),
+  ("optimizer.schedule", "step"),
+  ("optimizer.warmup_steps", 1_000_000),
+  ("optimizer.layer_decay", 1.5),
   ("augment.scale", (2.0, 0.5)),
   ("augment.flip", 1.5),
   ("augment.cat_max_ratio", 0.0),
@@ -212,6 +216,9 @@ def test_a_field_that_nothing_reads_is_refused() -> None:
     ("model.hrnet_upsample", "nearest", "hrnetv2_w18"),
     ("loss.ohem_threshold", 0.5, "loss.pixel=ohem"),
     ("contrast.slots", "image", "contrast.scope=bank"),
+    ("optimizer.beta2", 0.9, "optimizer.name=adamw"),
+    ("optimizer.momentum", 0.8, "optimizer.name=sgd; leave it at 0.9"),
+    ("optimizer.power", 2.0, "optimizer.schedule=poly; leave it at 0.9"),
     ("contrast.bank_size", 40, "contrast.slots=queue; leave it at 0"),
   ],
 )
@@ -221,6 +228,9 @@ def test_a_field_that_the_chosen_network_or_loss_does_not_read_is_refused(
   config = recipe("demo")
   config.contrast.update(
     {"contrast.slots": {"scope": "image"}, "contrast.bank_size": {"slots": "image"}}.get(field, {})
+  )
+  config.optimizer.update(
+    {"optimizer.momentum": {"name": "adamw"}, "optimizer.power": {"schedule": "cosine"}}.get(field, {})
   )
   section, name = field.split(".")
   config[section][name] = value

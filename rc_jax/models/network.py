@@ -103,6 +103,7 @@ class Network:
       on the pixel that aligned corners assign to it; None: unknown.
     bind: ``(params, batch_stats, (H,W)) -> (images -> Outputs)``, as ``predict`` in two parts: what depends on the
       weights alone is computed at the first call. None: nothing does.
+    stages: ``Backbone.stages`` of its backbone.
   """
 
   init: Callable[..., Variables]
@@ -113,6 +114,7 @@ class Network:
   align_corners: bool
   grid_stride: int | None = None
   bind: Callable[[Tree, Tree, tuple[int, int]], Callable[[jax.Array], Outputs]] | None = None
+  stages: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   def with_weights(
     self, params: Tree, batch_stats: Tree, image_size: tuple[int, int]
@@ -221,6 +223,8 @@ class Backbone:
     family_rules: ``(family, config.model) ->`` those of ``key_rules`` whose names the family's networks have; empty
       where they have this project's; None where the family has no such backbone.
     grid_stride: from ``config.model`` to ``Network.grid_stride``, the stride of the coarsest of its grids.
+    stages: name -> the modules of the backbone that are the stage, in the order of computation; each module belongs to
+      one. ``optimizer.layer_decay`` reads them. Empty: the backbone is not divided.
   """
 
   build: Callable[[Config], nn.Module]
@@ -232,3 +236,4 @@ class Backbone:
   family_fields: Callable[[str, Mapping[str, Any], str], dict[str, Any]] = _no_family_fields
   family_rules: Callable[[str, Config], KeyRules | None] = _no_family
   grid_stride: Callable[[Config], int | None] = _unknown_stride
+  stages: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)

@@ -290,6 +290,7 @@ def build(config_model: Config, num_classes: int) -> Network:
     align_corners=bool(model.align_corners),
     grid_stride=backbone.grid_stride(model),
     bind=bind,
+    stages=backbone.stages,
   )
 
 

@@ -48,7 +48,7 @@ def table(cost: StepCost) -> list[str]:
   limit = f" of {_size(cost.limit)} ({100 * cost.peak / cost.limit:.0f} %)" if cost.limit else ""
   rows = [
     ("parameters", _size(cost.parameters)),
-    ("momentum", _size(cost.momentum)),
+    ("optimizer state", _size(cost.momentum)),
     ("banks", _size(cost.banks)),
     ("batch", f"{_size(cost.batch)}, {cost.images} images"),
     ("activations", _size(cost.activations)),

@@ -88,8 +88,9 @@ def _notes(config: Config, network: models.Network, cost: NetworkCost) -> list[s
   total = sum(stage.parameters for stage in cost.stages)
   batch = config.train.batch_size
   platform = jax.default_backend()
+  copies, buffers = (4, "AdamW's two means") if config.optimizer.name == "adamw" else (3, "momentum")
   notes = [
-    f"parameters, gradients and momentum: {_megabytes(3 * 4 * total)} MB in float32",
+    f"parameters, gradients and {buffers}: {_megabytes(copies * 4 * total)} MB in float32",
     f"kept for a batch of {batch}: {_megabytes(batch * _kept(cost.stages))} MB over all devices",
     banks(config, network),
     "",

@@ -48,7 +48,7 @@ def initial_state(
       config.model.pretrained, variables, config.model, names, other_classes=True
     )
     say(imported.summary())
-  update_rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
+  update_rule = optimizer.build(config.optimizer, config.train.steps, variables.params, network.stages)
   state = fresh_state(config, network, variables, update_rule, training_images, mesh)
   if not isinstance(state.bank, ShardedBank):
     return sharding.put_replicated(state, mesh), update_rule

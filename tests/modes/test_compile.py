@@ -40,7 +40,7 @@ def test_operations_are_three_times_those_of_the_forward_pass(cost) -> None:
 
 def test_table_holds_every_figure(cost) -> None:
   text = "\n".join(compile.table(cost))
-  for word in ("parameters", "momentum", "banks", "activations", "peak", "TFLOP", "4 images"):
+  for word in ("parameters", "optimizer state", "banks", "activations", "peak", "TFLOP", "4 images"):
     assert word in text
   assert "estimated" not in text  # a CPU's compiler estimates nothing
 

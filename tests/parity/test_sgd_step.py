@@ -122,7 +122,7 @@ def test_a_step_of_deeplabv3_changes_every_array_as_in_pytorch(tmp_path):
   config.contrast.scope = "none"
   config.optimizer.learning_rate, config.optimizer.weight_decay = RATE, DECAY
   config.optimizer.head_multiplier = 10.0
-  rule = optimizer.sgd(config.optimizer, config.train.steps, variables.params)
+  rule = optimizer.build(config.optimizer, config.train.steps, variables.params, network.stages)
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   state = TrainState(
     step=jnp.int32(0),

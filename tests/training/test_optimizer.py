@@ -1,29 +1,28 @@
-"""SGD against PyTorch's and against its equations written as a loop in float64."""
+"""Optimizers and schedules against PyTorch's, and SGD against its equations written as a loop in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
+from rc_jax import config as config_module
+from rc_jax import models
 from rc_jax.training import optimizer
+from tests.support import run_tiny
 
 STEPS = 6
 
 
+# Of ``random_params``.
+STAGES = {"stem": ("conv",), "stage1": ("norm",)}
+
+
 def config(**changes):
-  return ConfigDict(
-    {
-      "learning_rate": 0.1,
-      "momentum": 0.9,
-      "weight_decay": 0.05,
-      "power": 0.9,
-      "head_multiplier": 10.0,
-      "decay_norm_and_bias": True,
-      **changes,
-    }
-  )
+  settings = config_module.defaults().optimizer
+  settings.learning_rate, settings.weight_decay = 0.1, 0.05
+  settings.update(changes)
+  return settings
 
 
 def random_params(seed=0):
@@ -47,14 +46,14 @@ def named(tree):
   }
 
 
-def trajectory(settings):
+def trajectory(settings, dtype=np.float32):
   """Parameters after each update."""
-  params = jax.tree.map(jnp.asarray, random_params())
-  transformation = optimizer.sgd(settings, STEPS, params)
+  params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), random_params())
+  transformation = optimizer.build(settings, STEPS, params, STAGES)
   state, update = transformation.init(params), jax.jit(transformation.update)
   seen = []
   for gradient in gradients():
-    updates, state = update(gradient, state, params)
+    updates, state = update(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), gradient), state, params)
     params = optax.apply_updates(params, updates)
     seen.append(named(params))
   return seen
@@ -90,28 +89,135 @@ def test_trajectory_follows_the_equations(changes):
       np.testing.assert_allclose(found[name], params[name], rtol=1e-5, atol=1e-5, err_msg=f"{step} {name}")
 
 
-@pytest.mark.parametrize("changes", CASES)
-def test_trajectory_is_pytorchs(changes):
+def pytorchs_trajectory(settings, multipliers, dtype):
+  """Parameters after each update of the ``torch.optim`` optimizer, whose norms are clipped by PyTorch too."""
   torch = pytest.importorskip("torch")
-  settings = config(**changes)
-  leaves = {name: torch.nn.Parameter(torch.tensor(leaf)) for name, leaf in named(random_params()).items()}
+  leaves = {
+    name: torch.nn.Parameter(torch.tensor(leaf.astype(dtype)))
+    for name, leaf in named(random_params()).items()
+  }
   groups = [
     {
       "params": [leaf],
       "weight_decay": settings.weight_decay if decays(settings, name) else 0.0,
-      "multiplier": 1.0 if name[0] == "backbone" else settings.head_multiplier,
+      "multiplier": multipliers(name),
     }
     for name, leaf in leaves.items()
   ]
-  sgd = torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum)
-  for step, (found, gradient) in enumerate(zip(trajectory(settings), gradients(), strict=True)):
-    for group in sgd.param_groups:
+  if settings.name == "adamw":
+    betas = (settings.beta1, settings.beta2)
+    rule = torch.optim.AdamW(groups, lr=1.0, betas=betas, eps=settings.epsilon)
+  else:
+    rule = torch.optim.SGD(groups, lr=1.0, momentum=settings.momentum)
+  for step, gradient in enumerate(gradients()):
+    for group in rule.param_groups:
       group["lr"] = group["multiplier"] * rate_at(settings, step)
     for name, g in named(gradient).items():
-      leaves[name].grad = torch.tensor(g)
-    sgd.step()
-    for name, leaf in leaves.items():
-      np.testing.assert_allclose(found[name], leaf.detach().numpy(), rtol=1e-5, atol=1e-5)
+      leaves[name].grad = torch.tensor(g.astype(dtype))
+    if settings.clip_norm:
+      torch.nn.utils.clip_grad_norm_(leaves.values(), settings.clip_norm)
+    rule.step()
+    yield {name: leaf.detach().numpy().copy() for name, leaf in leaves.items()}
+
+
+def head_multiplier(settings):
+  return lambda name: 1.0 if name[0] == "backbone" else settings.head_multiplier
+
+
+@pytest.mark.parametrize("changes", [*CASES, {"clip_norm": 2.0}, {"clip_norm": 1e3}])
+def test_trajectory_is_pytorchs(changes):
+  settings = config(**changes)
+  expected = pytorchs_trajectory(settings, head_multiplier(settings), np.float32)
+  for found, params in zip(trajectory(settings), expected, strict=True):
+    for name, leaf in params.items():
+      np.testing.assert_allclose(found[name], leaf, rtol=1e-5, atol=1e-5)
+
+
+ADAMW = {"name": "adamw", "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"decay_norm_and_bias": False, "beta1": 0.5, "beta2": 0.9, "epsilon": 1e-3},
+    {"head_multiplier": 1.0, "weight_decay": 0.0, "clip_norm": 0.5},
+  ],
+)
+def test_adamw_is_pytorchs(changes, dtype):
+  settings = config(**ADAMW, **changes)
+  # The learning rate is float32, and PyTorch adds 1e-6 to a norm that it clips by.
+  rtol = 1e-5 if dtype == np.float32 else 1e-6 if settings.clip_norm else 1e-7
+  with jax.enable_x64(dtype == np.float64):
+    found = trajectory(settings, dtype)
+  expected = pytorchs_trajectory(settings, head_multiplier(settings), dtype)
+  for ours, params in zip(found, expected, strict=True):
+    for name, leaf in params.items():
+      assert ours[name].dtype == leaf.dtype
+      np.testing.assert_allclose(ours[name], leaf, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("changes", [{}, ADAMW])
+def test_layer_decay_scales_the_learning_rate_of_each_stage(changes):
+  settings = config(layer_decay=0.5, **changes)
+
+  def multiplier(name):
+    # Two stages: the last has one factor, the stem two.
+    return {"conv": 0.25, "norm": 0.5}[name[1]] if name[0] == "backbone" else settings.head_multiplier
+
+  expected = pytorchs_trajectory(settings, multiplier, np.float32)
+  for found, params in zip(trajectory(settings), expected, strict=True):
+    for name, leaf in params.items():
+      np.testing.assert_allclose(found[name], leaf, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_decay_refuses_a_module_outside_the_stages():
+  with pytest.raises(ValueError, match=r"layer_decay: is 0\.5, .* module norm belongs to no stage"):
+    optimizer.build(config(layer_decay=0.5), STEPS, random_params(), {"stem": ("conv",)})
+
+
+@pytest.mark.parametrize(
+  "backbone", [run_tiny.BACKBONE, pytest.param("hrnetv2_tiny", marks=pytest.mark.long)]
+)
+def test_each_module_of_a_backbone_belongs_to_one_stage(backbone):
+  config = run_tiny.get_config()
+  config.model.update(
+    {"backbone": backbone, "name": "fcn", "output_stride": 8 if backbone == run_tiny.BACKBONE else 4}
+  )
+  network = models.build(config.model, 3)
+  params = network.init(jax.random.key(0)).params
+  modules = [module for stage in network.stages.values() for module in stage]
+  assert sorted(modules) == sorted(params["backbone"])
+  assert list(network.stages) == ["stem", "stage1", "stage2", "stage3", "stage4"]
+
+
+def test_names_of_the_config_are_those_of_the_tables():
+  assert tuple(optimizer.OPTIMIZERS) == config_module.OPTIMIZERS
+  assert tuple(optimizer.SCHEDULES) == config_module.SCHEDULES
+
+
+@pytest.mark.parametrize("name", config_module.SCHEDULES)
+def test_schedules_with_warm_up_are_pytorchs(name):
+  """PyTorch's ``LinearLR`` chained with ``PolynomialLR`` or ``CosineAnnealingLR``, in a loop of 40 steps."""
+  torch = pytest.importorskip("torch")
+  steps, warmup = 40, 8
+  rule = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+  schedulers = torch.optim.lr_scheduler
+  main = {
+    "poly": lambda: schedulers.PolynomialLR(rule, steps, power=0.9),
+    "cosine": lambda: schedulers.CosineAnnealingLR(rule, steps),
+  }[name]()
+  linear = schedulers.LinearLR(rule, 1 / warmup, total_iters=warmup - 1)
+  chained = schedulers.ChainedScheduler([main, linear])
+  found = jax.jit(
+    optimizer.learning_rate(config(learning_rate=0.3, schedule=name, warmup_steps=warmup), steps)
+  )
+  for step in range(steps):
+    np.testing.assert_allclose(found(step), rule.param_groups[0]["lr"], rtol=1e-5)
+    rule.step()
+    chained.step()
+  assert found(steps) == 0 == found(steps + 1)
 
 
 def test_learning_rate_is_poly_at_every_step_and_ends_at_zero():
@@ -124,7 +230,7 @@ def test_learning_rate_is_poly_at_every_step_and_ends_at_zero():
 
 def test_state_is_a_pytree_of_arrays_that_survives_a_round_trip():
   params = random_params()
-  state = optimizer.sgd(config(decay_norm_and_bias=False), STEPS, params).init(params)
+  state = optimizer.build(config(decay_norm_and_bias=False), STEPS, params, {}).init(params)
   leaves, structure = jax.tree.flatten(state)
   assert all(isinstance(leaf, jax.Array) for leaf in leaves)
   shapes = sorted(leaf.shape for leaf in leaves)

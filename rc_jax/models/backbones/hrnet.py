@@ -27,6 +27,12 @@ COARSEST_STRIDE = 32  # of the fourth branch, which is interpolated to the fines
 # How a coarser branch is upsampled to a finer grid; see HRNet.upsampling.
 UPSAMPLINGS = ("bilinear", "bilinear-twice", "nearest")
 
+STAGES = {
+  "stem": ("conv1", "bn1", "conv2", "bn2"),
+  "stage1": ("layer1",),
+  **{f"stage{i}": (f"transition{i - 1}", f"stage{i}") for i in (2, 3, 4)},
+}
+
 FIELDS = (
   Field(
     "model.hrnet_upsample",
@@ -331,6 +337,7 @@ def backbone(spec: HRNetSpec) -> Backbone:
     family_fields=_family_fields,
     family_rules=lambda family, model: () if family in ("mmsegmentation", "timm") else None,
     grid_stride=lambda model: COARSEST_STRIDE,
+    stages=STAGES,
   )
 
 

@@ -47,6 +47,8 @@ RESNETS = {
 
 OUTPUT_STRIDES = (8, 16, 32)
 
+STAGES = {"stem": ("conv1", "bn1"), **{f"stage{i}": (f"layer{i}",) for i in (1, 2, 3, 4)}}
+
 # Channels of the convolutions before the pooling, at width 64, which all published ResNets have.
 STEMS = ("7x7", "32-32-64", "64-64-128")
 STRIDE_PLACES = ("3x3", "1x1")
@@ -300,6 +302,7 @@ def backbone(spec: ResNetSpec) -> Backbone:
     family_fields=functools.partial(_family_fields, spec),
     family_rules=functools.partial(_family_rules, spec),
     grid_stride=lambda model: int(model.output_stride),
+    stages=STAGES,
   )
 
 
