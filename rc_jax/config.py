@@ -431,6 +431,7 @@ def validate(config: Config) -> None:
   _check_rare_classes(config)
   _check_optimizer(config)
   models.check_projection(config.model)
+  models.check_frozen_parts(config.model)
   losses.check_class_weights(config.loss)
   _check_read(config)
 

@@ -41,7 +41,7 @@ class TrainState:
     step: int32 scalar, updates made so far.
     params: nested dict of float32 arrays; ``backbone`` at the top, everything else is a head.
     batch_stats: running means and variances of BatchNorm, float32.
-    opt_state: the optimizer's state, buffers shaped as ``params``.
+    opt_state: the optimizer's state, with buffers shaped as those of ``params`` that are trained.
     bank: the bank of the contrastive method, a pytree of arrays; RegionContrast's is a ``MemoryBank``. None where no
       bank is read (other scopes, the baseline).
   """

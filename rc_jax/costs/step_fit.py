@@ -280,7 +280,8 @@ def _abstract_arguments(
   """Returns state and batch of the train step as shapes with shardings, and the optimizer."""
   height, width = height_width(config.train.crop_size)
   variables = network.init(jax.random.key(0), image_size=(height, width))
-  update_rule = optimizer.build(config.optimizer, config.train.steps, variables.params, network.stages)
+  trained, _ = models.split(variables.params, network.frozen)
+  update_rule = optimizer.build(config.optimizer, config.train.steps, trained, network.stages)
   bank_size = config.contrast.bank_size or _count_training_images(config)
   state = jax.eval_shape(
     lambda variables: initial_state.fresh_state(config, network, variables, update_rule, bank_size, mesh),

@@ -11,11 +11,13 @@ from rc_jax.models.network import (
   Stages,
   Variables,
 )
+from rc_jax.models.parts import lies_in, merge, split
 from rc_jax.models.segmenter import (
   BACKBONES,
   HEADS,
   backbones,
   build,
+  check_frozen_parts,
   check_projection,
   fields,
   heads,
@@ -36,10 +38,14 @@ __all__ = [
   "Variables",
   "backbones",
   "build",
+  "check_frozen_parts",
   "check_projection",
   "fields",
   "heads",
+  "lies_in",
+  "merge",
   "norms_of_one_value",
   "readers",
   "reads",
+  "split",
 ]

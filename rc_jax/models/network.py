@@ -104,6 +104,9 @@ class Network:
     bind: ``(params, batch_stats, (H,W)) -> (images -> Outputs)``, as ``predict`` in two parts: what depends on the
       weights alone is computed at the first call. None: nothing does.
     stages: ``Backbone.stages`` of its backbone.
+    frozen: keys from the top of ``params`` to the sub-trees that are not trained.
+    frozen_statistics: keys from the top of ``batch_stats`` to the sub-trees that ``train`` normalises with and does not
+      move.
   """
 
   init: Callable[..., Variables]
@@ -115,6 +118,8 @@ class Network:
   grid_stride: int | None = None
   bind: Callable[[Tree, Tree, tuple[int, int]], Callable[[jax.Array], Outputs]] | None = None
   stages: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  frozen: tuple[tuple[str, ...], ...] = ()
+  frozen_statistics: tuple[tuple[str, ...], ...] = ()
 
   def with_weights(
     self, params: Tree, batch_stats: Tree, image_size: tuple[int, int]
@@ -224,7 +229,7 @@ class Backbone:
       where they have this project's; None where the family has no such backbone.
     grid_stride: from ``config.model`` to ``Network.grid_stride``, the stride of the coarsest of its grids.
     stages: name -> the modules of the backbone that are the stage, in the order of computation; each module belongs to
-      one. ``optimizer.layer_decay`` reads them. Empty: the backbone is not divided.
+      one. ``optimizer.layer_decay`` and ``model.freeze`` name them. Empty: the backbone is not divided.
   """
 
   build: Callable[[Config], nn.Module]

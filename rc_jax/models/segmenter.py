@@ -18,6 +18,7 @@ from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.initial_values import initial_variables
 from rc_jax.models.layers import DTYPES, Conv, ConvNormRelu, numerics
 from rc_jax.models.network import Backbone, ExtraOutput, Head, Network, Outputs, Tree, Variables
+from rc_jax.models.parts import frozen_statistics, part_paths
 
 Entry = TypeVar("Entry", Backbone, Head)
 
@@ -75,6 +76,21 @@ FIELDS = (
     training_only=True,
   ),
   Field("model.bn_epsilon", 1e-5, "BatchNorm: added to the variance.", above(0)),
+  Field(
+    "model.freeze",
+    "",
+    "Parts whose parameters are not trained, separated by commas: stages of the backbone (``stem``, ``stage1`` to "
+    "``stage4``), ``backbone``, ``head``. They get no gradient, no weight decay and no optimizer state. Their "
+    "BatchNorm's statistics move, unless ``model.freeze_batch_stats`` names the part too.",
+    training_only=True,
+  ),
+  Field(
+    "model.freeze_batch_stats",
+    "",
+    "Parts, as in ``model.freeze``, whose BatchNorm normalises with its running statistics in training too, and leaves "
+    "them as they are.",
+    training_only=True,
+  ),
 )
 
 
@@ -205,6 +221,18 @@ def check_projection(model: Config) -> None:
   )
 
 
+def check_frozen_parts(model: Config) -> None:
+  """Refuses names in ``model.freeze`` and ``model.freeze_batch_stats`` that the chosen backbone does not have.
+
+  Raises:
+    ValueError: one line with the field and the valid names.
+  """
+  backbone = backbones().get(model.backbone)
+  if backbone is not None:  # ``build`` refuses an unknown one
+    for name in ("freeze", "freeze_batch_stats"):
+      part_paths(f"model.{name}", model[name], model.backbone, backbone.stages)
+
+
 def _projection(model: Config) -> nn.Module | None:
   if not model.embedding_channels:
     return None
@@ -234,6 +262,10 @@ def build(config_model: Config, num_classes: int) -> Network:
     if group == "model":  # a head may state the weight of its term of the loss, too
       require(field.check.holds(model[name]), field.path, model[name], field.expects)
   check_projection(model)
+  frozen, statistics = (
+    part_paths(f"model.{name}", model[name], model.backbone, backbone.stages)
+    for name in ("freeze", "freeze_batch_stats")
+  )
   dtype = DTYPES[model.dtype]
   module = Segmenter(
     backbone=backbone.build(model),
@@ -251,13 +283,14 @@ def build(config_model: Config, num_classes: int) -> Network:
     return Variables(params, batch_stats)
 
   def train(params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array) -> tuple[Outputs, Tree]:
-    outputs, updates = module.apply(
-      {"params": params, "batch_stats": batch_stats},
-      images,
-      train=True,
-      rngs={"dropout": rng},
-      mutable=["batch_stats"],
-    )
+    with frozen_statistics(statistics):
+      outputs, updates = module.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        rngs={"dropout": rng},
+        mutable=["batch_stats"],
+      )
     return outputs, updates["batch_stats"]
 
   def run(params: Tree, batch_stats: Tree, images: jax.Array) -> Outputs:
@@ -291,6 +324,8 @@ def build(config_model: Config, num_classes: int) -> Network:
     grid_stride=backbone.grid_stride(model),
     bind=bind,
     stages=backbone.stages,
+    frozen=frozen,
+    frozen_statistics=statistics,
   )
 
 

@@ -90,7 +90,8 @@ def _notes(config: Config, network: models.Network, cost: NetworkCost) -> list[s
   platform = jax.default_backend()
   copies, buffers = (4, "AdamW's two means") if config.optimizer.name == "adamw" else (3, "momentum")
   notes = [
-    f"parameters, gradients and {buffers}: {_megabytes(copies * 4 * total)} MB in float32",
+    f"parameters, gradients and {buffers}: {_megabytes(copies * 4 * total)} MB in float32"
+    f"{' with nothing frozen' if config.model.freeze else ''}",
     f"kept for a batch of {batch}: {_megabytes(batch * _kept(cost.stages))} MB over all devices",
     banks(config, network),
     "",

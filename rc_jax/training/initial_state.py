@@ -48,7 +48,8 @@ def initial_state(
       config.model.pretrained, variables, config.model, names, other_classes=True
     )
     say(imported.summary())
-  update_rule = optimizer.build(config.optimizer, config.train.steps, variables.params, network.stages)
+  trained, _ = models.split(variables.params, network.frozen)
+  update_rule = optimizer.build(config.optimizer, config.train.steps, trained, network.stages)
   state = fresh_state(config, network, variables, update_rule, training_images, mesh)
   if not isinstance(state.bank, ShardedBank):
     return sharding.put_replicated(state, mesh), update_rule
@@ -87,7 +88,7 @@ def fresh_state(
     step=jnp.int32(0),
     params=variables.params,
     batch_stats=variables.batch_stats,
-    opt_state=update_rule.init(variables.params),
+    opt_state=update_rule.init(models.split(variables.params, network.frozen)[0]),
     bank=bank,
   )
 
@@ -104,7 +105,11 @@ def _check_statistics(config: Config, network: models.Network, variables: models
   def trace() -> None:
     jax.eval_shape(network.train, *variables, images, jax.eval_shape(lambda: jax.random.key(0)))
 
-  names = models.norms_of_one_value(trace)
+  names = [
+    name
+    for name in models.norms_of_one_value(trace)
+    if not models.lies_in(tuple(name.split("/")), network.frozen_statistics)
+  ]
   if names:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     raise ValueError(

@@ -104,8 +104,12 @@ def build(
     The transformation. Its state is a pytree of arrays: the buffers of each parameter, and numbers of steps.
 
   Raises:
-    ValueError: ``layer_decay`` is set and a module of the backbone belongs to no stage.
+    ValueError: there is no parameter to train; ``layer_decay`` is set and a module of the backbone belongs to no stage.
   """
+  if not jax.tree.leaves(params):
+    raise ValueError(
+      "config.model.freeze: names all parts of the network, so no parameter is left to train; expected fewer parts"
+    )
   decayed = jax.tree_util.tree_map_with_path(
     lambda path, _: bool(config_optimizer.decay_norm_and_bias) or path[-1].key == "kernel", params
   )

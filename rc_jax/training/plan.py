@@ -79,7 +79,8 @@ def plan_text(
   lines = [
     f"data: {config.dataset.name}, {num_classes} classes{table}; {training_images:,} images of "
     f"{config.dataset.train_split} to train on, {scored_images:,} of {config.eval.split} to score",
-    f"network: {config.model.name} on {config.model.backbone}, {parameters:,} parameters, from {start}",
+    f"network: {config.model.name} on {config.model.backbone}, {parameters:,} parameters, from {start}"
+    f"{_frozen_text(config)}",
     f"loss: {_loss_text(config, terms, num_classes, training_images)}",
     f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width} ({epochs}); "
     f"scores {every}, saves every {train.checkpoint_every:,}",
@@ -92,6 +93,11 @@ def plan_text(
     textwrap.fill(line, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for line in lines
   )
+
+
+def _frozen_text(config: Config) -> str:
+  frozen = {"parameters": config.model.freeze, "BatchNorm statistics": config.model.freeze_batch_stats}
+  return "".join(f"; frozen {name}: {parts}" for name, parts in frozen.items() if parts)
 
 
 def _loss_text(config: Config, terms: dict[str, float], num_classes: int, training_images: int) -> str:

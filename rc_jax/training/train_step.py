@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rc_jax.config import Config
-from rc_jax.models import Network
+from rc_jax.models import Network, merge, split
 from rc_jax.train_state import TrainState
 from rc_jax.training.objective import Metrics, contrastive_method, objective
 
@@ -25,15 +25,15 @@ def make_train_step(
   """Returns the train step of a config; the caller compiles it.
 
   ``(params, bank) <- (params + optimizer(grad L(params, bank)), update(bank, keys of the batch))`` with ``L`` of
-  `objective`, Eq. 5 of RegionContrast.
+  `objective`, Eq. 5 of RegionContrast. Parameters in ``network.frozen`` stay as they are.
 
   Args:
     network: functions of the network.
     optimizer: turns gradients into updates.
     schedule: learning rate of a step, logged alone (the optimizer applies its own).
     config: a validated config.
-    norms: whether the metrics have ``gradient_norm`` and ``parameter_norm``, of all parameters together. On a GPU these
-      are several hundred small operations.
+    norms: whether the metrics have ``gradient_norm``, of all trained parameters together and before clipping, and
+      ``parameter_norm``, of all parameters. On a GPU these are several hundred small operations.
 
   Returns:
     ``step(state, batch) -> (state, metrics)``; batch: ``image [B,H,W,3]`` uint8, ``label [B,H,W]`` uint8 with 255
@@ -45,18 +45,22 @@ def make_train_step(
   """
   method = contrastive_method(config)
 
-  def loss_fn(params: Any, state: TrainState, batch: Batch) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
+  def loss_fn(
+    trained: Any, frozen: Any, state: TrainState, batch: Batch
+  ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
     labels = batch["label"].astype(jnp.int32)
     # The key follows from the step, so that a resumed run drops the same units.
     rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    outputs, batch_stats = network.train(params, state.batch_stats, batch["image"], rng)
+    outputs, batch_stats = network.train(merge(trained, frozen), state.batch_stats, batch["image"], rng)
     loss, metrics, keys = objective(outputs, labels, state.bank, config, network.align_corners, state.step)
     return loss, (metrics, batch_stats, keys)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    grads, (metrics, batch_stats, keys) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    # Frozen parameters are no argument of the gradient: nothing is computed backwards below the first trained layer.
+    trained, frozen = split(state.params, network.frozen)
+    grads, (metrics, batch_stats, keys) = jax.grad(loss_fn, has_aux=True)(trained, frozen, state, batch)
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = merge(optax.apply_updates(trained, updates), frozen)
     bank = state.bank
     if method is not None and bank is not None:
       # After the loss: a center must not meet itself among its own positives.

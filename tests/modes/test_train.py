@@ -108,6 +108,33 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
 
 
 @pytest.mark.long
+def test_killed_with_all_training_options_it_resumes_to_the_last_bit(cache, tmp_path) -> None:
+  flags = (
+    "--config.model.freeze=stem,stage1",
+    "--config.model.freeze_batch_stats=stem",
+    "--config.optimizer.name=adamw",
+    "--config.optimizer.learning_rate=0.001",
+    "--config.optimizer.schedule=cosine",
+    "--config.optimizer.warmup_steps=6",
+    "--config.optimizer.clip_norm=1.0",
+    "--config.optimizer.layer_decay=0.8",
+  )
+  process = run_tiny.start(tmp_path / "uninterrupted", *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0, printed
+  assert "; frozen parameters: stem,stage1; frozen BatchNorm statistics: stem" in " ".join(printed.split())
+  process = run_tiny.start(tmp_path / "killed", *flags, cache=cache)
+  run_tiny.signal_at(process, tmp_path / "killed", 7, signal.SIGKILL)
+  run_tiny.finish(process)
+  process = run_tiny.start(tmp_path / "killed", *flags, cache=cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 0 and "resuming at step" in printed, printed
+  lines = run_tiny.lines(tmp_path / "uninterrupted")
+  assert run_tiny.lines(tmp_path / "killed") == lines
+  assert lines[0]["learning_rate"] == pytest.approx(0.001 / 6)
+
+
+@pytest.mark.long
 def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
   flags = ("--config.data.workers=2",)
   process = run_tiny.start(tmp_path, *flags, cache=cache)
