@@ -53,7 +53,7 @@ def test_inspection_and_preparation(tmp_path, capsys):
 
 
 @pytest.mark.run
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_on_merged_classes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(report, "write", lambda *unused, **also: "none")  # takes longer than the run
   small_datasets.cityscapes(tmp_path / "raw")

@@ -107,7 +107,7 @@ def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_pa
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_with_all_training_options_it_resumes_to_the_last_bit(cache, tmp_path) -> None:
   flags = (
     "--config.model.freeze=stem,stage1",
@@ -134,7 +134,7 @@ def test_killed_with_all_training_options_it_resumes_to_the_last_bit(cache, tmp_
   assert lines[0]["learning_rate"] == pytest.approx(0.001 / 6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
   flags = ("--config.data.workers=2",)
   process = run_tiny.start(tmp_path, *flags, cache=cache)
@@ -146,7 +146,7 @@ def test_killed_with_data_workers_it_resumes_to_the_last_bit(uninterrupted, cach
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_counted_class_weights_and_a_sum_of_losses_resume_to_the_last_bit(cache, tmp_path) -> None:
   flags = (
     *("--config.loss.class_weighting=median_frequency", "--config.loss.pixel=ce+0.5*dice+0.1*lovasz"),

@@ -64,7 +64,7 @@ def test_a_run_trains_saves_resumes_and_scores(as_on_gpus, monkeypatch, tmp_path
   assert all(line["gradient_norm"] > 0 and line["parameter_norm"] > 0 for line in logged)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_equals_that_of_other_platforms(monkeypatch, tmp_path) -> None:
   assert train.run(tiny(), tmp_path / "cpu") == 0
   monkeypatch.setattr(sharding, "on_gpus", lambda mesh: True)
