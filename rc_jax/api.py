@@ -21,7 +21,7 @@ from jax import export as jax_export
 from rc_jax import data, files, models, sharding
 from rc_jax.class_table import FILE as CLASS_TABLE
 from rc_jax.class_table import MERGED, table_defect
-from rc_jax.config import Config, expand_home, load_recipe, validate
+from rc_jax.config import Config, expand_home, load_recipe, set_field, validate
 from rc_jax.inference.batched import BatchedPredictor
 from rc_jax.modes import export
 from rc_jax.modes import train as train_mode
@@ -199,9 +199,8 @@ def _config(config: Config | str) -> Config:
 
 def _replace(config: Config, fields: Mapping[str, Any]) -> None:
   for field, value in fields.items():
-    group, _, name = field.rpartition(".")
     try:
-      (config[group] if group else config)[name] = value
+      set_field(config, field, value)
     except (KeyError, AttributeError, TypeError) as error:
       raise ValueError(
         f"fields: {field}={value!r} does not fit the config ({files.one_line(error)})"

@@ -376,11 +376,22 @@ def defaults() -> Config:
   """
   config = Config()
   for field in FIELDS:
-    group, _, name = field.path.rpartition(".")
+    group = field.path.rpartition(".")[0]
     if group and group not in config:
       config[group] = Config()
-    (config[group] if group else config)[name] = field.default
+    set_field(config, field.path, field.default)
   return config
+
+
+def set_field(config: Config, path: str, value: Any) -> None:
+  """Sets a field by its path, ``"train.steps"``.
+
+  Raises:
+    KeyError or AttributeError: there is no such field.
+    TypeError: the value has another type than the field.
+  """
+  group, _, name = path.rpartition(".")
+  (config[group] if group else config)[name] = value
 
 
 def load_recipe(recipe: str) -> Config:
@@ -459,8 +470,7 @@ def _check_eval_stride(config: Config) -> None:
 
 def _check_start_step(config: Config) -> None:
   step, steps = config.contrast.start_step, config.train.steps
-  # 0 holds for any number of steps.
-  require(step < max(steps, 1), "contrast.start_step", step, f"below train.steps, {steps}")
+  require(step < steps, "contrast.start_step", step, f"below train.steps, {steps}")
 
 
 def _check_rare_classes(config: Config) -> None:
@@ -665,6 +675,7 @@ __all__ = [
   "load_recipe",
   "reads_banks",
   "reads_image_index",
+  "set_field",
   "uses_contrast",
   "validate",
 ]

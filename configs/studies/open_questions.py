@@ -7,9 +7,8 @@ Variants: ``demo`` (synthetic street scenes, without files), ``camvid`` (reduced
 the training set, temperature 0.2, weight 0.1. It is compared with cross entropy, and each setting with it.
 """
 
-from rc_jax.study import Claim, Row, Study
+from rc_jax.study import Claim, Row, Study, recipe_of_variant
 
-RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 # Slots: a third of the training set, as the paper's 1000 of 2975.
 SMALL_BANKS = {"cityscapes": 1000, "camvid": 122, "demo": 267}
 # A quarter of the steps.
@@ -20,16 +19,13 @@ AVERAGE, EP_HP = "direct average", "EP + HP"
 
 def get_study(variant: str = "demo") -> Study:
   """Returns the study on a data set; variants: ``demo``, ``camvid``, ``cityscapes``."""
-  if variant not in RECIPES:
-    raise ValueError(
-      f"configs/studies/open_questions.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
-    )
+  recipe = recipe_of_variant("open_questions", variant)
   small, start = SMALL_BANKS[variant], WARM_UP[variant]
   channels = 64 if variant == "demo" else 256
   return Study(
     title=f"Settings that the paper leaves open, {variant}",
     source="RegionContrast, Tables 1 to 3",
-    recipe=RECIPES[variant],
+    recipe=recipe,
     rows=(
       Row(CE, {"contrast.scope": "none"}),
       Row(INTRA, {"contrast.scope": "image"}),

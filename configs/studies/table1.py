@@ -6,24 +6,20 @@ Variants: ``cityscapes`` (the paper's setting), ``camvid`` (reduced to two CPU c
 scenes, without files). Real data need ``--config.dataset.root`` and ``--config.model.pretrained``, as in the recipe.
 """
 
-from rc_jax.study import Claim, Row, Study
+from rc_jax.study import Claim, Row, Study, recipe_of_variant
 
-RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 CE, INTRA, INTER = "CE", "CE + intra-image", "CE + inter-image"
 PAPER = {CE: 76.4, INTRA: 77.5, INTER: 79.6}  # Cityscapes val, ResNet-50
 
 
 def get_study(variant: str = "cityscapes") -> Study:
   """Returns the study on a data set; variants: ``cityscapes``, ``camvid``, ``demo``."""
-  if variant not in RECIPES:
-    raise ValueError(
-      f"configs/studies/table1.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
-    )
+  recipe = recipe_of_variant("table1", variant)
   paper = PAPER if variant == "cityscapes" else {}
   return Study(
     title=f"Contrast within and among images, {variant}",
     source="RegionContrast, Table 1",
-    recipe=RECIPES[variant],
+    recipe=recipe,
     rows=(
       Row(CE, {"contrast.scope": "none"}, paper.get(CE)),
       Row(INTRA, {"contrast.scope": "image"}, paper.get(INTRA)),

@@ -6,24 +6,20 @@ Variants: ``cityscapes`` (the paper's setting), ``camvid`` (reduced to two CPU c
 scenes, without files). Real data need ``--config.dataset.root`` and ``--config.model.pretrained``, as in the recipe.
 """
 
-from rc_jax.study import Claim, Row, Study
+from rc_jax.study import Claim, Row, Study, recipe_of_variant
 
-RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 CE, AVERAGE, EP_HP, WEIGHTED = "CE", "direct average", "EP + HP", "weighted EP + HP"
 PAPER = {CE: 76.4, AVERAGE: 78.2, EP_HP: 78.8, WEIGHTED: 79.6}  # Cityscapes val, ResNet-50
 
 
 def get_study(variant: str = "cityscapes") -> Study:
   """Returns the study on a data set; variants: ``cityscapes``, ``camvid``, ``demo``."""
-  if variant not in RECIPES:
-    raise ValueError(
-      f"configs/studies/table2.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
-    )
+  recipe = recipe_of_variant("table2", variant)
   paper = PAPER if variant == "cityscapes" else {}
   return Study(
     title=f"Weights of region centers, {variant}",
     source="RegionContrast, Table 2",
-    recipe=RECIPES[variant],
+    recipe=recipe,
     rows=(
       Row(CE, {"contrast.scope": "none"}, paper.get(CE)),
       Row(AVERAGE, {"contrast.centers": "average"}, paper.get(AVERAGE)),

@@ -9,9 +9,8 @@ paper's are. Real data need ``--config.dataset.root`` and ``--config.model.pretr
 
 import itertools
 
-from rc_jax.study import Claim, Row, Study
+from rc_jax.study import Claim, Row, Study, recipe_of_variant
 
-RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 SIZES = {"cityscapes": (1000, 2000, 2975), "camvid": (122, 245, 367), "demo": (267, 533, 800)}
 WITHOUT = "without banks"  # the keys are the image's own centers, as the paper's equal scores of its tables 1 and 3 say
 PAPER = (77.5, 78.5, 79.1, 79.6)  # Cityscapes val, ResNet-50
@@ -19,10 +18,7 @@ PAPER = (77.5, 78.5, 79.1, 79.6)  # Cityscapes val, ResNet-50
 
 def get_study(variant: str = "cityscapes") -> Study:
   """Returns the study on a data set; variants: ``cityscapes``, ``camvid``, ``demo``."""
-  if variant not in RECIPES:
-    raise ValueError(
-      f"configs/studies/table3.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
-    )
+  recipe = recipe_of_variant("table3", variant)
   without, *scores = PAPER if variant == "cityscapes" else (None, None, None, None)
   banks = tuple(
     Row(f"M = {size}", {"contrast.bank_size": size}, score)
@@ -32,7 +28,7 @@ def get_study(variant: str = "cityscapes") -> Study:
   return Study(
     title=f"Size of the memory banks, {variant}",
     source="RegionContrast, Table 3",
-    recipe=RECIPES[variant],
+    recipe=recipe,
     rows=(Row(WITHOUT, {"contrast.scope": "image", "contrast.bank_size": 0}, without), *banks),
     baseline=WITHOUT,
     seeds=(0, 1, 2, 3, 4),

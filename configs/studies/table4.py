@@ -7,9 +7,8 @@ scenes, without files); the last two take three heads on one backbone. Real data
 ``cityscapes`` and ``camvid`` ImageNet weights for their backbones, which ``WEIGHTS`` below or your own file names.
 """
 
-from rc_jax.study import Claim, Row, Study
+from rc_jax.study import Claim, Row, Study, recipe_of_variant
 
-RECIPES = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 HEADS = {
   "DeepLabV3": {"model.name": "deeplabv3"},
   "DeepLabV3+": {"model.name": "deeplabv3plus"},
@@ -39,10 +38,7 @@ PAPER = {  # Cityscapes val
 
 def get_study(variant: str = "cityscapes") -> Study:
   """Returns the study on a data set; variants: ``cityscapes``, ``camvid``, ``demo``."""
-  if variant not in RECIPES:
-    raise ValueError(
-      f"configs/studies/table4.py:{variant}: no such variant; expected one of {', '.join(RECIPES)}"
-    )
+  recipe = recipe_of_variant("table4", variant)
   networks, paper = (NETWORKS, PAPER) if variant == "cityscapes" else (HEADS, {})
   rows = []
   for name, fields in networks.items():
@@ -56,7 +52,7 @@ def get_study(variant: str = "cityscapes") -> Study:
   return Study(
     title=f"Networks, {variant}",
     source="RegionContrast, Table 4" if variant == "cityscapes" else "",  # whose networks the others are not
-    recipe=RECIPES[variant],
+    recipe=recipe,
     rows=tuple(rows),
     baseline=rows[0].name,
     seeds=(0, 1, 2, 3, 4),

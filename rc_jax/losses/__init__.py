@@ -116,9 +116,8 @@ def pixel_loss_title(text: str) -> str:
   >>> pixel_loss_title("ce+0.5*dice")
   'cross entropy + 0.5 x Dice loss'
   """
-  titles = {name: PIXEL_LOSSES[name].title or name for name in pixel_loss_parts(text)}
-  parts = pixel_loss_parts(text).items()
-  return " + ".join(titles[name] if factor == 1 else f"{factor:g} x {titles[name]}" for name, factor in parts)
+  titles = ((PIXEL_LOSSES[name].title or name, factor) for name, factor in pixel_loss_parts(text).items())
+  return " + ".join(title if factor == 1 else f"{factor:g} x {title}" for title, factor in titles)
 
 
 def build_pixel_loss(config_loss: Config, align_corners: bool) -> LossFunction:

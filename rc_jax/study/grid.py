@@ -6,8 +6,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rc_jax.config import Config, check_override, load_recipe, validate
+from rc_jax.config import (
+  Config,
+  check_override,
+  expand_home,
+  flatten,
+  load_recipe,
+  set_field,
+  validate,
+)
 from rc_jax.recipes import STUDY, run_recipe
+
+# Variant of the studies that come with rc_jax -> its recipe: the paper's, one for two CPU cores, synthetic scenes.
+VARIANTS = {"cityscapes": "cityscapes", "camvid": "camvid:cpu", "demo": "demo"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,19 +170,18 @@ class Study:
     config = load_recipe(self.recipe)
     for path, value in self.overrides(run).items():
       check_override(path)
-      group, _, name = path.rpartition(".")
-      target = config[group] if group else config
       try:
-        target[name] = value
+        set_field(config, path, value)
       except TypeError as error:
         raise ValueError(
           f"study {self.title!r}: row {run.row.name!r}: config.{path}: is {value!r}; expected a value like "
-          f"{target[name]!r}"
+          f"{flatten(config.to_dict())[path]!r}"
         ) from error
     try:
       validate(config)
     except ValueError as error:
       raise ValueError(f"study {self.title!r}: row {run.row.name!r}: {error}") from error
+    expand_home(config)
     return config
 
 
@@ -210,6 +220,23 @@ def _check_types(study: Study) -> None:
     require(
       row.paper is None or is_number, f"row {row.name!r}: paper", row.paper, "mIoU in percent, such as 76.4"
     )
+
+
+def recipe_of_variant(study: str, variant: str) -> str:
+  """Returns the recipe of a study's variant, one of ``VARIANTS``.
+
+  Args:
+    study: name of the study, for the error message.
+    variant: as the command line names it.
+
+  Raises:
+    ValueError: there is no such variant; one line.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(
+      f"configs/studies/{study}.py:{variant}: no such variant; expected one of {', '.join(VARIANTS)}"
+    )
+  return VARIANTS[variant]
 
 
 def load_study(name: str) -> Study:

@@ -179,7 +179,7 @@ class StudyRunner:
     """
     check_folder(study, folder)
     self._study, self._folder, self._command_of = study, folder, command_of
-    self._environments = slot_environments(parallel, parent_process.environment())
+    self._environments = device_shares(parallel, parent_process.environment())
     self._end = None if budget is None else time.monotonic() + budget
     self._configs = {run: study.config(run) for run in study.runs}
     self._finished = [run for run in study.runs if not self._missing(run)]
@@ -337,15 +337,15 @@ class StudyRunner:
     self._running.clear()
 
 
-def slot_environments(parallel: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
-  """Returns the environment variables of the runs that go on at the same time: each has its share of the GPUs.
+def device_shares(parallel: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+  """Returns the environment variables of runs at the same time, of which each has an equal share of the GPUs.
 
   Args:
     parallel: the number of runs.
     environment: of this process.
 
   Raises:
-    ValueError: there are GPUs, but fewer than runs; one line.
+    ValueError: there are fewer GPUs than runs, or an accelerator of another kind; one line.
   """
   if parallel < 1:
     raise ValueError(f"--parallel={parallel}: expected 1 or more")
@@ -358,14 +358,15 @@ def slot_environments(parallel: int, environment: Mapping[str, str]) -> list[dic
     )
   if parallel == 1 or not gpus:
     return [dict(environment)] * parallel
-  if gpus and len(gpus) < parallel:
+  if len(gpus) < parallel:
     raise ValueError(
-      f"--parallel={parallel}: this machine has {_number(len(gpus), 'GPU')}; expected at most that many"
+      f"--parallel={parallel}: this machine has {_number(len(gpus), 'GPU')}; expected at most that many, or "
+      "JAX_PLATFORMS=cpu in the environment"
     )
-  share = len(gpus) // parallel
+  size = len(gpus) // parallel
   return [
-    {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * share : (slot + 1) * share])}
-    for slot in range(parallel)
+    {**environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus[share * size : (share + 1) * size])}
+    for share in range(parallel)
   ]
 
 

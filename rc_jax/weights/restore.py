@@ -16,6 +16,7 @@ from rc_jax.config import (
   different_network,
   flatten,
   height_width,
+  set_field,
   validate,
 )
 from rc_jax.console import say
@@ -75,10 +76,9 @@ def config_of_run(folder: pathlib.Path) -> Config:
   config = defaults()
   for field in FIELDS:
     if field.path in recorded:
-      group, _, name = field.path.rpartition(".")
       value = recorded[field.path]
       try:
-        (config[group] if group else config)[name] = tuple(value) if isinstance(value, list) else value
+        set_field(config, field.path, tuple(value) if isinstance(value, list) else value)
       except TypeError as error:
         found = files.one_line(repr(value), 80)
         raise ValueError(

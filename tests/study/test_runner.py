@@ -22,10 +22,10 @@ from rc_jax.study.runner import (
   StudyProgress,
   StudyRunner,
   command,
+  device_shares,
   missing_splits,
   newest_step,
   other_runs,
-  slot_environments,
 )
 from tests.support.paths import ROOT
 
@@ -275,22 +275,22 @@ def test_the_command_of_a_run_sets_its_fields(tmp_path: pathlib.Path) -> None:
   ],
 )
 def test_parallel_runs_share_the_gpus(visible: dict, parallel: int, expected: list[str]) -> None:
-  environments = slot_environments(parallel, visible)
+  environments = device_shares(parallel, visible)
   assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == expected
 
 
 def test_more_runs_than_gpus_are_refused() -> None:
   with pytest.raises(ValueError, match="--parallel=3: this machine has 2 GPUs"):
-    slot_environments(3, {"CUDA_VISIBLE_DEVICES": "0,1"})
+    device_shares(3, {"CUDA_VISIBLE_DEVICES": "0,1"})
   with pytest.raises(ValueError, match="--parallel=0: expected 1 or more"):
-    slot_environments(0, {})
+    device_shares(0, {})
 
 
 def test_runs_do_not_share_an_accelerator_that_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
   monkeypatch.setattr(runner_module.huge_pages, "has_accelerator", lambda: True)
   with pytest.raises(ValueError, match=r"--parallel=2: this machine has an accelerator.*JAX_PLATFORMS=cpu"):
-    slot_environments(2, {})
-  assert len(slot_environments(2, {"JAX_PLATFORMS": "cpu"})) == 2
+    device_shares(2, {})
+  assert len(device_shares(2, {"JAX_PLATFORMS": "cpu"})) == 2
 
 
 def test_progress_shows_runs_steps_and_time_left(tmp_path: pathlib.Path, capsys) -> None:

@@ -26,8 +26,7 @@ from rc_jax.data.pipeline.skip_unreadable import (
   too_many_unreadable,
 )
 from rc_jax.data.pipeline.worker_process import exit_with_parent
-from rc_jax.data.reading.dataset_info import DatasetInfo
-from rc_jax.data.reading.source import Example, Source, decoded_on_access
+from rc_jax.data.reading.source import Example, Source, WrappedSource, decoded_on_access
 from rc_jax.fields import Config
 
 Batch = dict[str, np.ndarray]
@@ -291,22 +290,8 @@ class _IndexedExample(Example):
   index: np.int32
 
 
-@dataclasses.dataclass(frozen=True)
-class _Indexed:
+class _Indexed(WrappedSource):
   """A split whose examples hold their places."""
-
-  source: Source
-
-  @property
-  def info(self) -> DatasetInfo:
-    return self.source.info
-
-  @property
-  def labelled(self) -> bool:
-    return self.source.labelled
-
-  def __len__(self) -> int:
-    return len(self.source)
 
   def __getitem__(self, index: int) -> _IndexedExample:
     return {**self.source[index], "index": np.int32(index)}

@@ -1,11 +1,11 @@
 """Replaces training examples that cannot be read by the next ones, and reports them beside the pixels of a batch."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from rc_jax.data.reading.dataset_info import DatasetInfo
-from rc_jax.data.reading.source import Example, Source
+from rc_jax.data.reading.source import Example, WrappedSource
 
 # Keys of an example and of a batch, beside the pixels; they are removed before the batch goes to the device.
 SKIPPED, REASON = "skipped", "reason"
@@ -25,31 +25,19 @@ class ReportedExample(Example):
   reason: np.ndarray
 
 
-class NextReadable:
+@dataclasses.dataclass(frozen=True, eq=False)
+class NextReadable(WrappedSource):
   """A split in which the next readable example replaces one that cannot be read.
 
   The replacement depends on the files alone, not on hosts, workers or the order of access. The augmentation is that of
   the position, and an epoch shows the replacement twice.
 
-  Args:
+  Attributes:
     source: the split.
     limit: the largest number of unreadable examples in a row; more are an error.
   """
 
-  def __init__(self, source: Source, limit: int):
-    self._source = source
-    self._limit = limit
-
-  @property
-  def info(self) -> DatasetInfo:
-    return self._source.info
-
-  @property
-  def labelled(self) -> bool:
-    return self._source.labelled
-
-  def __len__(self) -> int:
-    return len(self._source)
+  limit: int
 
   def __getitem__(self, index: int) -> ReportedExample:
     """Returns example ``index`` or its replacement.
@@ -58,16 +46,16 @@ class NextReadable:
       ValueError: in one line, more than ``limit`` examples in a row cannot be read.
     """
     first_error = None
-    for offset in range(self._limit + 1):
+    for offset in range(self.limit + 1):
       try:
-        example = self._source[(index + offset) % len(self)]
+        example = self.source[(index + offset) % len(self)]
       except ValueError as error:
         first_error = first_error or error
       else:
         # The examples in between are reported at their own positions.
         skipped = _NOTHING_SKIPPED if first_error is None else index
         return {**example, "skipped": np.int32(skipped), "reason": _encode(str(first_error or ""))}
-    raise too_many_unreadable(self._limit + 1, len(self), self._limit, str(first_error))
+    raise too_many_unreadable(self.limit + 1, len(self), self.limit, str(first_error))
 
 
 def split_report(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[int, str]]:

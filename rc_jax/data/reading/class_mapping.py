@@ -11,7 +11,7 @@ import numpy as np
 from rc_jax.data.reading.class_csv import IGNORED, check_class_name, is_ignored, read_rows
 from rc_jax.data.reading.dataset import Dataset
 from rc_jax.data.reading.dataset_info import IGNORE_LABEL, DatasetInfo
-from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Source
+from rc_jax.data.reading.source import Example, FilePairs, IncompleteSplit, Source, WrappedSource
 from rc_jax.files import one_line
 
 FIELD = "dataset.classes"
@@ -33,22 +33,14 @@ class ClassMapping:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Relabelled:
+class Relabelled(WrappedSource):
   """A split that is not stored as files, with the classes of a mapping."""
 
-  source: Source
   mapping: ClassMapping
 
   @property
   def info(self) -> DatasetInfo:
     return self.mapping.info
-
-  @property
-  def labelled(self) -> bool:
-    return self.source.labelled
-
-  def __len__(self) -> int:
-    return len(self.source)
 
   def __getitem__(self, index: int) -> Example:
     example = self.source[index]

@@ -119,16 +119,14 @@ class Joined:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Subset:
-  """Some examples of a split.
+class WrappedSource:
+  """A split that changes the examples of another one, for subclasses with ``__getitem__``.
 
   Attributes:
-    source: the split.
-    indices: the examples, in order.
+    source: the other split.
   """
 
   source: Source
-  indices: tuple[int, ...]
 
   @property
   def info(self) -> DatasetInfo:
@@ -137,6 +135,21 @@ class Subset:
   @property
   def labelled(self) -> bool:
     return self.source.labelled
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset(WrappedSource):
+  """Some examples of a split.
+
+  Attributes:
+    source: the split.
+    indices: the examples, in order.
+  """
+
+  indices: tuple[int, ...]
 
   def __len__(self) -> int:
     return len(self.indices)
