@@ -82,10 +82,11 @@ def run(
   if not 0 <= budget < float("inf"):
     raise ValueError(f"--budget={budget:g}: expected hours, or 0 for no limit")
   _check_data(chosen)
-  number = len(chosen.runs)
-  say(
-    f"{chosen.title}: {len(chosen.rows)} rows x {len(chosen.seeds)} seeds = {number} runs, folder {workdir}"
+  numbers = {"row": len(chosen.rows), "seed": len(chosen.seeds), "run": len(chosen.runs)}
+  rows, seed_number, runs = (
+    f"{number} {noun}{'' if number == 1 else 's'}" for noun, number in numbers.items()
   )
+  say(f"{chosen.title}: {rows} x {seed_number} = {runs}, folder {workdir}")
   outcome = StudyRunner(chosen, workdir, parallel, 3600 * budget if budget else None).run()
   return _finish(chosen, workdir, outcome, budget)
 
