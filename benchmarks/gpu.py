@@ -1,14 +1,14 @@
 """Times a recipe's train step on a GPU, also against PyTorch, and each form of a convolution's gradients.
 
   python -m benchmarks.gpu convolutions [--batch_size=8]
-  python -m benchmarks.gpu step --config=configs/cityscapes.py [--rounds=20]
+  python -m benchmarks.gpu step --config=configs/cityscapes.py [--rounds=20] [--top=60]
   python -m benchmarks.gpu torch --config=configs/cityscapes.py [--rounds=20]
-  python -m benchmarks.gpu profile --config=configs/cityscapes.py
   python -m benchmarks.gpu numerics --config=configs/demo.py
 
-``step`` times the step with full banks and with cross entropy alone, in turn. ``torch`` times the same network in
-PyTorch (bfloat16 autocast, channels last, ``torch.compile``) with cross entropy alone: loss, gradients, SGD.
-``numerics`` compares one float32 step on the GPU with the same step on the CPU. Each prints JSON lines.
+``step`` times the step with full banks and with cross entropy alone, in turn; ``--top`` also prints kernels of a trace.
+``torch`` times the same network in PyTorch (bfloat16 autocast, channels last, ``torch.compile``) with cross entropy
+alone: loss, gradients, SGD. ``numerics`` compares one float32 step on the GPU with the same step on the CPU. Each
+prints JSON lines. ``benchmarks/gpu_recipes.py`` runs several of these on one GPU.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import json
 import pathlib
 import re
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,13 +30,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import steps
-from rc_jax import models, sharding
+from rc_jax import data, models, sharding
 from rc_jax.config import Config, load_recipe
 from rc_jax.ops import conv_taps, conv_xla
-from rc_jax.training import initial_state, optimizer
-from rc_jax.training.train_step import make_train_step
-
-NUM_CLASSES = 19
+from rc_jax.training import initial_state
 
 # Height, input channels, output channels, kernel size, stride and dilation of ResNet-50's convolutions at crop 769.
 CONVOLUTIONS = (
@@ -114,14 +112,16 @@ def convolutions(arguments: argparse.Namespace) -> None:
 
 
 def compiled_step(config: Config, mesh: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
-  """Returns the compiled step, its state and batch, and the compiler's analysis of it."""
-  network = models.build(config.model, NUM_CLASSES)
-  state, update_rule = initial_state.initial_state(config, network, 2975, mesh, fresh=False)
+  """Returns the compiled step without norms, as nearly all steps of a run, its state and batch, and its size."""
+  classes = data.info(config.dataset.name, config.dataset.root).num_classes
+  network = models.build(config.model, classes)
+  images = steps.TRAINING_IMAGES[config.dataset.name]
+  state, update_rule = initial_state.initial_state(config, network, images, mesh, fresh=False)
   if state.bank is not None:
     state = dataclasses.replace(state, bank=steps.full_bank(state.bank))
-  batch = sharding.put_batch(steps.made_up_batch(config, NUM_CLASSES), mesh)
-  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
-  step = jax.jit(make_train_step(network, update_rule, schedule, config), donate_argnums=0)
+  state = initial_state.in_training_formats(state, mesh)
+  batch = sharding.put_batch(steps.made_up_batch(config, classes), mesh)
+  step = initial_state.jitted_step(config, network, update_rule, state, mesh, norms=False)
   start = time.perf_counter()
   compiled = step.lower(state, batch).compile()
   memory: Any = compiled.memory_analysis()
@@ -133,10 +133,12 @@ def compiled_step(config: Config, mesh: Any) -> tuple[Any, Any, Any, dict[str, A
 
 
 def use_forms(names: str) -> None:
-  """Replaces the kernel gradients of GPUs: ``transposed`` for dilated convolutions, ``product`` for 1x1."""
+  """Replaces kernel gradients: ``transposed`` for dilated convolutions, ``phases`` for ASPP's, ``product`` for 1x1."""
   transposed = conv_xla.transposed_kernel_gradient
   if "transposed" in names:
-    conv_xla.phases_kernel_gradient = transposed
+    conv_xla.phases_kernel_gradient = conv_xla.product_kernel_gradient = transposed
+  if "phases" in names:
+    conv_xla.product_kernel_gradient = conv_xla.phases_kernel_gradient
   if "product" in names:
 
     def gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *, stride: int, dilation: int) -> jax.Array:
@@ -146,21 +148,29 @@ def use_forms(names: str) -> None:
     conv_xla.transposed_kernel_gradient = gradient
 
 
+def wait_for_turn(arguments: argparse.Namespace) -> None:
+  """Says on standard output that all is compiled and, with ``--wait``, reads a line before anything is timed."""
+  if arguments.wait:
+    print(json.dumps({"ready": case(arguments)}), flush=True)
+    sys.stdin.readline()
+
+
 def step(arguments: argparse.Namespace) -> None:
   """Times the step with the contrastive loss and with cross entropy alone, in turn."""
   if arguments.forms:
     use_forms(arguments.forms)
   mesh = sharding.global_mesh()
   runs: dict[str, list[Any]] = {}
-  scopes = (
-    {"RegionContrast": "bank"} if arguments.forms else {"RegionContrast": "bank", "cross entropy": "none"}
-  )
+  scopes = {"RegionContrast": "bank"}
+  if not (arguments.forms or arguments.contrast_only):
+    scopes["cross entropy"] = "none"
   for name, scope in scopes.items():
     config = settings(arguments)
     config.contrast.scope = scope
     compiled, state, batch, said = compiled_step(config, mesh)
     runs[name] = [compiled, state, batch]
     print(json.dumps({"step": name, **case(arguments), **said}), flush=True)
+  wait_for_turn(arguments)
   seconds: dict[str, list[float]] = {name: [] for name in runs}
   for count in range(-3, arguments.rounds):
     for name, run in runs.items():
@@ -170,18 +180,19 @@ def step(arguments: argparse.Namespace) -> None:
       if count >= 0:
         seconds[name].append(time.perf_counter() - start)
   for name, values in seconds.items():
-    row = {"ms": 1e3 * statistics.median(values), "least": 1e3 * min(values), "most": 1e3 * max(values)}
-    print(json.dumps({"step": name, **case(arguments), **described(), **row}), flush=True)
+    row = {"step": name, **case(arguments), **described(), **spread(values)}
+    print(json.dumps(row), flush=True)
+  if arguments.top:
+    print_kernels(*runs["RegionContrast"], arguments.top)
 
 
-def profile(arguments: argparse.Namespace) -> None:
-  """Prints the kernels that the step spends most of its time in, from a trace of a few steps."""
-  if arguments.forms:
-    use_forms(arguments.forms)
-  compiled, state, batch, _ = compiled_step(settings(arguments), sharding.global_mesh())
-  for _ in range(3):
-    state, metrics = compiled(state, batch)
-  jax.block_until_ready(metrics)
+def spread(seconds: list[float]) -> dict[str, float]:
+  """Returns median, least and most of times, in milliseconds."""
+  return {"ms": 1e3 * statistics.median(seconds), "least": 1e3 * min(seconds), "most": 1e3 * max(seconds)}
+
+
+def print_kernels(compiled: Any, state: Any, batch: Any, top: int) -> None:
+  """Prints the kernels that a step spends most of its time in, from a trace of a few steps."""
   count = 5
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -196,7 +207,7 @@ def profile(arguments: argparse.Namespace) -> None:
     for event in events
     if event.get("name") == "process_name" and "GPU" in event["args"].get("name", "")
   }
-  total: dict[str, list[float]] = {}
+  total: dict[str, list[Any]] = {}
   for event in events:
     if event.get("ph") == "X" and event["pid"] in devices and "hlo_op" in event.get("args", {}):
       name = event["args"]["hlo_op"]
@@ -204,15 +215,20 @@ def profile(arguments: argparse.Namespace) -> None:
       entry[0] += event["dur"] / 1e3 / count
       entry[1] += 1
   ranked = sorted(total.items(), key=lambda item: -item[1][0])
-  small = sum(1 for _, (ms, _, _) in ranked if ms < 0.005)
   text = compiled.as_text() or ""
   kinds: dict[str, float] = {}
   for name, (ms, _, _) in ranked:
     kind = name.rstrip("0123456789.")
     kinds[kind] = kinds.get(kind, 0) + ms
-  print(json.dumps({"ops": len(total), "below 5 us": small, "ms": sum(v[0] for v in total.values())}))
+  summary = {
+    "operations": len(total),
+    "launches": sum(entry[1] for entry in total.values()) / count,
+    "below 5 us": sum(1 for _, (ms, _, _) in ranked if ms < 0.005),
+    "ms": sum(entry[0] for entry in total.values()),
+  }
+  print(json.dumps(summary))
   print(json.dumps({kind: round(ms, 2) for kind, ms in sorted(kinds.items(), key=lambda kv: -kv[1])[:30]}))
-  for name, (ms, number, kernel) in ranked[: arguments.top]:
+  for name, (ms, number, kernel) in ranked[:top]:
     line = next((line for line in text.splitlines() if f" %{name} = " in line or f" {name} = " in line), "")
     shape = line.partition(" = ")[2].split("{")[0][:60]
     source = re.search(r'op_name="([^"]*)"', line)
@@ -227,33 +243,15 @@ def torch_step(arguments: argparse.Namespace) -> None:
   """Times the same network in PyTorch: cross entropy, auxiliary loss, gradients, SGD."""
   import torch
 
-  from rc_jax.models.backbones.resnet import RESNETS
-  from tests.support import torch_reference
+  from benchmarks.cpu_steps import torch_network
 
   config = settings(arguments)
-  layout = RESNETS[config.model.backbone]
-  plan = []
-  for number, blocks in enumerate(layout.blocks):
-    stride, dilation = ((1, 1), (2, 1), (1, 2), (1, 4))[number]
-    factors = config.model.multi_grid if number == 3 else (1,) * blocks
-    plan.append([(stride if i == 0 else 1, dilation * f, dilation * f) for i, f in enumerate(factors)])
-  backbone = torch_reference.ResNet(plan, layout.bottleneck, layout.width, config.model.stem, "3x3", True)
-  network = torch_reference.DeepLabV3(
-    backbone, layout.width * 32, config.model.channels, config.model.aspp_rates, NUM_CLASSES
-  )
-  network = network.cuda().to(memory_format=torch.channels_last)
-  torch.backends.cudnn.benchmark = True
+  classes = data.info(config.dataset.name, config.dataset.root).num_classes
+  network = torch_network(config, classes).train().cuda().to(memory_format=torch.channels_last)
   torch.set_float32_matmul_precision("high")
-  mean = torch.tensor([123.675, 116.28, 103.53], device="cuda").view(3, 1, 1)
-  std = torch.tensor([58.395, 57.12, 57.375], device="cuda").view(3, 1, 1)
-
-  def forward(images: Any) -> tuple[Any, Any]:
-    _, stage3, last = network.backbone((images - mean) / std)
-    return network.head(last), network.aux_head(stage3)
-
-  compiled = torch.compile(forward)
+  compiled = torch.compile(network)
   rule = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-  batch = steps.made_up_batch(config, NUM_CLASSES)
+  batch = steps.made_up_batch(config, classes)
   images = torch.from_numpy(batch["image"]).cuda().permute(0, 3, 1, 2).float()
   images = images.contiguous(memory_format=torch.channels_last)
   labels = torch.from_numpy(batch["label"]).cuda().long()
@@ -265,24 +263,33 @@ def torch_step(arguments: argparse.Namespace) -> None:
   def update() -> None:
     with torch.autocast("cuda", torch.bfloat16):
       logits, auxiliary = compiled(images)
-      loss = loss_of(logits) + 0.4 * loss_of(auxiliary)
+      loss = loss_of(logits)
+      if auxiliary is not None:
+        loss = loss + 0.4 * loss_of(auxiliary)
     rule.zero_grad(set_to_none=True)
     loss.backward()
     rule.step()
     torch.cuda.synchronize()
 
   start = time.perf_counter()
-  for _ in range(5):
+  for _ in range(2):
     update()
   first = time.perf_counter() - start
+  rule.zero_grad(set_to_none=True)
+  torch.cuda.empty_cache()
+  wait_for_turn(arguments)
+  torch.backends.cudnn.benchmark = (
+    True  # only now: it times kernels, and other processes may have used the GPU
+  )
+  torch.cuda.reset_peak_memory_stats()
   values = []
-  for _ in range(arguments.rounds):
+  for count in range(-5, arguments.rounds):
     start = time.perf_counter()
     update()
-    values.append(time.perf_counter() - start)
-  row = {"ms": 1e3 * statistics.median(values), "least": 1e3 * min(values), "most": 1e3 * max(values)}
+    if count >= 0:
+      values.append(time.perf_counter() - start)
   peak = torch.cuda.max_memory_allocated() / 1e9
-  row |= {"first_five_s": first, "peak_gb": peak, "torch": torch.__version__}
+  row = {**spread(values), "first_two_s": first, "peak_gb": peak, "torch": torch.__version__}
   print(json.dumps({"step": "PyTorch", "config": arguments.config, **row}), flush=True)
 
 
@@ -332,21 +339,22 @@ def described() -> dict[str, str]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=("convolutions", "step", "profile", "torch", "numerics"))
+  parser.add_argument("what", choices=("convolutions", "step", "torch", "numerics"))
   parser.add_argument("--config", default="configs/cityscapes.py")
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--batch_size", type=int, default=0, help="default: the recipe's; 8 for convolutions")
   parser.add_argument("--crop_size", type=int, default=0, help="default: the recipe's")
-  parser.add_argument("--top", type=int, default=60, help="for profile: kernels to print")
+  parser.add_argument("--top", type=int, default=0, help="step: so many kernels of a trace are printed")
   parser.add_argument(
-    "--forms", default="", help="step, profile: transposed,product in place of the project's forms"
+    "--forms", default="", help="step: transposed, phases, product in place of the project's forms"
   )
+  parser.add_argument("--contrast_only", action="store_true", help="step: not with cross entropy alone")
+  parser.add_argument("--wait", action="store_true", help="times nothing before a line on standard input")
   arguments = parser.parse_args()
   if arguments.what == "convolutions":
     arguments.batch_size = arguments.batch_size or 8
-  {"convolutions": convolutions, "step": step, "profile": profile, "torch": torch_step, "numerics": numerics}[
-    arguments.what
-  ](arguments)
+  runs = {"convolutions": convolutions, "step": step, "torch": torch_step, "numerics": numerics}
+  runs[arguments.what](arguments)
 
 
 if __name__ == "__main__":

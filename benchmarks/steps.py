@@ -14,7 +14,7 @@ from rc_jax.training import initial_state, optimizer
 from rc_jax.training.train_step import make_train_step
 
 # Sizes of the training sets, which decide the banks' sizes where `bank_size` is 0.
-TRAINING_IMAGES = {"cityscapes": 2975, "camvid": 367, "synthetic": 800}
+TRAINING_IMAGES = {"cityscapes": 2975, "ade20k": 20_210, "camvid": 367, "synthetic": 800}
 
 
 Bank = TypeVar("Bank", contrast.MemoryBank, contrast.ImageMemoryBank)

@@ -127,8 +127,8 @@ class DeepLabV3(nn.Module):
 
   def forward(self, images):
     """Takes ``[B,3,H,W]`` of 0 to 255; returns logits and auxiliary logits on their own grids."""
-    mean = torch.tensor([0.485, 0.456, 0.406], dtype=images.dtype).view(3, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225], dtype=images.dtype).view(3, 1, 1)
+    mean = torch.tensor([0.485, 0.456, 0.406], dtype=images.dtype, device=images.device).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225], dtype=images.dtype, device=images.device).view(3, 1, 1)
     _, stage3, last = self.backbone((images / 255 - mean) / std)
     return self.head(last), self.aux_head(stage3)
 
