@@ -17,7 +17,6 @@ import functools
 import gzip
 import json
 import pathlib
-import re
 import statistics
 import sys
 import tempfile
@@ -29,9 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import steps
+from benchmarks import gpu_trace, steps
 from rc_jax import data, models, sharding
 from rc_jax.config import Config, load_recipe
+from rc_jax.costs import chips
 from rc_jax.ops import conv_taps, conv_xla
 from rc_jax.training import initial_state
 
@@ -183,7 +183,7 @@ def step(arguments: argparse.Namespace) -> None:
     row = {"step": name, **case(arguments), **described(), **spread(values)}
     print(json.dumps(row), flush=True)
   if arguments.top:
-    print_kernels(*runs["RegionContrast"], arguments.top)
+    print_kernels(*runs["RegionContrast"], arguments)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
@@ -191,52 +191,25 @@ def spread(seconds: list[float]) -> dict[str, float]:
   return {"ms": 1e3 * statistics.median(seconds), "least": 1e3 * min(seconds), "most": 1e3 * max(seconds)}
 
 
-def print_kernels(compiled: Any, state: Any, batch: Any, top: int) -> None:
-  """Prints the kernels that a step spends most of its time in, from a trace of a few steps."""
+def print_kernels(compiled: Any, state: Any, batch: Any, arguments: argparse.Namespace) -> None:
+  """Prints the kernels of a step by a trace of a few steps, beside the least times that they need."""
   count = 5
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
       for _ in range(count):
         state, metrics = compiled(state, batch)
       jax.block_until_ready((state, metrics))
-    (path,) = pathlib.Path(folder).rglob("*.trace.json.gz")
-    with gzip.open(path) as file:
-      events = json.load(file)["traceEvents"]
-  devices = {
-    event["pid"]
-    for event in events
-    if event.get("name") == "process_name" and "GPU" in event["args"].get("name", "")
-  }
-  total: dict[str, list[Any]] = {}
-  for event in events:
-    if event.get("ph") == "X" and event["pid"] in devices and "hlo_op" in event.get("args", {}):
-      name = event["args"]["hlo_op"]
-      entry = total.setdefault(name, [0.0, 0, event["name"]])
-      entry[0] += event["dur"] / 1e3 / count
-      entry[1] += 1
-  ranked = sorted(total.items(), key=lambda item: -item[1][0])
+    events = gpu_trace.read_trace(folder)
   text = compiled.as_text() or ""
-  kinds: dict[str, float] = {}
-  for name, (ms, _, _) in ranked:
-    kind = name.rstrip("0123456789.")
-    kinds[kind] = kinds.get(kind, 0) + ms
-  summary = {
-    "operations": len(total),
-    "launches": sum(entry[1] for entry in total.values()) / count,
-    "below 5 us": sum(1 for _, (ms, _, _) in ranked if ms < 0.005),
-    "ms": sum(entry[0] for entry in total.values()),
-  }
-  print(json.dumps(summary))
-  print(json.dumps({kind: round(ms, 2) for kind, ms in sorted(kinds.items(), key=lambda kv: -kv[1])[:30]}))
-  for name, (ms, number, kernel) in ranked[:top]:
-    line = next((line for line in text.splitlines() if f" %{name} = " in line or f" {name} = " in line), "")
-    shape = line.partition(" = ")[2].split("{")[0][:60]
-    source = re.search(r'op_name="([^"]*)"', line)
-    where = source[1][-90:] if source else ""
-    print(
-      f"{ms:8.3f} ms {number / count:4.0f} x  {name[:34]:<34} {kernel[:44]:<44} {shape:<36} {where}",
-      flush=True,
-    )
+  if arguments.trace:
+    pathlib.Path(arguments.trace + ".hlo.gz").write_bytes(gzip.compress(text.encode()))
+    pathlib.Path(arguments.trace + ".json.gz").write_bytes(gzip.compress(json.dumps(events).encode()))
+  gpu = chips.gpu_of(jax.devices()[0].device_kind)
+  if gpu is None:
+    print(f"no data sheet of {jax.devices()[0].device_kind} in rc_jax/costs/chips.py: no least times")
+    return
+  kernels = gpu_trace.measure(events, count, text, gpu)
+  print("\n".join(gpu_trace.table(kernels, arguments.top)), flush=True)
 
 
 def torch_step(arguments: argparse.Namespace) -> None:
@@ -345,6 +318,9 @@ def main() -> None:
   parser.add_argument("--batch_size", type=int, default=0, help="default: the recipe's; 8 for convolutions")
   parser.add_argument("--crop_size", type=int, default=0, help="default: the recipe's")
   parser.add_argument("--top", type=int, default=0, help="step: so many kernels of a trace are printed")
+  parser.add_argument(
+    "--trace", default="", help="step with --top: files for trace and program, without the endings"
+  )
   parser.add_argument(
     "--forms", default="", help="step: transposed, phases, product in place of the project's forms"
   )

@@ -47,6 +47,7 @@ class Kernel:
   """A kernel of a program.
 
   Attributes:
+    name: of its function in a trace, but for dots. Fusions that are equal share a function.
     kind: such as ``reduction``.
     scope: in which it was traced.
     runs: in a run of the program.
@@ -55,6 +56,7 @@ class Kernel:
     seconds: of a run, at best.
   """
 
+  name: str
   kind: str
   scope: str
   runs: int
@@ -184,7 +186,8 @@ def _kernel(
   flops = _flops(instruction, target, inputs, body)
   seconds = max(size / gpu.chip.bandwidth, flops / (ATTAINABLE * _rate(instruction, inputs, body, gpu)))
   scope = hlo_cost.scope_of(instruction, body)
-  return Kernel(_kind(instruction, target, body), scope, 1, size, flops, seconds)
+  name = instruction.attribute(r'deduplicated_name="([^"]*)"') or instruction.name
+  return Kernel(name, _kind(instruction, target, body), scope, 1, size, flops, seconds)
 
 
 def custom_call_target(instruction: Instruction) -> str:
