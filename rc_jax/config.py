@@ -135,6 +135,18 @@ FIELDS: tuple[Field, ...] = (
     resumable=True,
   ),
   Field(
+    "train.microbatches",
+    1,
+    "Parts of a batch that are computed one after another, so that it fits less memory; their gradients are averaged.",
+    at_least(1),
+  ),
+  Field(
+    "train.ema_decay",
+    0.0,
+    "Decay of a moving average of the weights, such as 0.999, which ``eval.ema`` then scores; 0: none.",
+    below_one("0 (no average) or more, below 1"),
+  ),
+  Field(
     "optimizer.name",
     "sgd",
     "The optimizer: sgd with momentum, or adamw (decoupled weight decay); both as PyTorch's.",
@@ -333,6 +345,12 @@ FIELDS: tuple[Field, ...] = (
     positive_numbers("one or more positive scales"),
     resumable=True,
   ),
+  Field(
+    "eval.ema",
+    True,
+    "Scores, predicts, exports and draws the moving average of the weights where the run keeps one "
+    "(``train.ema_decay``); False: the weights themselves.",
+  ),
   Field("eval.flip", False, "Averages with the mirrored image.", resumable=True),
   Field(
     "eval.pad_to_grid",
@@ -441,8 +459,9 @@ def validate(config: Config) -> None:
   _check_start_step(config)
   _check_rare_classes(config)
   _check_optimizer(config)
+  _check_microbatches(config)
   models.check_projection(config.model)
-  models.check_frozen_parts(config.model)
+  models.check_parts(config.model)
   losses.check_class_weights(config.loss)
   _check_read(config)
 
@@ -488,6 +507,11 @@ def _check_optimizer(config: Config) -> None:
   if decay != 1 and backbone is not None:
     expected = f"1.0 with model.backbone={config.model.backbone}, which names no stages (Backbone.stages)"
     require(bool(backbone.stages), "optimizer.layer_decay", decay, expected)
+
+
+def _check_microbatches(config: Config) -> None:
+  parts, images = config.train.microbatches, config.train.batch_size
+  require(images % parts == 0, "train.microbatches", parts, f"a divisor of train.batch_size, {images}")
 
 
 def _check_read(config: Config) -> None:

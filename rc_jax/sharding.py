@@ -55,17 +55,26 @@ def shardings_of(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-  """Checks that the devices divide a global batch.
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+  """Checks that the devices divide each part of a global batch.
+
+  Args:
+    batch_size: images of the global batch.
+    mesh: the global mesh.
+    microbatches: parts of the batch that are computed one after another.
 
   Raises:
     ValueError: they do not; one line with the nearest sizes that work.
   """
   devices = mesh.devices.size
-  if batch_size % devices:
-    below = batch_size // devices * devices
-    sizes = f"{below} or {below + devices}" if below else f"{devices}"
-    raise ValueError(f"config.train.batch_size: {batch_size} images over {devices} devices; expected {sizes}")
+  unit = devices * microbatches
+  if batch_size % unit:
+    below = batch_size // unit * unit
+    sizes = f"{below} or {below + unit}" if below else f"{unit}"
+    parts = f" in {microbatches} parts (train.microbatches)" if microbatches > 1 else ""
+    raise ValueError(
+      f"config.train.batch_size: {batch_size} images{parts} over {devices} devices; expected {sizes}"
+    )
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -44,6 +44,7 @@ class TrainState:
     opt_state: the optimizer's state, with buffers shaped as those of ``params`` that are trained.
     bank: the bank of the contrastive method, a pytree of arrays; RegionContrast's is a ``MemoryBank``. None where no
       bank is read (other scopes, the baseline).
+    ema: moving averages of ``params`` and ``batch_stats``, a ``models.Variables``. None without ``train.ema_decay``.
   """
 
   step: jax.Array
@@ -51,3 +52,8 @@ class TrainState:
   batch_stats: Any
   opt_state: Any
   bank: Any
+  ema: Any = None
+
+  def scored_weights(self, ema: bool) -> tuple[Any, Any]:
+    """Returns parameters and BatchNorm statistics to score: the averages where ``ema`` and the run has them."""
+    return (*self.ema,) if ema and self.ema is not None else (self.params, self.batch_stats)

@@ -26,7 +26,8 @@ class Contrast(NamedTuple):
     loss: float32 scalar.
     stats: float32 without gradient, scalars or ``[N]`` by class, logged as ``contrast_<name>``. NaN in ``[N]`` says
       that the batch has no value for the class.
-    keys: what ``update`` puts into the bank: any pytree of arrays.
+    keys: what ``update`` puts into the bank: any pytree of arrays. With ``train.microbatches`` above 1 these are
+      ``[B,...]``, by image, because the keys of several batches are joined.
   """
 
   loss: Array

@@ -150,7 +150,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     # Only shapes are computed here, and an attached TPU would be reserved for nothing.
     jax.config.update("jax_platforms", "cpu")
   mesh = topology_mesh(topology) if topology else sharding.global_mesh()
-  sharding.check_batch(config.train.batch_size, mesh)
+  sharding.check_batch(config.train.batch_size, mesh, config.train.microbatches)
   platform = "gpu" if sharding.on_gpus(mesh) else mesh.devices.flat[0].platform
   target = _Target(mesh.devices.flat[0], mesh.devices.size, platform, attached=not topology)
   if fast and platform == "gpu":
@@ -182,7 +182,7 @@ def measure(config: Config, topology: str = "", fast: bool = False) -> StepCost:
     devices=target.devices,
     kind=target.kind,
     images=images,
-    parameters=bytes_per_device((state.params, state.batch_stats)),
+    parameters=bytes_per_device((state.params, state.batch_stats, state.ema)),
     momentum=bytes_per_device(state.opt_state),
     banks=bytes_per_device(state.bank),
     batch=bytes_per_device(batch),
@@ -346,6 +346,9 @@ def _remedies(config: Config, devices: int, kind: str, amount: str) -> str:
   batch, half = config.train.batch_size, config.train.batch_size // 2
   changes = [f"more devices ({2 * devices} hold half as many images each)"] if devices * 2 <= batch else []
   changes += [f"train.batch_size={half}"] if half >= devices else []
+  parts = 2 * config.train.microbatches
+  changes += ["model.remat=backbone"] if not config.model.remat else []
+  changes += [f"train.microbatches={parts}"] if batch % (parts * devices) == 0 else []
   changes += ["a smaller train.crop_size"]
   changes += ["contrast.bank_dtype=bfloat16"] if config.contrast.bank_dtype == "float32" else []
   return f"does not fit {devices} x {kind} ({amount}): try {', '.join(changes)}"

@@ -1,10 +1,11 @@
-"""Parts of a network that a config freezes: the stages of its backbone, the backbone, the head."""
+"""Parts of a network that a config freezes or rematerialises: the stages of its backbone, the backbone, the head."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import flax.linen as nn
+import jax
 
 from rc_jax.fields import require
 from rc_jax.models.layers import BatchNorm
@@ -102,4 +103,41 @@ def frozen_statistics(paths: tuple[Path, ...]) -> Iterator[None]:
     return next_call(x, value, *others[1:], **{name: kwargs[name] for name in kwargs if name != argument})
 
   with nn.intercept_methods(call):
+    yield
+
+
+@contextlib.contextmanager
+def rematerialised(paths: tuple[Path, ...]) -> Iterator[None]:
+  """Makes the gradient compute the modules directly below ``paths`` again, in place of keeping what they computed.
+
+  Of each such module, a block of a ResNet's stage for example, only the arguments are kept. The values are the same.
+  Holds for modules that are called within the context.
+
+  Source: Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016.
+  """
+  inside = False
+
+  def call(
+    next_call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+  ) -> Any:
+    module = context.module
+    if inside or context.method_name != "__call__" or module.path[:-1] not in paths:
+      return next_call(*args, **kwargs)
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def again(module: nn.Module, *arrays: jax.Array) -> Any:
+      nonlocal inside
+      for place, array in zip(places, arrays, strict=True):
+        leaves[place] = array
+      again_args, again_kwargs = jax.tree.unflatten(structure, leaves)
+      inside = True
+      try:
+        return module(*again_args, **again_kwargs)
+      finally:
+        inside = False
+
+    return nn.checkpoint(again)(module, *(leaves[place] for place in places))
+
+  with nn.intercept_methods(call) if paths else contextlib.nullcontext():
     yield

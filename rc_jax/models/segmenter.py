@@ -18,7 +18,7 @@ from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.initial_values import initial_variables
 from rc_jax.models.layers import DTYPES, Conv, ConvNormRelu, numerics
 from rc_jax.models.network import Backbone, ExtraOutput, Head, Network, Outputs, Tree, Variables
-from rc_jax.models.parts import frozen_statistics, part_paths
+from rc_jax.models.parts import frozen_statistics, part_paths, rematerialised
 
 Entry = TypeVar("Entry", Backbone, Head)
 
@@ -91,8 +91,17 @@ FIELDS = (
     "them as they are.",
     training_only=True,
   ),
+  Field(
+    "model.remat",
+    "",
+    "Parts, as in ``model.freeze``, whose activations are computed again for the gradient, block by block, to save "
+    "memory. Results stay the same; a step takes longer, by about a third if all parts are named.",
+    training_only=True,
+  ),
 )
 
+# Fields of ``model`` that name parts of the network.
+PART_FIELDS = ("freeze", "freeze_batch_stats", "remat")
 
 # ``model.backbone`` -> the backbone; a plain function stands for ``Backbone(build=function)``.
 BACKBONES: dict[str, Backbone | Callable[[Config], nn.Module]] = {
@@ -221,15 +230,15 @@ def check_projection(model: Config) -> None:
   )
 
 
-def check_frozen_parts(model: Config) -> None:
-  """Refuses names in ``model.freeze`` and ``model.freeze_batch_stats`` that the chosen backbone does not have.
+def check_parts(model: Config) -> None:
+  """Refuses names in the fields of ``PART_FIELDS`` that the chosen backbone does not have.
 
   Raises:
     ValueError: one line with the field and the valid names.
   """
   backbone = backbones().get(model.backbone)
   if backbone is not None:  # ``build`` refuses an unknown one
-    for name in ("freeze", "freeze_batch_stats"):
+    for name in PART_FIELDS:
       part_paths(f"model.{name}", model[name], model.backbone, backbone.stages)
 
 
@@ -262,10 +271,12 @@ def build(config_model: Config, num_classes: int) -> Network:
     if group == "model":  # a head may state the weight of its term of the loss, too
       require(field.check.holds(model[name]), field.path, model[name], field.expects)
   check_projection(model)
-  frozen, statistics = (
-    part_paths(f"model.{name}", model[name], model.backbone, backbone.stages)
-    for name in ("freeze", "freeze_batch_stats")
+  frozen, statistics, remat = (
+    part_paths(f"model.{name}", model[name], model.backbone, backbone.stages) for name in PART_FIELDS
   )
+  # The backbone by its stages: kept is the argument of each block, not of each stage.
+  stages = tuple(("backbone", module) for modules in backbone.stages.values() for module in modules)
+  remat = tuple(path for part in remat for path in (stages if stages and part == ("backbone",) else (part,)))
   dtype = DTYPES[model.dtype]
   module = Segmenter(
     backbone=backbone.build(model),
@@ -283,7 +294,7 @@ def build(config_model: Config, num_classes: int) -> Network:
     return Variables(params, batch_stats)
 
   def train(params: Tree, batch_stats: Tree, images: jax.Array, rng: jax.Array) -> tuple[Outputs, Tree]:
-    with frozen_statistics(statistics):
+    with frozen_statistics(statistics), rematerialised(remat):
       outputs, updates = module.apply(
         {"params": params, "batch_stats": batch_stats},
         images,

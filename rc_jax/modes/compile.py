@@ -3,11 +3,14 @@
 The train step is compiled for the devices of ``--topology``, or for the attached ones. It does not run.
 """
 
-from rc_jax.config import Config
+from typing import Any
+
+from rc_jax.config import Config, set_field, validate
 from rc_jax.console import duration
 from rc_jax.costs.gpu_kernels import ATTAINABLE, TINY, Share
-from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, PREALLOCATED, WORKSPACES, StepCost, measure
+from rc_jax.costs.step_fit import CLASSES_IN_AN_IMAGE, PREALLOCATED, WORKSPACES, DoesNotFit, StepCost, measure
 from rc_jax.fields import Flag
+from rc_jax.files import one_line
 from rc_jax.modes import CONFIG
 from rc_jax.streams import write_output
 
@@ -21,26 +24,81 @@ FLAGS = (
   ),
   Flag("fast", False, "Reports only memory and messages, in a fraction of the time. Not for GPUs."),
   Flag(
+    "alternatives",
+    False,
+    "Compiles also with rematerialization (model.remat) and the batch in parts (train.microbatches): what each needs.",
+  ),
+  Flag(
     "verbose", False, "Also prints the most expensive operations, and a GPU's kernels by kind and module."
   ),
 )
 
 
-def run(config: Config, topology: str = "", fast: bool = False, verbose: bool = False) -> None:
+def run(
+  config: Config, topology: str = "", fast: bool = False, alternatives: bool = False, verbose: bool = False
+) -> None:
   """Compiles the train step and prints its cost.
 
   Args:
     config: a validated config.
     topology: as for ``costs.topology.topology_mesh``; empty: the attached devices.
     fast: leaves out the time of a step, which needs the compiler's full effort.
+    alternatives: compiles other settings that need less memory, too; also where the config's own do not fit.
     verbose: prints the most expensive operations too.
 
   Raises:
     DoesNotFit: the step needs more memory than the devices have; one line with remedies.
     ValueError: the config or the topology is invalid, or ``fast`` is set for a GPU.
   """
+  if alternatives:
+    write_output("\n".join(_alternatives_table(config, topology, fast)) + "\n")
+    return
   cost = measure(config, topology, fast)
   write_output("\n".join([*table(cost), *(details(cost) if verbose else [])]) + "\n")
+
+
+def memory_savers(config: Config) -> dict[str, dict[str, Any]]:
+  """Returns name -> fields of settings that need less memory than a config; the first is the config's own.
+
+  >>> from rc_jax.config import load_recipe
+  >>> list(memory_savers(load_recipe("configs/demo.py")))
+  ['as configured', 'model.remat=backbone', 'train.microbatches=2', 'both']
+  """
+  remat, parts = {"model.remat": "backbone"}, {"train.microbatches": 2 * config.train.microbatches}
+  named: dict[str, dict[str, Any]] = {
+    "as configured": {},
+    "model.remat=backbone": remat,
+    f"train.microbatches={parts['train.microbatches']}": parts,
+    "both": remat | parts,
+  }
+  return named
+
+
+def _alternatives_table(config: Config, topology: str, fast: bool) -> list[str]:
+  """Compiles a config's alternatives and returns the lines of a table."""
+  rows = [("", "peak", "activations", "step")]
+  for name, fields in memory_savers(config).items():
+    changed = config.copy_and_resolve_references()
+    for path, value in fields.items():
+      set_field(changed, path, value)
+    try:
+      validate(changed)
+      cost = measure(changed, topology, fast)
+    except (DoesNotFit, ValueError) as error:
+      if not fields and not isinstance(error, DoesNotFit):
+        raise
+      rows.append((name, one_line(error, 120), "", ""))
+      continue
+    of_limit = f" ({100 * cost.peak / cost.limit:.0f} %)" if cost.limit else ""
+    seconds = cost.kernels.bound if cost.kernels else cost.seconds
+    kind = " at best" if cost.kernels else " estimated"
+    time = f"{1e3 * seconds:.1f} ms{kind}" if seconds else "-"
+    rows.append((name, f"{_size(cost.peak)}{of_limit}", _size(cost.activations), time))
+  widths = [max(len(row[column]) for row in rows if row[2]) for column in range(4)]
+  return [
+    "",
+    *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
+  ]
 
 
 def table(cost: StepCost) -> list[str]:

@@ -95,7 +95,7 @@ def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> in
       page: str | pathlib.Path
       try:
         page = report.write(
-          config, workdir, training.network, state.params, state.batch_stats, step=int(state.step)
+          config, workdir, training.network, *state.scored_weights(config.eval.ema), step=int(state.step)
         )
       except files.WriteError as error:
         # The run itself is finished and saved.
@@ -257,12 +257,12 @@ class TrainingRun:
     step, split = int(state.step), self.config.eval.split
     self.progress.flush()
     start = time.monotonic()
-    results, counts = self.evaluator(state.params, state.batch_stats, watch.raise_if_requested)
+    weights = state.scored_weights(self.config.eval.ema)
+    results, counts = self.evaluator(*weights, watch.raise_if_requested)
     self.progress.scored(step, results["miou"], over_classes(results["iou"]), time.monotonic() - start)
     if jax.process_index() == 0:
-      weights = weights_digest((state.params, state.batch_stats))
       try:
-        write_results(self.workdir, results, counts, step, weights)
+        write_results(self.workdir, results, counts, step, weights_digest(weights))
       except files.WriteError as error:
         # Without a line of the log for the last step, the same command scores it again.
         if step == self.config.train.steps:
@@ -295,7 +295,7 @@ def is_saved(config: Config, step: int) -> bool:
 def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainState]:
   """Loads data and weights and returns the parts of a run, and the state that it starts or resumes from."""
   mesh = sharding.global_mesh()
-  sharding.check_batch(config.train.batch_size, mesh)
+  sharding.check_batch(config.train.batch_size, mesh, config.train.microbatches)
   kind = jax.devices()[0].device_kind
   say(f"{jax.device_count()} x {kind} in {jax.process_count()} process(es), run folder {workdir}")
 

@@ -90,6 +90,8 @@ def fresh_state(
     batch_stats=variables.batch_stats,
     opt_state=update_rule.init(models.split(variables.params, network.frozen)[0]),
     bank=bank,
+    # Copies: the step donates each buffer once.
+    ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
   )
 
 
@@ -98,7 +100,7 @@ def _check_statistics(config: Config, network: models.Network, variables: models
 
   The batch is the global one: devices that hold one image each share their statistics.
   """
-  if config.train.batch_size > 1:
+  if config.train.batch_size > config.train.microbatches:
     return  # two images are two values, and tracing takes seconds
   images = jax.ShapeDtypeStruct((1, *height_width(config.train.crop_size), 3), jnp.uint8)
 
@@ -112,9 +114,12 @@ def _check_statistics(config: Config, network: models.Network, variables: models
   ]
   if names:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    parts = config.train.microbatches
+    each = f" in {parts} parts (train.microbatches)" if parts > 1 else ""
+    expected = f"{2 * parts} or more images" if parts > 1 else "2 or more images"
     raise ValueError(
-      f"config.train.batch_size: is {config.train.batch_size}, and the BatchNorm {names[0]}{more} would get one value "
-      "for each channel, which has no variance; expected 2 or more images over all devices, or a head that pools no "
+      f"config.train.batch_size: is {config.train.batch_size}{each}, and the BatchNorm {names[0]}{more} would get one "
+      f"value for each channel, which has no variance; expected {expected} over all devices, or a head that pools no "
       "map to one value, such as model.name=fcn"
     )
 
@@ -157,6 +162,7 @@ def state_formats(state: TrainState, mesh: Mesh) -> TrainState:
     shardings,
     params=jax.tree.map(format_of, state.params, shardings.params),
     opt_state=jax.tree.map(format_of, state.opt_state, shardings.opt_state),
+    ema=jax.tree.map(format_of, state.ema, shardings.ema),
   )
 
 
@@ -190,7 +196,9 @@ def jitted_step(
   """
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
   return jax.jit(
-    make_train_step(network, update_rule, schedule, config, norms),
+    make_train_step(
+      network, update_rule, schedule, config, norms, unrolled=mesh.devices.flat[0].platform == "cpu"
+    ),
     donate_argnums=0,
     # Stated, not left to the compiler: the result of the compiled step is its next argument.
     out_shardings=(state_formats(state, mesh), sharding.replicated_sharding(mesh)),

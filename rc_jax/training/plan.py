@@ -82,8 +82,8 @@ def plan_text(
     f"network: {config.model.name} on {config.model.backbone}, {parameters:,} parameters, from {start}"
     f"{_frozen_text(config)}",
     f"loss: {_loss_text(config, terms, num_classes, training_images)}",
-    f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width} ({epochs}); "
-    f"scores {every}, saves every {train.checkpoint_every:,}",
+    f"steps: {train.steps:,} of {train.batch_size} crops of {height} x {width}{_parts_text(config)} ({epochs}); "
+    f"scores {_average_text(config)}{every}, saves every {train.checkpoint_every:,}",
   ]
   if step == train.steps:
     lines.append("this run is finished; nothing is left to train")
@@ -93,6 +93,16 @@ def plan_text(
     textwrap.fill(line, _COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for line in lines
   )
+
+
+def _parts_text(config: Config) -> str:
+  parts, remat = config.train.microbatches, config.model.remat
+  return (f" in {parts} parts" if parts > 1 else "") + (f", rematerialising {remat}" if remat else "")
+
+
+def _average_text(config: Config) -> str:
+  decay = config.train.ema_decay
+  return f"the moving average of the weights (decay {decay:g}) " if decay and config.eval.ema else ""
 
 
 def _frozen_text(config: Config) -> str:

@@ -1,8 +1,8 @@
 """Saves and restores runs. The only module that imports Orbax.
 
-A checkpoint holds three items: ``model`` (parameters and statistics), ``trainer`` (step, optimizer, banks) and ``data``
-(the position in the training data), and their checksums. A checkpoint becomes visible once it is complete: a kill at
-any moment leaves the previous one.
+A checkpoint holds the items ``model`` (parameters and statistics), ``trainer`` (step, optimizer, banks) and ``data``
+(the position in the training data), ``ema`` (the averages of ``model``) where the run keeps them, and checksums. A
+checkpoint becomes visible once it is complete: a kill at any moment leaves the previous one.
 """
 
 import contextlib
@@ -22,11 +22,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from rc_jax import files, sharding
+from rc_jax.models import Variables
 from rc_jax.train_state import ShardedBank, TrainState
 from rc_jax.weights import checksums
 
 FOLDER = "checkpoints"
 ITEMS = ("model", "trainer", "data")
+EMA = "ema"
 
 # In the names of Orbax's folders before they are complete.
 _INCOMPLETE = ".orbax-checkpoint-tmp"
@@ -95,10 +97,12 @@ class Checkpoints:
     """
     step = int(state.step)
     items = {
-      "model": ocp.args.StandardSave(_model_item(state)),
+      "model": ocp.args.StandardSave(_variables_item(state.params, state.batch_stats)),
       "trainer": ocp.args.StandardSave(_trainer_item(state)),
       "data": ocp.args.JsonSave(data_position),
     }
+    if state.ema is not None:
+      items[EMA] = ocp.args.StandardSave(_variables_item(*state.ema))
     self._refuse_full_disk(state)
     try:
       self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -125,7 +129,8 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
-    _refuse_damaged(self.folder / str(step), ITEMS)
+    averages = {} if template.ema is None else {EMA: _variables_item(*template.ema)}
+    _refuse_damaged(self.folder / str(step), (*ITEMS, *averages))
     bank = template.bank
     is_sharded = isinstance(bank, ShardedBank)
     trainer = _abstract(_trainer_item(template))
@@ -134,9 +139,10 @@ class Checkpoints:
       trainer["bank"] = _named_leaves(bank.as_saved(saved_shapes))
     self._refuse_other_bank(step, saved_shapes, trainer["bank"])
     args = ocp.args.Composite(
-      model=ocp.args.StandardRestore(_abstract(_model_item(template))),
+      model=ocp.args.StandardRestore(_abstract(_variables_item(template.params, template.batch_stats))),
       trainer=ocp.args.StandardRestore(trainer),
       data=ocp.args.JsonRestore(),
+      **{name: ocp.args.StandardRestore(_abstract(item)) for name, item in averages.items()},
     )
     try:
       items = self._manager.restore(step, args=args)
@@ -153,6 +159,7 @@ class Checkpoints:
       batch_stats=model["batch_stats"],
       opt_state=trainer["opt_state"],
       bank=bank.refit(saved) if is_sharded else saved,
+      ema=Variables(**items[EMA]) if averages else None,
     )
     return state, items["data"]
 
@@ -227,7 +234,7 @@ class Checkpoints:
       # A folder that a kill left incomplete may be deleted at the same time.
       with contextlib.suppress(FileNotFoundError):
         if all((folder / item).is_dir() for item in ITEMS):
-          checksums.write(folder, ITEMS)
+          checksums.write(folder, (*ITEMS, *([EMA] if (folder / EMA).is_dir() else [])))
 
   def _refuse_full_disk(self, state: TrainState) -> None:
     """Raises before a save that cannot fit: one that runs out of space fails in a dozen threads, with tracebacks."""
@@ -303,29 +310,31 @@ def find(path: pathlib.Path) -> pathlib.Path:
   )
 
 
-def restore_model(path: pathlib.Path, params: Any, batch_stats: Any) -> Model:
+def restore_model(path: pathlib.Path, params: Any, batch_stats: Any, ema: bool = True) -> Model:
   """Reads the model, without optimizer and banks.
 
   Args:
     path: as for ``find``.
     params: arrays, or shapes with shardings, as the network has them.
     batch_stats: likewise.
+    ema: whether to read the moving averages where the checkpoint holds them.
 
   Raises:
     FileNotFoundError: there is no checkpoint.
     ValueError: the checkpoint is damaged or holds another network.
   """
   folder = find(path)
-  _refuse_damaged_model(folder)
-  template = {"params": params, "batch_stats": batch_stats}
+  name = _model_item(folder, ema)
+  _refuse_damaged_model(folder, name)
+  template = _variables_item(params, batch_stats)
   with ocp.StandardCheckpointer() as checkpointer:
-    _refuse_other_network(folder, checkpointer.metadata(folder / "model").item_metadata, template)
-    item = checkpointer.restore(folder / "model", _abstract(template))
+    _refuse_other_network(folder, checkpointer.metadata(folder / name).item_metadata, template)
+    item = checkpointer.restore(folder / name, _abstract(template))
   return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
 
 
 def read_model(path: pathlib.Path) -> Model:
-  """Reads the model of a run of any network.
+  """Reads the model of a run of any network: the moving averages where the checkpoint holds them.
 
   Args:
     path: as for ``find``.
@@ -338,10 +347,11 @@ def read_model(path: pathlib.Path) -> Model:
     ValueError: the checkpoint is damaged.
   """
   folder = find(path)
-  _refuse_damaged_model(folder)
+  item_name = _model_item(folder, ema=True)
+  _refuse_damaged_model(folder, item_name)
   everywhere = sharding.replicated_sharding(sharding.global_mesh())
   with ocp.StandardCheckpointer() as checkpointer:
-    saved = checkpointer.metadata(folder / "model").item_metadata
+    saved = checkpointer.metadata(folder / item_name).item_metadata
     # ``metadata`` has attributes beside the tree.
     template = {
       name: jax.tree.map(
@@ -349,7 +359,7 @@ def read_model(path: pathlib.Path) -> Model:
       )
       for name in ("params", "batch_stats")
     }
-    item = jax.device_get(checkpointer.restore(folder / "model", template))
+    item = jax.device_get(checkpointer.restore(folder / item_name, template))
   return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
 
 
@@ -395,8 +405,13 @@ def _refuse_without_model(folder: pathlib.Path) -> None:
     raise ValueError(f"{folder}: is damaged (model is missing); {_other_model(folder)}")
 
 
-def _refuse_damaged_model(folder: pathlib.Path) -> None:
-  problem = checksums.damage(folder, ("model",))
+def _model_item(folder: pathlib.Path, ema: bool) -> str:
+  """Returns the item of a checkpoint to read as its model."""
+  return EMA if ema and (folder / EMA).is_dir() else "model"
+
+
+def _refuse_damaged_model(folder: pathlib.Path, item: str) -> None:
+  problem = checksums.damage(folder, (item,))
   if problem:
     raise ValueError(f"{folder}: is damaged ({problem}); {_other_model(folder)}")
 
@@ -460,8 +475,8 @@ def _best(steps: Sequence[int], scores: dict[int, float]) -> int | None:
   return max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
 
 
-def _model_item(state: TrainState) -> dict[str, Any]:
-  return {"params": state.params, "batch_stats": state.batch_stats}
+def _variables_item(params: Any, batch_stats: Any) -> dict[str, Any]:
+  return {"params": params, "batch_stats": batch_stats}
 
 
 def _trainer_item(state: TrainState) -> dict[str, Any]:

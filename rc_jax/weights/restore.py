@@ -56,7 +56,11 @@ def restore(
   check_class_table(run_config.parent, classes)
   template = network.init(jax.random.key(0), image_size=height_width(config.train.crop_size))
   template = sharding.put_replicated(template, sharding.global_mesh())
-  return checkpoint.restore_model(folder, template.params, template.batch_stats)
+  if config.eval.ema and (folder / checkpoint.EMA).is_dir():
+    say(
+      f"step {folder.name}: the moving average of the weights; the weights themselves: --config.eval.ema=False"
+    )
+  return checkpoint.restore_model(folder, template.params, template.batch_stats, config.eval.ema)
 
 
 def config_of_run(folder: pathlib.Path) -> Config:

@@ -118,11 +118,16 @@ def test_killed_with_all_training_options_it_resumes_to_the_last_bit(cache, tmp_
     "--config.optimizer.warmup_steps=6",
     "--config.optimizer.clip_norm=1.0",
     "--config.optimizer.layer_decay=0.8",
+    "--config.train.microbatches=2",
+    "--config.train.ema_decay=0.9",
+    "--config.model.remat=stage2,head",
   )
   process = run_tiny.start(tmp_path / "uninterrupted", *flags, cache=cache)
   printed = run_tiny.finish(process)
   assert process.returncode == 0, printed
-  assert "; frozen parameters: stem,stage1; frozen BatchNorm statistics: stem" in " ".join(printed.split())
+  plan = " ".join(printed.split())
+  assert "; frozen parameters: stem,stage1; frozen BatchNorm statistics: stem" in plan
+  assert "in 2 parts, rematerialising stage2,head" in plan and "average of the weights (decay 0.9)" in plan
   process = run_tiny.start(tmp_path / "killed", *flags, cache=cache)
   run_tiny.signal_at(process, tmp_path / "killed", 7, signal.SIGKILL)
   run_tiny.finish(process)

@@ -1,0 +1,161 @@
+"""A batch in parts: gradients, statistics, metrics and the order of keys, by the parts computed one by one."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc_jax import contrast, models, sharding
+from rc_jax.config import validate
+from rc_jax.training import initial_state, optimizer
+from rc_jax.training.objective import contrastive_method, objective
+from rc_jax.training.train_step import make_train_step
+from tests.support import processes
+from tests.training.test_train_step import CLASSES, batch, tiny
+
+FIELDS = {"train__microbatches": 2, "train__ema_decay": 0.9, "model__remat": "backbone"}
+
+
+def begin(**fields):
+  config = tiny(**fields)
+  validate(config)
+  network = models.build(config.model, CLASSES)
+  mesh = sharding.global_mesh()
+  state, update_rule = initial_state.initial_state(config, network, 12, mesh, fresh=True)
+  step = initial_state.jitted_step(config, network, update_rule, state, mesh)
+  return config, network, update_rule, state, step
+
+
+@pytest.fixture(scope="module")
+def updates():
+  """The parts of a run, its state after one update, and that and the metrics after two."""
+  config, network, update_rule, state, step = begin(train__microbatches=2)
+  first, _ = step(state, batch(0))
+  before = jax.device_get(first)
+  after, metrics = step(first, batch(1))
+  return config, network, update_rule, before, jax.device_get(after), jax.device_get(metrics)
+
+
+def by_hand(config, network, state, images):
+  """Mean gradient, statistics, metrics and bank from the two parts, computed one after the other."""
+  gradients, metrics, keys, statistics = [], [], [], state.batch_stats
+
+  def loss(params, statistics, image, label):
+    outputs, stats = network.train(params, statistics, image, jax.random.key(0))
+    labels = label.astype(jnp.int32)
+    value, found, key = objective(outputs, labels, state.bank, config, network.align_corners, state.step)
+    return value, (found, stats, key)
+
+  derivative = jax.jit(jax.grad(loss, has_aux=True))
+  for part in (slice(0, None, 2), slice(1, None, 2)):
+    shown = (images["image"][part], images["label"][part])
+    gradient, (found, statistics, key) = derivative(state.params, statistics, *shown)
+    gradients.append(gradient)
+    metrics.append(found)
+    keys.append(key)
+  # Back in the order of the batch: image 0 of each part, image 1 of each part.
+  joined = jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), *keys)
+  bank, _ = contrastive_method(config).update(state.bank, joined, None)
+  return jax.tree.map(lambda a, b: (a + b) / 2, *gradients), statistics, metrics, bank
+
+
+def test_step_is_that_of_its_parts(updates) -> None:
+  config, network, update_rule, before, after, metrics = updates
+  gradient, statistics, found, bank = by_hand(config, network, before, batch(1))
+  change, _ = update_rule.update(gradient, before.opt_state, before.params)
+  expected = jax.tree.map(jnp.add, before.params, change)
+  close = {"rtol": 2e-4, "atol": 2e-5}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), after.params, expected)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), after.batch_stats, statistics)
+  np.testing.assert_allclose(after.bank.keys, bank.keys, **close)
+  np.testing.assert_array_equal(after.bank.cursor, bank.cursor)
+  np.testing.assert_array_equal(after.bank.count, bank.count)
+  for name in ("loss", "loss_pixel", "loss_aux", "loss_contrast", "contrast_positive_similarity"):
+    np.testing.assert_allclose(metrics[name], (found[0][name] + found[1][name]) / 2, rtol=1e-4)
+  assert found[0]["contrast_queries"] > 0
+  assert metrics["contrast_queries"] == found[0]["contrast_queries"] + found[1]["contrast_queries"]
+  by_class = np.stack([part["contrast_positive_similarity_by_class"] for part in found])
+  np.testing.assert_allclose(
+    metrics["contrast_positive_similarity_by_class"], np.nanmean(by_class, axis=0), rtol=1e-4
+  )
+
+
+def test_loop_computes_what_the_unrolled_program_does(updates) -> None:
+  _, _, _, before, after, metrics = updates
+  config, network, update_rule, _, _ = begin(train__microbatches=2)
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  step = jax.jit(make_train_step(network, update_rule, schedule, config, unrolled=False))
+  looped, looped_metrics = step(before, batch(1))
+  np.testing.assert_allclose(metrics["loss"], looped_metrics["loss"], rtol=1e-5)
+  np.testing.assert_array_equal(after.bank.cursor, looped.bank.cursor)
+  one, other = (jax.tree.leaves(state.params) for state in (after, looped))
+  for a, b in zip(one, other, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_class_that_one_part_shows_has_its_value() -> None:
+  from rc_jax.training.train_step import _over_parts
+
+  values = jnp.asarray([[0.5, jnp.nan, jnp.nan], [0.25, 0.75, jnp.nan]])
+  found = _over_parts("contrast_positive_similarity_by_class", values)
+  np.testing.assert_array_equal(found, [0.375, 0.75, np.nan])
+  # A loss that is not finite must be seen.
+  assert np.isnan(_over_parts("loss", jnp.asarray([1.0, jnp.nan])))
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"train__microbatches": 3}, "train.microbatches: is 3; expected a divisor of train.batch_size, 8"),
+    ({"train__microbatches": 0}, "train.microbatches: is 0; expected"),
+  ],
+)
+def test_parts_divide_the_batch(fields: dict[str, int], message: str) -> None:
+  with pytest.raises(ValueError, match=message):
+    validate(tiny(**fields))
+
+
+def test_parts_of_one_image_have_no_statistics() -> None:
+  with pytest.raises(ValueError, match=r"batch_size: is 8 in 8 parts .*expected 16 or more images"):
+    begin(train__microbatches=8)
+
+
+def test_devices_divide_each_part() -> None:
+  mesh = sharding.global_mesh()
+  sharding.check_batch(8, mesh, 2)
+  with pytest.raises(
+    ValueError, match=r"6 images in 4 parts .train.microbatches. over 1 devices; expected 4 or 8"
+  ):
+    sharding.check_batch(6, mesh, 4)
+
+
+def save_updates(path: pathlib.Path) -> None:
+  """Saves bank, averages and losses of two updates with all that saves memory."""
+  *_, state, step = begin(**FIELDS)
+  losses = []
+  for number in range(2):
+    images = {name: np.asarray(value) for name, value in batch(number).items()}
+    state, metrics = step(state, sharding.put_batch(images, sharding.global_mesh()))
+    losses.append(metrics["loss"])
+  flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.ema.params)])
+  bank: contrast.MemoryBank = state.bank
+  np.savez(path, losses=losses, ema=flat, cursor=bank.cursor, count=bank.count, devices=jax.device_count())
+
+
+@pytest.mark.long
+@pytest.mark.run
+def test_four_devices_compute_the_parts_of_one(tmp_path: pathlib.Path) -> None:
+  saved = []
+  for devices in (1, 4):
+    path = tmp_path / f"{devices}.npz"
+    call = f"t.save_updates(pathlib.Path({str(path)!r}))"
+    processes.run("-c", f"import pathlib, tests.training.test_microbatches as t; {call}", devices=devices)
+    saved.append(dict(np.load(path)))
+    assert saved[-1]["devices"] == devices
+  one, four = saved
+  np.testing.assert_array_equal(one["cursor"], four["cursor"])
+  np.testing.assert_array_equal(one["count"], four["count"])
+  np.testing.assert_allclose(one["losses"], four["losses"], rtol=1e-3)
+  np.testing.assert_allclose(one["ema"], four["ema"], rtol=1e-2, atol=1e-3)
