@@ -73,7 +73,7 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
     sizes = f"{below} or {below + unit}" if below else f"{unit}"
     parts = f" in {microbatches} parts (train.microbatches)" if microbatches > 1 else ""
     raise ValueError(
-      f"config.train.batch_size: {batch_size} images{parts} over {devices} devices; expected {sizes}"
+      f"config.train.batch_size: {batch_size} images over {devices} devices{parts}; expected {sizes}"
     )
 
 

@@ -126,7 +126,7 @@ def test_devices_divide_each_part() -> None:
   mesh = sharding.global_mesh()
   sharding.check_batch(8, mesh, 2)
   with pytest.raises(
-    ValueError, match=r"6 images in 4 parts .train.microbatches. over 1 devices; expected 4 or 8"
+    ValueError, match=r"6 images over 1 devices in 4 parts .train.microbatches.; expected 4 or 8"
   ):
     sharding.check_batch(6, mesh, 4)
 
