@@ -3,6 +3,7 @@
 import ast
 import importlib
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -39,7 +40,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
       if marker in ("fields", "modes"):
         block = f'<div class="reference" markdown>\n\n{block}\n\n</div>'
       markdown = markdown.replace(f"<!-- {marker} -->", block)
-  return markdown
+  return re.sub(r"<!-- script (\S+) -->", lambda match: script(match[1]), markdown)
 
 
 def included(name: str) -> str:
@@ -50,6 +51,11 @@ def included(name: str) -> str:
   for file, page in PAGES_OF_FILES.items():
     text = text.replace(f"]({file})", f"]({page})")
   return text.replace("](docs/", "](")
+
+
+def script(name: str) -> str:
+  """Returns a script of ``docs`` as a block of code."""
+  return f"```python\n{(ROOT / 'docs' / name).read_text().strip(chr(10))}\n```"
 
 
 def fields_tables() -> str:

@@ -2,12 +2,18 @@
 
 import os
 import pathlib
+import re
+import shutil
 import subprocess
+import sys
 import time
+import tomllib
+import zipfile
 
 import pytest
 import yaml
 
+from rc_jax import recipes
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.run
@@ -121,6 +127,66 @@ def test_the_jobset_asks_for_all_chips_of_its_slice() -> None:
   mounted = {mount["name"] for mount in container["volumeMounts"]}
   assert mounted == {volume["name"] for volume in pod["volumes"]}
   command = container["command"]
-  assert command[:3] == ["python", "-m", "rc_jax.main"] and (ROOT / "configs" / "cityscapes.py").is_file()
+  assert command[:3] == ["python", "-m", "rc_jax.main"]
+  (recipe,) = [flag.partition("=")[2] for flag in command if flag.startswith("--config=")]
+  assert recipe in recipes.names()  # a path would need a checkout, which the image has not
   (batch,) = [int(flag.partition("=")[2]) for flag in command if "batch_size" in flag]
   assert batch % (rows * columns) == 0
+
+
+DOCKERFILE = (ROOT / "launch" / "Dockerfile").read_text()
+
+
+def docker_steps() -> list[tuple[str, list[str]]]:
+  """Returns the instructions of the Dockerfile with their words."""
+  code = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
+  return [(line.split()[0], line.split()[1:]) for line in code.splitlines() if line.strip()]
+
+
+def test_the_image_has_a_pinned_base_and_an_extra_by_argument() -> None:
+  steps = docker_steps()
+  assert steps[0] == ("FROM", ["python:3.12-slim"])
+  assert ("ARG", ["EXTRA=train"]) in steps
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  (listed,) = re.findall(r"^# EXTRA is an extra of pyproject\.toml: (.*?)\.", DOCKERFILE, re.MULTILINE)
+  assert set(re.findall(r"\b(train|cuda|tpu)\b", listed)) == {"train", "cuda", "tpu"} <= set(extras)
+  jobset = (ROOT / "launch" / "gke_jobset.yaml").read_text()
+  named = re.findall(r"--build-arg EXTRA=(\w+)", DOCKERFILE + jobset)
+  assert named == ["cuda", "tpu"]
+  assert "docker build -f launch/Dockerfile --build-arg EXTRA=tpu -t REGISTRY/rc_jax:TAG ." in jobset
+  # The Python packages bring CUDA; jax[cuda13-local] would need an installation of it.
+  assert extras["cuda"] == ["rc_jax[train]", "jax[cuda13]"]
+
+
+def test_the_image_keeps_no_cache_and_runs_as_any_user() -> None:
+  runs = " ".join(word for name, words in docker_steps() if name == "RUN" for word in words)
+  assert re.findall(r"pip install (\S+)", runs) == ["--no-cache-dir"] and "apt" not in runs
+  assert "chmod 1777 /work" in runs
+  assert docker_steps()[-3:] == [
+    ("ENV", ["HOME=/work"]),
+    ("WORKDIR", ["/work"]),
+    ("CMD", ['["rc_jax",', '"--help"]']),
+  ]
+
+
+def test_a_wheel_is_built_from_what_the_image_copies(tmp_path: pathlib.Path) -> None:
+  copied = [source for name, words in docker_steps() if name == "COPY" for source in words[:-1]]
+  ignored = (ROOT / "launch" / "Dockerfile.dockerignore").read_text().splitlines()
+  assert [line[1:] for line in ignored if line.startswith("!")] == copied and "*" in ignored
+  for source in copied:
+    path = ROOT / source
+    if path.is_dir():
+      shutil.copytree(path, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+      shutil.copy(path, tmp_path / source)
+  subprocess.run(
+    [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist"],
+    cwd=tmp_path,
+    check=True,
+    capture_output=True,
+  )
+  (wheel,) = (tmp_path / "dist").glob("*.whl")
+  with zipfile.ZipFile(wheel) as archive:
+    files = set(archive.namelist())
+  assert {"rc_jax/main.py", "rc_jax/configs/demo.py"} <= files
+  assert any(name.endswith("entry_points.txt") for name in files)

@@ -1,8 +1,11 @@
 """README and documentation pages: their examples run, their links lead somewhere, the README is short."""
 
+import functools
+import importlib
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -12,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc_jax import config, contrast
+from rc_jax import config, contrast, main
+from tests.support import notebooks
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.run
 
 DOCS = ROOT / "docs"
 FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md")))
-PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES} | {
+  str(path.relative_to(ROOT)): notebooks.as_markdown(path) for path in sorted(DOCS.rglob("*.ipynb"))
+}
 MOST_WORDS = 900  # of the README
 README, ALL = PAGES["README.md"], "\n".join(PAGES.values())
 
@@ -85,7 +91,10 @@ def test_the_example_of_a_jitted_step_runs() -> None:
 
 def test_recipes_and_scripts_that_the_pages_name_exist() -> None:
   named = set(
-    re.findall(r"\b(?:configs|launch|benchmarks|tests|docs|rc_jax)/[\w/]+\.(?:py|sh|png|md)\b", ALL)
+    re.findall(
+      r"\b(?:configs|launch|benchmarks|tests|docs|rc_jax)/[\w/]+(?:\.(?:py|sh|png|md|ipynb|yaml)\b|Dockerfile)",
+      ALL,
+    )
   )
   assert len(named) >= 6
   # Files that a reader of docs/adding/ makes.
@@ -126,3 +135,28 @@ def test_every_recipe_and_variant_that_the_pages_name_loads() -> None:
   for name in named - PLACEHOLDERS:
     config.load_recipe(name)
   assert recipes <= {name.partition(":")[0] for name in named}
+
+
+def commands_of_pages() -> list[tuple[str, str]]:
+  """Returns the pages and the flags of all commands ``rc_jax`` in their shell blocks."""
+  found = []
+  for page, text in PAGES.items():
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, re.DOTALL):
+      for line in block.replace("\\\n", " ").splitlines():
+        found += [(page, flags) for flags in re.findall(r"(?:^|&& |rc_jax:cuda )rc_jax (.*)", line)]
+  return [(page, flags) for page, flags in found if "RECIPE" not in flags]
+
+
+def test_the_command_line_accepts_all_commands_of_the_pages(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  commands = commands_of_pages()
+  assert len(commands) > 25 and "docs/examples/demo.ipynb" in dict(commands)
+  (tmp_path / "mine.py").write_text(example("docs/data.md", "# mine.py"))
+  monkeypatch.chdir(tmp_path)
+  for mode in main.MODES:
+    module = importlib.import_module(f"rc_jax.modes.{mode}")
+    monkeypatch.setattr(module, "run", functools.wraps(module.run)(lambda *unused, **values: 0))
+  for page, flags in commands:
+    status = main.main(["rc_jax", *shlex.split(flags, comments=True)])
+    assert status == 0, f"{page}: rc_jax {flags}: {capsys.readouterr().err}"
