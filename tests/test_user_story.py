@@ -43,6 +43,7 @@ SECOND_RUN = {
   "optimizer.name": "adamw",
   "optimizer.learning_rate": 1e-4,
   "optimizer.weight_decay": 0.01,
+  "train.ema_decay": 0.9,
 }
 
 
@@ -132,6 +133,7 @@ def test_from_camvid_to_merged_classes_to_pytorch(
 
   # Labels and scores.
   command(*second, "--mode=predict", f"--images={root / 'images/val'}", "--nooverlays", **fields)
+  assert "the moving average of the weights" in capsys.readouterr().out
   command(*second, "--mode=eval", **fields)
   model = rc_jax.load("runs/merged")
   assert model.class_names == NAMES
