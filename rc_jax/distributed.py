@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc_jax import agreement, streams
+from rc_jax import agreement, files, streams
 from rc_jax.fields import Flag
 from rc_jax.process_group import ProcessGroup
 from rc_jax.rendezvous import connect_processes, split_address
@@ -106,7 +106,7 @@ def _join(
     with _WaitNotice(coordinator is None):
       jax.distributed.initialize(coordinator, processes, process_id, initialization_timeout=timeout)
   except RuntimeError as error:
-    reason = " ".join(str(error).split())[:300]
+    reason = files.one_line(error, 300)
     raise ValueError(
       f"JAX could not connect the processes of this run ({reason}); check that all ports are open between the hosts "
       "and start all processes again, or raise --connect_timeout"
@@ -115,7 +115,7 @@ def _join(
     # JAX reads the variables of the cluster as they are.
     if coordinator is not None:
       raise
-    reason = " ".join(str(error).split())[:200]
+    reason = files.one_line(error)
     raise ValueError(
       f"the variables that the cluster sets for this process cannot be read ({type(error).__name__}: {reason}); "
       f"set them, or give {', '.join(f'--{flag.name}=' for flag in _ADDRESS_FLAGS)}"

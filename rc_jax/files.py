@@ -57,7 +57,7 @@ def write_error(path: pathlib.Path, error: OSError, action: str = "written") -> 
     error: as the system or a library raised it.
     action: what cannot be done with it.
   """
-  reason = " ".join(str(error.strerror or error).split())[:200]
+  reason = one_line(error.strerror or error)
   remedy = _REMEDIES.get(error.errno or 0, "free space there or write to another folder")
   return WriteError(f"{path}: cannot be {action} ({reason})", remedy)
 

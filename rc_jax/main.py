@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rc_jax import streams
+from rc_jax.files import one_line
 
 # All else is imported where it is used: the installation may lack it, and a typo is answered at once.
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ def _one_line(error: Exception) -> str | None:
     return _no_platform()
   if isinstance(error, RuntimeError):
     if "Unable to initialize backend" in text:
-      return f"jax cannot start on this machine ({text[:300]}); {NO_PLATFORM}"
-    return f"out of memory ({text[:200]}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
+      return f"jax cannot start on this machine ({one_line(text, 300)}); {NO_PLATFORM}"
+    return f"out of memory ({one_line(text)}); {OUT_OF_MEMORY}" if "RESOURCE_EXHAUSTED" in text else None
   # What the project raises on purpose is one line that says what to do.
   return text
 

@@ -50,7 +50,7 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   "agreement": {"process_group"},
   "class_table": {"console", "files"},
   "console": {"streams"},
-  "distributed": {"agreement", "fields", "process_group", "rendezvous", "streams"},
+  "distributed": {"agreement", "fields", "files", "process_group", "rendezvous", "streams"},
   "folder_lock": {"console", "files"},
   "huge_pages": {"streams"},
   "process_group": {"console", "streams"},
