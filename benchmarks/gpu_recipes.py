@@ -1,6 +1,6 @@
 """Times the train steps of several recipes on one GPU, and the same networks in PyTorch.
 
-  python -m benchmarks.gpu_recipes [--seconds=400] [--out=gpu.txt]
+  python -m benchmarks.gpu_recipes [--seconds=400] [--out=gpu.txt] [--traces=FOLDER]
 
 Each row is a process of ``benchmarks/gpu.py``. All compile at the same time, the first with the highest priority. A row
 that has compiled is timed at once, while the others are stopped (``SIGSTOP``).
@@ -19,7 +19,7 @@ import time
 CITYSCAPES, ADE20K = "configs/cityscapes.py", "configs/ade20k.py"
 # The niceness of a row's process, and its arguments.
 ROWS = (
-  (0, "step", CITYSCAPES, "--top=70"),
+  (0, "step", CITYSCAPES, "--top=100"),
   (0, "torch", CITYSCAPES),
   (4, "step", f"{ADE20K}:resnet101", "--top=30"),
   (8, "step", f"{CITYSCAPES}:resnet101"),
@@ -103,6 +103,7 @@ def main() -> None:
     "--seconds", type=float, default=400.0, help="for everything; what is not done then ends"
   )
   parser.add_argument("--out", default="", help="a file for all that the rows print")
+  parser.add_argument("--traces", default="", help="a folder for traces and programs of the rows with --top")
   parser.add_argument("--rows", type=int, default=len(ROWS), help="how many; more take longer to compile")
   parser.add_argument(
     "--contrast_only", action="store_true", help="not with cross entropy alone, but for the first"
@@ -112,6 +113,8 @@ def main() -> None:
   waiting = []
   for number, arguments in enumerate(ROWS[: options.rows]):
     more = ["--contrast_only"] if options.contrast_only and number else []
+    if options.traces and any(argument.startswith("--top") for argument in arguments[1:]):
+      more.append(f"--trace={options.traces}/{number}")
     waiting.append(start(*arguments, *more))
   while waiting and time.monotonic() - begin < options.seconds:
     row = next((row for row in waiting if row.ready.is_set() or row.done.is_set()), None)
