@@ -1,4 +1,4 @@
-"""Contact sheets that show a data set to a person: examples, classes, training crops."""
+"""Contact sheets that show a data set to a person: examples, classes, training crops, the worst predictions."""
 
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +11,20 @@ from rc_jax import data, files
 from rc_jax.config import Config, height_width
 from rc_jax.data import Examined, Source
 from rc_jax.drawing.fonts import drawable_names
-from rc_jax.drawing.panels import captioned, flow, grid, legend, named_overlay, shrunk, widest_point
+from rc_jax.drawing.panels import (
+  IGNORED_COLOR,
+  MANY_CLASSES,
+  WRONG_COLOR,
+  captioned,
+  flow,
+  grid,
+  legend,
+  named_overlay,
+  shrunk,
+  swatches,
+  widest_point,
+)
+from rc_jax.drawing.predicted_image import PANELS, Picture, panels_of
 
 EXAMPLES = 12  # on the sheet of a split
 CROPS = 12
@@ -94,6 +107,42 @@ def crops(source: Source, config: Config) -> Image.Image:
   return _with_legend(
     flow([_pair(image, label, source.info) for image, label in pairs], WIDTH), source.info, present
   )
+
+
+def worst(pictures: Sequence[Picture], info: data.DatasetInfo, title: Sequence[str]) -> Image.Image:
+  """Draws a row for each image: image, ground truth, prediction and differences, below its name and its scores.
+
+  Args:
+    pictures: in the order of the sheet.
+    info: names and colours of the classes.
+    title: lines above all rows.
+  """
+  rows, labels = [], set()
+  for number, picture in enumerate(pictures, start=1):
+    labels |= set(np.unique(picture.truth).tolist()) | set(np.unique(picture.prediction).tolist())
+    # Small pictures are hard to see; an integer factor does not mix the colours of classes.
+    factor = max(1, min(PANEL[0] // picture.truth.shape[0], PANEL[1] // picture.truth.shape[1]))
+    row = [
+      captioned(Image.fromarray(panel.repeat(factor, axis=0).repeat(factor, axis=1)), name)
+      for name, panel in zip(PANELS, panels_of(picture, info, *PANEL), strict=True)
+    ]
+    scores = [
+      f"{name} {100 * value:.1f} %"
+      for name, value in (("mIoU", picture.miou), ("pixel accuracy", picture.pixel_accuracy))
+      if value is not None
+    ]
+    rows.append(captioned(grid([row]), f"{number}. {picture.name}: {', '.join(scores)}"))
+  classes = list(range(info.num_classes))
+  if len(classes) > MANY_CLASSES:
+    classes = sorted(labels & set(classes))
+  sheet = grid([[row] for row in rows])
+  names = drawable_names(info)
+  entries = [(names[label], "", info.palette[label]) for label in classes]
+  marks = [("ignored", "", np.array(IGNORED_COLOR)), ("wrong", "", np.array(WRONG_COLOR))]
+  sheet = grid([[sheet], [swatches(entries + marks, max(sheet.width, 400))]])
+  for line in reversed(title):
+    sheet = captioned(sheet, line)
+  return sheet
 
 
 def choose(pixels: np.ndarray, count: int) -> list[int]:

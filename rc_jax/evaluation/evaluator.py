@@ -1,7 +1,8 @@
-"""Scores a network on a split: confusion matrix, counts of every image, and means by the data set's rule."""
+"""Scores a network on a split: confusion matrix, counts and loss of every image, and means by the data set's rule."""
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ Results = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Counts:
-  """Pixels of a split, from which all scores are computed.
+  """Pixels of a split and the loss on them, from which all scores are computed.
 
   Attributes:
     confusion: int64 ``[N,N]``, rows truth, columns prediction.
@@ -31,6 +32,7 @@ class Counts:
     true_positives: int32 ``[I,N]``, pixels of each image and class.
     false_positives: int32 ``[I,N]``.
     false_negatives: int32 ``[I,N]``.
+    cross_entropy: float64 ``[I]``, nats, the sum over the counted pixels of each image.
   """
 
   confusion: np.ndarray
@@ -38,6 +40,7 @@ class Counts:
   true_positives: np.ndarray
   false_positives: np.ndarray
   false_negatives: np.ndarray
+  cross_entropy: np.ndarray
 
 
 class Truth(NamedTuple):
@@ -66,22 +69,36 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     ``evaluate(params, batch_stats, poll) -> (results, counts)``. ``params`` and ``batch_stats`` are replicated
     arrays; ``poll`` (or None) is called between batches and may raise to stop. ``results``: what ``metrics.scores``
     gives by the data set's rule, with classes by name, ``metrics.category_scores`` if the data set has categories,
-    ``never``, the classes that no label holds, and the settings. ``counts`` cover the full split on every process.
+    ``never``, the classes that no label holds, and the settings; ``cross_entropy``, the validation loss: the mean over
+    all counted pixels, in nats, of ``metrics.cross_entropy_of_rows``, None where it is not finite. ``counts`` cover the
+    full split on every process.
   """
   info = source.info
   mesh = sharding.local_mesh()
   predictor = BatchedPredictor(network, config.eval, mesh)
 
-  def count_each(predictions: jax.Array, labels: jax.Array) -> jax.Array:
+  def count_each(
+    predictions: jax.Array, probabilities: jax.Array, labels: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     def of_image(predictions: jax.Array, labels: jax.Array) -> jax.Array:
       return metrics.confusion_matrix(predictions, labels, info.num_classes)
 
-    return jax.vmap(of_image)(predictions, labels)  # [rows,Hc,Wc] -> [rows,N,N]
+    confusions = jax.vmap(of_image)(predictions, labels)  # [rows,Hc,Wc] -> [rows,N,N]
+    return confusions, metrics.cross_entropy_of_rows(probabilities, labels)  # [rows,Hc]
 
   spread = PartitionSpec(sharding.DATA_AXIS)
   count: Any = jax.jit(
     jax.shard_map(count_each, mesh=mesh, in_specs=spread, out_specs=spread, check_vma=False)
   )
+
+  def counted(params: Any, batch_stats: Any, batch: ImageBatch[Truth]) -> tuple[jax.Array, jax.Array]:
+    # A function, so that no variable keeps the probabilities while the next batch computes its own.
+    predictions, probabilities = predictor.predict(params, batch_stats, batch, probabilities=True)
+    labels = batch.stack([truth.label for truth in batch.keys], info.ignore_label)
+    result: tuple[jax.Array, jax.Array] = count(
+      predictions, probabilities, jax.device_put(labels, sharding.batch_sharding(mesh))
+    )
+    return result
 
   def evaluate(
     params: Any, batch_stats: Any, poll: Callable[[], None] | None = None
@@ -89,12 +106,10 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
     params, batch_stats = sharding.local_copy((params, batch_stats))
     counts_here = _CountsOfProcess(len(source), info.num_classes)
     progress = Progress("scoring", len(source), unit="images")
-    in_flight: tuple[ImageBatch[Truth], jax.Array] | None = None
+    in_flight: tuple[ImageBatch[Truth], jax.Array, jax.Array] | None = None
     for batch in predictor.batches(_images(source, config)):
-      predictions, _ = predictor.predict(params, batch_stats, batch)
-      labels = batch.stack([truth.label for truth in batch.keys], info.ignore_label)
       # One batch stays in flight, so that decoding and computing overlap.
-      started = (batch, count(predictions, jax.device_put(labels, sharding.batch_sharding(mesh))))
+      started = (batch, *counted(params, batch_stats, batch))
       if in_flight is not None:
         counts_here.add(*in_flight)
       in_flight = started
@@ -110,7 +125,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
       raise ValueError(
         f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels"
       )
-    return _results(counts.confusion, source, config, predictor), counts
+    return _results(counts, source, config, predictor), counts
 
   return evaluate
 
@@ -124,13 +139,13 @@ def _images(source: data.Source, config: Config) -> Iterator[tuple[Truth, np.nda
     yield Truth(row, example["name"], example["label"]), example["image"]
 
 
-def _results(
-  confusion: np.ndarray, source: data.Source, config: Config, predictor: BatchedPredictor
-) -> Results:
-  info, views = source.info, predictor.views
+def _results(counts: Counts, source: data.Source, config: Config, predictor: BatchedPredictor) -> Results:
+  info, views, confusion = source.info, predictor.views, counts.confusion
   scores = metrics.scores(confusion, info.absent_class)
-  for name in ("iou", "accuracy"):
+  for name in metrics.OF_CLASSES:
     scores[name] = dict(zip(info.class_names, scores[name], strict=True))
+  cross_entropy = float(counts.cross_entropy.sum() / confusion.sum())
+  scores["cross_entropy"] = cross_entropy if math.isfinite(cross_entropy) else None
   if info.categories:
     scores |= metrics.category_scores(confusion, info.categories)
   return {
@@ -155,25 +170,41 @@ class _CountsOfProcess:
     # TP, FP, FN; -1: not counted yet.
     self._of_images = np.full((rows, 3, classes), -1, np.int32)
     self._names = [""] * rows
+    self._cross_entropy = np.zeros(rows)
 
-  def add(self, batch: ImageBatch[Truth], confusions: jax.Array) -> None:
-    """Adds the confusion matrices ``[rows,N,N]`` of a batch, of which the last may belong to no image."""
-    for truth, confusion in zip(batch.keys, np.asarray(confusions), strict=False):
+  def add(self, batch: ImageBatch[Truth], confusions: jax.Array, cross_entropies: jax.Array) -> None:
+    """Adds a batch, whose last rows may belong to no image.
+
+    Args:
+      batch: its images.
+      confusions: matrices ``[rows,N,N]``.
+      cross_entropies: float32 ``[rows,Hc]``, of each row of pixels.
+    """
+    of_images = np.asarray(cross_entropies).sum(axis=1, dtype=np.float64)
+    for truth, confusion, cross_entropy in zip(batch.keys, np.asarray(confusions), of_images, strict=False):
       assert (self._of_images[truth.row] < 0).all(), f"{truth.name} was counted twice"
       self._of_images[truth.row] = metrics.positives_and_negatives(confusion)
       self._names[truth.row] = truth.name
+      self._cross_entropy[truth.row] = cross_entropy
       self._confusion += confusion
 
   def gathered(self) -> Counts:
     """Returns the counts of all processes, in the order of the split."""
     confusion, of_images, names = self._confusion, self._of_images, self._names
+    cross_entropy = self._cross_entropy
     if jax.process_count() > 1:
       confusion = _sum_over_processes(confusion)
       of_images = _in_order(multihost_utils.process_allgather(of_images))
       names = _gathered_names(names)
+      # As bytes, because a gathered array of float64 would become float32.
+      gathered = distributed.allgather_bytes(cross_entropy.tobytes())
+      cross_entropy = _in_order(np.stack([np.frombuffer(content) for content in gathered]))
     of_images, names = of_images[: self._images], names[: self._images]
     assert (of_images >= 0).all(), "an image was not counted"
-    return Counts(confusion, names, of_images[:, 0], of_images[:, 1], of_images[:, 2])
+    # Added up image by image in one order, the loss depends on no number of processes.
+    return Counts(
+      confusion, names, of_images[:, 0], of_images[:, 1], of_images[:, 2], cross_entropy[: self._images]
+    )
 
 
 def _in_order(gathered: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``eval/<split>.json``, its confusion matrix and the counts of every image."""
+"""The files of an evaluation: ``eval/<split>.json``, its confusion matrix, and counts and scores of every image."""
 
 import dataclasses
 import json
@@ -11,8 +11,10 @@ import numpy as np
 from rc_jax import files
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.evaluator import Counts, Results
+from rc_jax.evaluation.image_scores import image_table
 
 MANY_NAMES = 10
+_LOSS = "cross entropy, nats"
 _REMEDY = "score again with --mode=eval"
 # Arrays of ``<split>_images.npz``, and their names in files of earlier versions.
 COUNT_NAMES = ("tp", "fp", "fn")
@@ -112,6 +114,10 @@ def _is_shares(value: Any) -> bool:
   return isinstance(value, dict) and all(map(_is_share, value.values()))
 
 
+def _is_loss(value: Any) -> bool:
+  return value is None or (type(value) in (int, float) and 0 <= value < 1e6)
+
+
 def _is_count(value: Any) -> bool:
   return type(value) is int and 0 <= value < 2**63
 
@@ -137,6 +143,8 @@ _LATER_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "split": (lambda value: isinstance(value, str), "the name of a split"),
   "pixel_accuracy": (_is_share, _SHARE),
   "mean_accuracy": (_is_share, _SHARE),
+  **{name: (_is_shares, "a share of each class") for name in ("precision", "recall", "f1")},
+  "cross_entropy": (_is_loss, "a number of 0 or more, or null"),
   "images": (_is_count, _COUNT),
   "scales": (_is_scales, "a list of scales"),
   "flip": (lambda value: type(value) is bool, "true or false"),
@@ -167,9 +175,10 @@ def _json_of(path: pathlib.Path) -> pathlib.Path:
 def write_results(
   workdir: pathlib.Path, results: Results, counts: Counts, step: int, weights: str = ""
 ) -> pathlib.Path:
-  """Writes ``workdir/eval/<split>.json``, ``<split>_confusion.npy`` and ``<split>_images.npz``.
+  """Writes ``workdir/eval/<split>.json``, and beside it three files that ``written_files`` lists.
 
-  ``--mode=compare`` reads the last: ``names``, and int32 ``tp``, ``fp`` and ``fn`` ``[I,N]``.
+  ``--mode=compare`` reads ``<split>_images.npz``: ``names``, and int32 ``tp``, ``fp`` and ``fn`` ``[I,N]``.
+  ``<split>_images.csv`` is ``image_scores.image_table``, for people and spreadsheets.
 
   Args:
     workdir: the run's folder.
@@ -187,9 +196,10 @@ def write_results(
   split = results["split"]
   path = workdir / "eval" / f"{split}.json"
   files.make_folder(path.parent)  # a split may lie in a folder, as fold0/val
-  with files.atomic_write(path.with_name(f"{path.stem}_confusion.npy")) as file:
+  confusion, images, table = written_files(path)
+  with files.atomic_write(confusion) as file:
     np.save(file, counts.confusion)
-  with files.atomic_write(path.with_name(f"{path.stem}_images.npz")) as file:
+  with files.atomic_write(images) as file:
     np.savez_compressed(
       file,
       names=np.array(counts.names),
@@ -197,13 +207,25 @@ def write_results(
       fp=counts.false_positives,
       fn=counts.false_negatives,
     )
+  files.atomic_write_text(table, image_table(counts, list(results["iou"])))
   recorded = {"step": step, **({"weights": weights} if weights else {}), **results}
   files.atomic_write_text(path, json.dumps(recorded, indent=2) + "\n")
   return path
 
 
+def written_files(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+  """Returns the files beside an ``eval/<split>.json``: the confusion matrix, counts, and scores of every image."""
+  confusion, counts, scores = (
+    path.with_name(f"{path.stem}_{end}") for end in ("confusion.npy", "images.npz", "images.csv")
+  )
+  return confusion, counts, scores
+
+
 def results_table(results: Results) -> str:
-  """Returns the tables for the screen, values in percent: classes, categories if there are any, means."""
+  """Returns the tables for the screen: classes, categories if there are any, means, and the validation loss.
+
+  All but the loss, which is in nats, are in percent.
+  """
   categories = results.get("category_iou", {})
   means = {
     f"mIoU {metrics.over_classes(results['iou'])}": results["miou"],
@@ -215,14 +237,17 @@ def results_table(results: Results) -> str:
   if categories:
     over = metrics.over_classes(categories).replace("classes", "categories")
     means[f"category mIoU {over}"] = results["category_miou"]
-  width = max(map(len, [*results["iou"], *categories, *means]))
-  lines = [f"  {'class':<{width}}    IoU  accuracy"]
+  width = max(map(len, [*results["iou"], *categories, *means, _LOSS]))
+  lines = [f"  {'class':<{width}}    IoU  precision  recall     F1"]
   for name, value in results["iou"].items():
-    lines.append(f"  {name:<{width}}  {_percent(value)}     {_percent(results['accuracy'][name])}")
+    precision, recall, f1 = (_percent(results[score][name]) for score in ("precision", "recall", "f1"))
+    lines.append(f"  {name:<{width}}  {_percent(value)}      {precision}   {recall}  {f1}")
   if categories:
     lines += ["", f"  {'category':<{width}}    IoU"]
     lines += [f"  {name:<{width}}  {_percent(value)}" for name, value in categories.items()]
   lines += ["", *(f"  {name:<{width}}  {_percent(value)}" for name, value in means.items())]
+  loss = results["cross_entropy"]
+  lines.append(f"  {_LOSS:<{width}}  {'    -' if loss is None else f'{loss:8.4f}'}")
   absent = absent_classes(results)
   return "\n".join(lines + ([f"  {absent}"] if absent else []))
 

@@ -31,6 +31,7 @@ from rc_jax.evaluation.bootstrap import (
   class_intervals,
   difference,
 )
+from rc_jax.evaluation.image_scores import image_mious
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.evaluation.results import Result, read_result
 from rc_jax.fields import Flag
@@ -301,23 +302,6 @@ def _scored_examples(result: Result, source: data.Source, rows: Sequence[int]) -
         f"was scored; {_SCORE_AGAIN}"
       )
   return examples
-
-
-def image_mious(counts: np.ndarray) -> np.ndarray:
-  """Returns the mean IoU of the classes in each image's truth or prediction.
-
-  Args:
-    counts: ``[3,I,N]``: TP, FP, FN of each image and class.
-
-  Returns:
-    float64 ``[I]``; NaN for an image without labelled pixels.
-  """
-  tp, fp, fn = counts
-  ious = metrics.class_ious(tp, fp, fn, "unless_predicted")  # [I,N]
-  scored = ~np.isnan(ious)
-  number = scored.sum(axis=1)
-  mean: np.ndarray = np.where(scored, ious, 0).sum(axis=1) / np.maximum(number, 1)
-  return np.where(number > 0, mean, np.nan)
 
 
 def choose_images(changes: np.ndarray, count: int = IMAGES) -> dict[str, tuple[str, list[int]]]:

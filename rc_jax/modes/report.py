@@ -11,9 +11,10 @@ from PIL import Image
 from rc_jax import __version__, data, distributed, files, models
 from rc_jax.config import Config
 from rc_jax.console import say
-from rc_jax.drawing.panels import MANY_CLASSES, colorize, differences, grid, legend, shrunk
+from rc_jax.drawing.panels import MANY_CLASSES, grid, legend
+from rc_jax.drawing.predicted_image import Picture, panels_of
 from rc_jax.drawing.report.run_curves import Ages
-from rc_jax.drawing.report.run_page import Picture, Run, run_page
+from rc_jax.drawing.report.run_page import Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
@@ -162,13 +163,7 @@ def panels(shown: Sequence[Picture], info: data.DatasetInfo) -> Image.Image:
   for picture in shown:
     # Ignored pixels show the prediction too.
     labels |= set(np.unique(picture.truth).tolist()) | set(np.unique(picture.prediction).tolist())
-    row = [
-      picture.image,
-      colorize(picture.truth, info.palette),
-      colorize(picture.prediction, info.palette),
-      differences(picture.image, picture.truth, picture.prediction),
-    ]
-    rows.append([Image.fromarray(shrunk(panel, PANEL_HEIGHT)) for panel in row])
+    rows.append([Image.fromarray(panel) for panel in panels_of(picture, info, PANEL_HEIGHT)])
   drawn = grid(rows)
   classes = list(range(info.num_classes))
   if len(classes) > MANY_CLASSES:

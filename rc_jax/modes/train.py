@@ -271,7 +271,8 @@ class TrainingRun:
           f"WARNING: {error.problem}; training goes on, and the next scoring writes these files: free space"
         )
     # Last, because a line in the log means that this step need not be scored again.
-    scores = {name: results[name] for name in ("miou", "pixel_accuracy", "mean_accuracy", "iou")}
+    logged = ("miou", "cross_entropy", "pixel_accuracy", "mean_accuracy", "iou")
+    scores = {name: results[name] for name in logged}
     self.log.write({"step": step, "split": split, run_log.PROTOCOL: self.protocol, **scores})
     self.checkpoints.scored(step, results["miou"])
 

@@ -65,6 +65,52 @@ def test_absent_classes_follow_the_rule(rule, iou, miou, mean_accuracy):
   assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.parametrize("rule", metrics.ABSENT_CLASS_RULES)
+def test_precision_recall_and_f1_of_label_maps(rule):
+  """Class 3 is never predicted, class 4 not in the truth, class 5 neither."""
+  rng = np.random.default_rng(4)
+  labels, predictions = rng.choice([0, 1, 2, 3, 255], (30, 40)), rng.choice([0, 1, 2, 4], (30, 40))
+  found = metrics.scores(count(predictions, labels, 6), rule)
+  zero = 0.0 if rule == "zero" else None
+  for n in range(6):
+    tp = fp = fn = 0
+    for label, prediction in zip(labels.ravel(), predictions.ravel(), strict=True):
+      if label != 255:
+        tp += label == n == prediction
+        fp += prediction == n != label
+        fn += label == n != prediction
+    if n == 5 or (n == 4 and rule == "not_in_truth"):  # left out of the mean IoU
+      assert found["precision"][n] == found["recall"][n] == found["f1"][n] == found["iou"][n] == zero
+      continue
+    precision = tp / (tp + fp) if tp + fp else zero
+    recall = tp / (tp + fn) if tp + fn else zero
+    assert (found["precision"][n], found["recall"][n]) == (precision, recall)
+    harmonic = 2 * precision * recall / (precision + recall) if precision and recall else 0.0
+    assert found["f1"][n] == pytest.approx(harmonic)
+  assert found["recall"] == found["accuracy"]
+
+
+def test_cross_entropy_of_rows_against_a_float64_loop():
+  rng = np.random.default_rng(5)
+  logits = 12 * rng.normal(size=(2, 7, 300, 5))
+  exact = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+  exact[0, 0, :2] = 0, 0, 0, 0, 1
+  labels = rng.choice([0, 1, 2, 3, 4, 5, 255, -1], (2, 7, 300))
+  labels[0, 0, :2], labels[1, 3] = (1, 4), 255
+  expected = np.zeros((2, 7))
+  for place, label in np.ndenumerate(labels):
+    if 0 <= label < 5:
+      expected[place[:2]] -= np.log(max(exact[place][label], 2.0**-126))
+  found = np.asarray(jax.jit(metrics.cross_entropy_of_rows)(exact.astype(np.float32), labels))
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  assert found[1, 3] == 0 and (found >= 0).all()
+  inside = np.where((labels >= 0) & (labels < 5), labels, 2)
+  picked = [choose(exact, inside) for choose in (metrics.of_classes_by_gather, metrics.of_classes_by_sum)]
+  np.testing.assert_array_equal(*picked)
+  slightly_above_one = np.full((3, 1), 1.000001, np.float32)
+  assert metrics.cross_entropy_of_rows(slightly_above_one, np.zeros(3, int)) == 0
+
+
 def test_scores_of_random_confusion_by_definition():
   confusion = np.random.default_rng(1).integers(
     0, 10**12, size=(N, N)

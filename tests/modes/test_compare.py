@@ -42,6 +42,7 @@ def write(
     true_positives=tp,
     false_positives=confusions.sum(1) - tp,
     false_negatives=confusions.sum(2) - tp,
+    cross_entropy=np.zeros(len(confusions)),
   )
   scores = metrics.scores(counts.confusion, rule)
   scores["iou"] = dict(zip(CLASSES, scores["iou"], strict=True))

@@ -1,9 +1,11 @@
 """Scores against plain counts, for many image sizes, batches, devices and processes."""
 
+import csv
 import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -16,13 +18,15 @@ from PIL import Image
 from rc_jax import data, models
 from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
+from rc_jax.drawing import contact_sheet
 from rc_jax.evaluation.evaluator import make_evaluator
-from rc_jax.evaluation.results import results_table, write_results
+from rc_jax.evaluation.results import read_results_json, results_table, write_results
 from rc_jax.inference import predictor
 from rc_jax.models import Network, Outputs
+from rc_jax.modes import eval as eval_mode
 from rc_jax.modes import predict
 from rc_jax.weights import key_names, restore
-from tests.support import processes, run_tiny
+from tests.support import processes, run_tiny, saved_runs
 
 INFO = DatasetInfo(
   name="three",
@@ -87,6 +91,49 @@ def test_every_labelled_pixel_is_counted_once(batch_size: int) -> None:
   assert results["images"] == 7
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [
+    pytest.param({}, id="full images"),
+    pytest.param(
+      {"crop_size": (16, 16), "stride": (10, 10), "scales": (0.5, 1.0), "flip": True}, id="windows"
+    ),
+  ],
+)
+def test_cross_entropy_is_that_of_the_averaged_probabilities(fields: dict) -> None:
+  """Against a float64 loop over pixels; with windows, over the probabilities that ``make_predictor`` defines."""
+  source = Photos([(8, 9), (20, 33), (8, 9)])
+  source.examples[0]["label"][2, 3] = 3  # of which the network is certain that it is not: clipped
+  config = defaults()
+  config.eval.update(fields)
+  network, params = brightest_channel(), {"gain": jnp.float32(0.02)}
+  define = jax.jit(predictor.make_predictor(network, config.eval))
+  expected = np.zeros(3)
+  for number, example in enumerate(source.examples):
+    if fields:
+      probabilities = np.asarray(define(params, {}, example["image"][None])[0], np.float64)
+    else:
+      exponentials = np.exp(0.02 * example["image"].astype(np.float64))
+      probabilities = np.concatenate([exponentials, 0 * exponentials[..., :1]], -1)
+      probabilities /= probabilities.sum(-1, keepdims=True)
+    for truth, pixel in zip(example["label"].ravel(), probabilities.reshape(-1, 4), strict=True):
+      if truth != 255:
+        expected[number] -= np.log(max(pixel[truth], 2.0**-126))
+  results, counts = make_evaluator(network, source, config)(params, {}, None)
+  np.testing.assert_allclose(counts.cross_entropy, expected, rtol=1e-5)
+  assert results["cross_entropy"] == pytest.approx(expected.sum() / counts.confusion.sum(), rel=1e-5)
+  assert re.search(rf"cross entropy, nats +{results['cross_entropy']:.4f}\n", results_table(results) + "\n")
+
+
+def test_a_loss_that_is_not_finite_is_null() -> None:
+  results, _ = make_evaluator(brightest_channel(), Photos([(6, 7)]), defaults())(
+    {"gain": jnp.float32(np.nan)}, {}, None
+  )
+  assert results["cross_entropy"] is None and re.search(
+    r"cross entropy, nats +-\n", results_table(results) + "\n"
+  )
+
+
 def test_json_holds_the_fields_of_the_design(tmp_path: pathlib.Path) -> None:
   source = Photos([(6, 7)])
   results, counts = make_evaluator(brightest_channel(), source, defaults())(
@@ -96,7 +143,47 @@ def test_json_holds_the_fields_of_the_design(tmp_path: pathlib.Path) -> None:
   assert {"miou", "iou", "pixel_accuracy", "mean_accuracy", "step", "scales", "flip"} <= written.keys()
   assert written["iou"].keys() == written["accuracy"].keys() == set(INFO.class_names)
   assert written["step"] == 12 and written["iou"]["never"] is None
+  for name in ("precision", "recall", "f1"):
+    assert written[name].keys() == set(INFO.class_names) and written[name]["never"] is None
+  assert read_results_json(tmp_path / "eval" / "val.json") == written
   np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
+
+
+def test_the_worst_images_are_drawn_and_each_file_is_named(
+  tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
+  config = saved_runs.save_run(tmp_path / "run")
+  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
+  with pytest.raises(ValueError, match=r"^--worst=-1: expected a number of images in 0..100$"):
+    eval_mode.run(config, tmp_path / "run", worst=-1)
+  eval_mode.run(config, tmp_path / "run", worst=3)
+  printed = capsys.readouterr().out
+  (line,) = (line for line in printed.splitlines() if "written to" in line)
+  folder = tmp_path / "run" / "eval"
+  assert str(folder) in line
+  assert all(path.name in line for path in folder.iterdir()) and len(list(folder.iterdir())) == 5
+
+  with (folder / "val_images.csv").open(newline="") as file:
+    images = list(csv.DictReader(file))
+  source = data.load("synthetic", "", "val")
+  assert [image["image"] for image in images] == [source[row]["name"] for row in range(len(source))]
+  lowest = sorted(range(len(images)), key=lambda row: float(images[row]["miou"]))[:3]
+  with Image.open(folder / "val_worst.png") as sheet:
+    drawn = np.asarray(sheet.convert("RGB"))
+  found = [_rows_of(drawn, source[row]["image"]) for row in lowest]
+  assert found == sorted(found) and None not in found  # the lowest first
+  assert _rows_of(drawn, source[next(row for row in range(60) if row not in lowest)]["image"]) is None
+
+
+def _rows_of(sheet: np.ndarray, image: np.ndarray) -> int | None:
+  """Returns the row of a sheet in which an image begins, enlarged by an integer, at the left; None where nowhere."""
+  factor = max(1, min(contact_sheet.PANEL[0] // image.shape[0], contact_sheet.PANEL[1] // image.shape[1]))
+  panel = image.repeat(factor, axis=0).repeat(factor, axis=1)
+  height, width = panel.shape[:2]
+  for top in range(len(sheet) - height + 1):
+    if (sheet[top, :width] == panel[0]).all() and (sheet[top : top + height, :width] == panel).all():
+      return top
+  return None
 
 
 def test_a_split_without_labelled_pixels_is_refused() -> None:

@@ -366,7 +366,8 @@ def test_tables_of_the_files_that_runs_write(tmp_path: pathlib.Path) -> None:
     result = results[run.row.name, run.seed, "val"]
     tp, fp, fn = result.counts.astype(np.int32)
     confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)  # which the tables do not read
-    write_results(tmp_path / run.path, result.scores, Counts(confusion, result.names, tp, fp, fn), step=7)
+    counts = Counts(confusion, result.names, tp, fp, fn, np.zeros(len(result.names)))
+    write_results(tmp_path / run.path, result.scores, counts, step=7)
   found = read_results(study, tmp_path)
   expected = {key: results[key] for key in list(results)[:-1]}
   assert list(found) == list(expected) and len(found) == 5

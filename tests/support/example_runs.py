@@ -6,8 +6,9 @@ import numpy as np
 
 from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
+from rc_jax.drawing.predicted_image import Picture
 from rc_jax.drawing.report.run_curves import Ages
-from rc_jax.drawing.report.run_page import Picture, Run
+from rc_jax.drawing.report.run_page import Run
 
 HOSTILE = "<img src=//x.example/y onerror='throw 1'>\"&"
 

@@ -59,6 +59,11 @@ def curves_section(steps: Lines, evaluations: Lines, split: str) -> Section:
     series = [Series("mIoU", 100 * column(evaluations, "miou"))]
     title = f"mIoU on {split}, %"
     charts.append(LineChart(title, scored, last, series, smoothed=False, limits=(0, None), points=True))
+    losses = column(evaluations, "cross_entropy")
+    if np.isfinite(losses).any():  # logs of earlier versions lack it
+      title = f"Validation loss: cross entropy on {split}"
+      series = [Series("cross entropy", losses)]
+      charts.append(LineChart(title, scored, last, series, smoothed=False, points=True, logarithmic=True))
   for name, title, smoothed in (
     ("learning_rate", "Learning rate", False),
     ("images_per_second", "Images per second", True),

@@ -12,7 +12,8 @@ import numpy as np
 from rc_jax.config import Config, height_width, uses_contrast
 from rc_jax.console import duration
 from rc_jax.data import DatasetInfo
-from rc_jax.drawing.panels import IGNORED_COLOR, MANY_CLASSES, WRONG_COLOR, colorize, differences, shrunk
+from rc_jax.drawing.panels import IGNORED_COLOR, MANY_CLASSES, WRONG_COLOR
+from rc_jax.drawing.predicted_image import PANELS, Picture, panels_of
 from rc_jax.drawing.report.class_charts import NUMBERED_CLASSES, confusion_chart, css_color, iou_bars, swatch
 from rc_jax.drawing.report.configuration import configuration_section
 from rc_jax.drawing.report.page import Section, document, picture_button
@@ -21,27 +22,7 @@ from rc_jax.drawing.report.series import Lines, column
 
 # Pixels; larger pictures are shrunk to it, which keeps six rows of Cityscapes below 3 MB.
 _PICTURE_HEIGHT, _PICTURE_WIDTH = 512, 768
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Picture:
-  """An image of the split with its prediction.
-
-  Attributes:
-    name: of the image.
-    image: uint8 ``[H,W,3]``.
-    truth: uint8 ``[H,W]``, train ids, 255 where ignored.
-    prediction: ``[H,W]``, train ids.
-    pixel_accuracy: in 0..1; None where all pixels are ignored.
-    miou: mean IoU of the classes in this image, in 0..1; None likewise.
-  """
-
-  name: str
-  image: np.ndarray
-  truth: np.ndarray
-  prediction: np.ndarray
-  pixel_accuracy: float | None
-  miou: float | None
+_PHOTOGRAPHS = ("Image", "Differences")  # panels of more colours than those of the classes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,19 +176,10 @@ def _legend(run: Run) -> str:
 
 
 def _picture_row(picture: Picture, info: DatasetInfo) -> str:
-  image, truth, prediction = (
-    shrunk(array, _PICTURE_HEIGHT, _PICTURE_WIDTH)
-    for array in (picture.image, picture.truth, picture.prediction.astype(np.uint8))
-  )
-  panels = (
-    ("Image", image, True),
-    ("Ground truth", colorize(truth, info.palette), False),
-    ("Prediction", colorize(prediction, info.palette), False),
-    ("Differences", differences(image, truth, prediction), True),
-  )
+  panels = panels_of(picture, info, _PICTURE_HEIGHT, _PICTURE_WIDTH)
   buttons = "".join(
-    picture_button(panel, title, f"{title}: {picture.name}", photograph)
-    for title, panel, photograph in panels
+    picture_button(panel, title, f"{title}: {picture.name}", title in _PHOTOGRAPHS)
+    for title, panel in zip(PANELS, panels, strict=True)
   )
   caption = f"<b>{html.escape(picture.name)}</b>"
   if picture.pixel_accuracy is not None:
