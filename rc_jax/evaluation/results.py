@@ -143,7 +143,6 @@ _LATER_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "split": (lambda value: isinstance(value, str), "the name of a split"),
   "pixel_accuracy": (_is_share, _SHARE),
   "mean_accuracy": (_is_share, _SHARE),
-  **{name: (_is_shares, "a share of each class") for name in ("precision", "recall", "f1")},
   "cross_entropy": (_is_loss, "a number of 0 or more, or null"),
   "images": (_is_count, _COUNT),
   "scales": (_is_scales, "a list of scales"),

@@ -1,5 +1,6 @@
 """The page of a run: its sections, its configuration, no reference to another file; and in a browser."""
 
+import dataclasses
 import html
 import json
 import pathlib
@@ -52,6 +53,16 @@ def test_unusual_runs_have_a_page_too(name: str) -> None:
   page = run_page(unusual_runs()[name])
   assert sections(page) == SECTIONS[name]
   assert not re.search(r"\bnan\b|\binf\b", re.sub(r"base64,[^\"]*", "", page))
+
+
+def test_the_validation_loss_has_a_chart_where_the_log_has_it() -> None:
+  run = make_run()
+  page = run_page(dataclasses.replace(run, scores={**run.scores, "cross_entropy": 0.4567}))
+  assert "Validation loss: cross entropy on val" in page
+  assert "<dt>validation loss, cross entropy in nats</dt><dd>0.457</dd>" in page
+  earlier = [{name: value for name, value in line.items() if name != "cross_entropy"} for line in run.lines]
+  page = run_page(dataclasses.replace(run, lines=earlier))
+  assert "alidation loss" not in page and "mIoU on val, %" in page
 
 
 def test_a_term_that_is_always_zero_has_no_chart() -> None:

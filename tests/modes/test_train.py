@@ -50,7 +50,8 @@ def test_a_run_writes_its_metrics_scores_report_and_checkpoints(uninterrupted) -
   for name in ("config.json", "eval/val.json", "report/index.html", "report/panels.png", "checkpoints/12"):
     assert (workdir / name).exists(), name
   assert list((workdir / "tensorboard").glob("events*"))
-  assert json.loads((workdir / "eval" / "val.json").read_text())["miou"] == scores[-1]["miou"]
+  written = json.loads((workdir / "eval" / "val.json").read_text())
+  assert written["miou"] == scores[-1]["miou"] and written["cross_entropy"] == scores[-1]["cross_entropy"] > 0
   scored = [name for name, iou in scores[-1]["iou"].items() if iou is not None]
   for line in [line for line in printed.splitlines() if "mIoU" in line and "%" not in line]:
     assert re.search(r"mIoU [\d.]+ over \d+ of 11 classes", line), line

@@ -22,7 +22,10 @@ def make_run(num_classes: int = 5, lines: int = 40, name: str = "class", scope: 
   config = make_config(scope)
   log = [_line(rng, 10 * (index + 1), names) for index in range(lines)]
   log += [
-    {"step": step, "split": "val", "miou": rng.random(), "iou": dict.fromkeys(names, 0.5)}
+    {
+      **{"step": step, "split": "val", "miou": rng.random(), "cross_entropy": rng.random()},
+      "iou": dict.fromkeys(names, 0.5),
+    }
     for step in (100, 200, 300, 400)
   ]
   confusion = rng.integers(0, 100, (num_classes, num_classes))

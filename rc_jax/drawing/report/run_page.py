@@ -110,6 +110,8 @@ def _scores(run: Run, scores: Mapping[str, Any]) -> str:
     beside.append((f"best mIoU at another step, {best:,}", _percent(logged[best])))
   beside.append(("pixel accuracy", _percent(scores["pixel_accuracy"])))
   beside.append(("mean accuracy of classes", _percent(scores["mean_accuracy"])))
+  if scores.get("cross_entropy") is not None:  # files of earlier versions lack it
+    beside.append(("validation loss, cross entropy in nats", f"{scores['cross_entropy']:.3f}"))
   terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{value}</dd>" for term, value in beside)
   ious = scores["iou"].values()
   classes = f"{sum(iou is not None for iou in ious)} of {len(ious)} classes"
