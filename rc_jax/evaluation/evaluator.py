@@ -92,7 +92,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
   )
 
   def counted(params: Any, batch_stats: Any, batch: ImageBatch[Truth]) -> tuple[jax.Array, jax.Array]:
-    # A function, so that no variable keeps the probabilities while the next batch computes its own.
+    # A function, so that no variable keeps the probabilities while the next batch is computed.
     predictions, probabilities = predictor.predict(params, batch_stats, batch, probabilities=True)
     labels = batch.stack([truth.label for truth in batch.keys], info.ignore_label)
     result: tuple[jax.Array, jax.Array] = count(

@@ -28,7 +28,7 @@ FLAGS = (
   CONFIG,
   WORKDIR,
   CHECKPOINT,
-  Flag("worst", 0, "Also draws so many images with the lowest mIoU: eval/<split>_worst.png. 0: none."),
+  Flag("worst", 0, "Number of images with the lowest mIoU to draw in eval/<split>_worst.png. 0: no picture."),
   *distributed.FLAGS,
 )
 
