@@ -97,10 +97,10 @@ def run(
       )
       with waiting("drawing the worst images"):
         sheet = draw_worst(config, network, restored, source, counts, worst, title)
-        path = written.with_name(f"{written.stem}_worst.png")
-        with files.atomic_write(path) as file:
+        picture = written.with_name(f"{written.stem}_worst.png")
+        with files.atomic_write(picture) as file:
           sheet.save(file, "PNG")
-      names.append(f"{path.name} (images with the lowest mIoU)")
+      names.append(f"{picture.name} (images with the lowest mIoU)")
     say(f"written to {written.parent}: {', '.join(names)}")
   return {"step": restored.step, **results}
 
