@@ -76,6 +76,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
   "torch": ("weights/file_formats.py",),
   "sklearn": ("drawing/embedding.py",),
   "threadpoolctl": ("drawing/embedding.py",),
+  "wandb": ("training/log_writers/wandb_run.py",),
+  "mlflow": ("training/log_writers/mlflow_run.py",),
 }
 
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from rc_jax import data, distributed, files, folder_lock, models, sharding
 from rc_jax.class_table import check_class_table, write_class_table
 from rc_jax.command import Command
-from rc_jax.config import Config, as_dict, different_run, height_width, reads_image_index
+from rc_jax.config import Config, as_dict, different_run, flatten, height_width, reads_image_index
 from rc_jax.console import duration, say, waiting
 from rc_jax.data.class_counts import count_class_pixels, digest_of_counts
 from rc_jax.data.pipeline.rare_classes import RareClassSampling, rare_class_sampling, sampling_text
@@ -24,7 +24,7 @@ from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import absent_classes, read_results_json, write_results
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
-from rc_jax.training import class_weights, initial_state, run_log
+from rc_jax.training import class_weights, initial_state, log_writers, run_log
 from rc_jax.training.finite import FiniteCheck
 from rc_jax.training.next_commands import next_commands
 from rc_jax.training.objective import Metrics
@@ -77,6 +77,7 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
 
 def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> int:
   """Trains in a folder that no other run uses; see ``run``."""
+  log_writers.writer_names(config.train.log_to)  # refused before the data is read
   files.make_folder(workdir)
   refuse_other_run(config, workdir)
   training, state = prepare(config, workdir)
@@ -123,7 +124,7 @@ class TrainingRun:
     prefetcher: the training batches, at the position where the run starts.
     checkpoints: of the run.
     saving: saves them.
-    log: ``metrics.jsonl`` and TensorBoard.
+    log: ``metrics.jsonl`` and the writers of ``train.log_to``.
     finite: checks each step's loss.
     throughput: measures the speed.
     progress: shows it on the screen.
@@ -351,7 +352,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
 
   first = int(state.step)
   earlier = [step for step in scores if step <= first]
-  log = run_log.RunLog(workdir, resumed_at=first)
+  log_to = log_writers.writer_names(config.train.log_to)
+  log = run_log.RunLog(workdir, first, log_to, flatten(as_dict(config)))
   batches = _training_batches(config, source, data_position, rare_classes)
   skipped = SkippedExamples(workdir, batches.most_skipped or 0, data_position)
   prefetcher = Prefetcher(batches, lambda batch: sharding.put_batch(batch, mesh))
@@ -439,12 +441,13 @@ def closing(
   score = f"mIoU {100 * scores[last]:.2f}{over}"
   written = workdir / "eval" / f"{split}.json"
   absent = absent_classes(read_results_json(written)) if written.is_file() else ""
+  curves = f" (tensorboard --logdir {workdir})" if "tensorboard" in config.train.log_to else ""
   return "\n".join(
     (
       f"\nFinished: {score}{best_text} on {config.dataset.name}/{split}{time_text}",
       *([absent] if absent else []),
       f"pictures and curves: {page}",
-      f"scores: {workdir / 'eval'}; every step: {workdir / run_log.METRICS} (tensorboard --logdir {workdir})",
+      f"scores: {workdir / 'eval'}; every step: {workdir / run_log.METRICS}{curves}",
       f"checkpoints: {workdir / 'checkpoints'}",
     )
   )

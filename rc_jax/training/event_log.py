@@ -63,6 +63,10 @@ class EventLog:
       files.make_folder(self._file.path.parent)
       self._file.flush()
 
+  def close(self) -> None:
+    """Appends what could not be written before; raises as ``flush``."""
+    self.flush()
+
 
 def _record(content: bytes) -> bytes:
   """Frames an event as TFRecord does: length, checksum of the length, content, checksum of the content."""

@@ -1,9 +1,10 @@
-"""The log of a run: ``metrics.jsonl``, TensorBoard events, and the lines on the screen."""
+"""The log of a run: ``metrics.jsonl``, and the writers of ``train.log_to`` such as TensorBoard."""
 
+import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from rc_jax import files
 from rc_jax.console import say
-from rc_jax.training.event_log import EventLog
+from rc_jax.training.log_writers import LOG_WRITERS, LoggedRun, LogWriter
 from rc_jax.training.objective import Metrics
 from rc_jax.training.throughput import Speed
 
@@ -20,17 +21,26 @@ PROTOCOL = "protocol"  # in a line of an evaluation: how the images were scored
 
 
 class RunLog:
-  """``metrics.jsonl`` and TensorBoard events of a run; does nothing in all processes but the first.
+  """``metrics.jsonl`` and the log writers of a run; does nothing in all processes but the first.
 
-  Training goes on where a line cannot be written, as on a full disk. The line waits for the next, or for ``flush``.
+  Training goes on where a line cannot be written, as on a full disk. The line waits for the next, or for ``flush``. It
+  also goes on where a writer fails, without that writer.
   """
 
-  def __init__(self, workdir: pathlib.Path, resumed_at: int):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    resumed_at: int,
+    log_to: Sequence[str] = ("tensorboard",),
+    fields: Mapping[str, Any] | None = None,
+  ):
     """Opens the log, without the lines that a killed run wrote after the checkpoint that this run resumes from.
 
     Args:
       workdir: the run's folder.
       resumed_at: updates made so far; the run will log the steps after it again.
+      log_to: keys of ``LOG_WRITERS``.
+      fields: of the config, by path, for the writers; None: none.
 
     Raises:
       WriteError: the log cannot be written; one line.
@@ -42,15 +52,19 @@ class RunLog:
     kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_at]
     files.atomic_write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     self._lines = files.AppendedFile(path)
-    self._events = EventLog(workdir / "tensorboard", first_step=resumed_at + 1)
     self._warned: set[str] = set()
+    self._writers: dict[str, LogWriter] = {}
+    run = LoggedRun(workdir, first_step=resumed_at + 1, fields=fields or {})
+    for name in log_to:
+      with self._left_out_if_it_fails(name):
+        self._writers[name] = LOG_WRITERS[name](run)
 
   def write(self, line: dict[str, Any]) -> None:
     """Appends a line; prints once that lines cannot be written.
 
     Args:
-      line: JSON-able, with ``step``. Its numbers become TensorBoard scalars, those of a nested dict ``outer/inner``;
-        None becomes none.
+      line: JSON-able, with ``step``. The writers log its numbers, those of a nested dict as ``outer/inner``; they log
+        no None.
     """
     if not self._active:
       return
@@ -64,12 +78,10 @@ class RunLog:
       for inner, number in values:
         if isinstance(number, int | float) and name != "step":
           scalars[f"{name}/{inner}" if inner else name] = number
-    try:
-      self._events.write(line["step"], scalars)
-    except files.WriteError as error:
-      self._warn(
-        "TensorBoard", f"{error.problem}; training goes on, and the curves are written when there is space"
-      )
+    later = "training goes on, and the curves are written when there is space"
+    for name, writer in list(self._writers.items()):
+      with self._left_out_if_it_fails(name, later):
+        writer.write(line["step"], scalars)
 
   def flush(self) -> None:
     """Writes the lines that could not be written before: a checkpoint needs those of the steps before it.
@@ -81,18 +93,37 @@ class RunLog:
       self._lines.flush()
 
   def close(self) -> None:
-    """Writes what could not be written before.
+    """Writes what could not be written before, and closes the writers.
 
     Raises:
       WriteError: lines of ``metrics.jsonl`` cannot be written; one line.
     """
     if not self._active:
       return
-    try:
-      self._events.flush()
-    except files.WriteError as error:
-      self._warn("TensorBoard", f"{error.problem}; {METRICS} holds all values")
+    for name, writer in list(self._writers.items()):
+      with self._left_out_if_it_fails(name):
+        writer.close()
     self._lines.flush()
+
+  @contextlib.contextmanager
+  def _left_out_if_it_fails(self, name: str, later: str = f"{METRICS} holds all values") -> Iterator[None]:
+    """Leaves a writer out that raises within the block, with a warning.
+
+    Args:
+      name: of the writer.
+      later: what becomes of values that a writer keeps, which raises ``WriteError``; such a writer stays.
+    """
+    try:
+      yield
+    except files.WriteError as error:
+      self._warn(name, f"{error.problem}; {later}")
+    except Exception as error:  # of a service, or of a writer that is not ours
+      self._writers.pop(name, None)
+      self._warn(
+        f"{name} left out",
+        f"logging to {name} failed ({type(error).__name__}: {files.one_line(error)}); training goes on without it, and "
+        f"{METRICS} holds all values",
+      )
 
   def _warn(self, name: str, message: str) -> None:
     if name not in self._warned:

@@ -1,4 +1,4 @@
-"""A pixel loss and a contrastive method are added as ``docs/adding/`` shows, in a copy of the package."""
+"""A pixel loss, a contrastive method and a log writer are added to a copy of the package as ``docs/adding/`` shows."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.run
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A copy of the package with the pixel loss and the contrastive method of the pages."""
+  """A copy of the package with the pixel loss, the contrastive method and the log writer of the pages."""
   folder = tmp_path_factory.mktemp("checkout")
   copy_package(folder)
   for name, place, after, statement in (
@@ -33,6 +33,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
       "rc_jax/training/objective.py",
       "METHODS: dict[str, Callable[[Config], ContrastiveMethod]] = {\n",
       "from rc_jax.contrast.prototypes import PrototypeContrast",
+    ),
+    (
+      "log_writer.md",
+      "rc_jax/training/log_writers/__init__.py",
+      "LOG_WRITERS: dict[str, Callable[[LoggedRun], LogWriter]] = {\n",
+      "from rc_jax.training.log_writers.csv_file import CsvFile",
     ),
   ):
     text = page(name)
@@ -112,6 +118,27 @@ def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
       p = np.exp(z[labels[index]]) / np.exp(z).sum()
       pixels.append(1.5 * (1 - p) - np.log(p))
   np.testing.assert_allclose(float(value), np.mean(pixels), rtol=1e-5)
+
+
+LOG = """
+import pathlib, sys
+from rc_jax.training import log_writers
+from rc_jax.training.run_log import RunLog
+
+log = RunLog(pathlib.Path(sys.argv[1]), 0, log_writers.writer_names("csv"))
+log.write({"step": 1, "loss": 0.5, "iou": {"road, paved": 0.25, "sky": None}})
+log.write({"step": 2, "loss": 0.25})
+log.close()
+print(log_writers.__file__)
+"""
+
+
+def test_a_log_writer_gets_the_scalars_of_each_line(checkout, tmp_path) -> None:
+  finished = python(checkout, "-c", LOG, str(tmp_path))
+  assert finished.returncode == 0, finished.stderr
+  assert finished.stdout.strip() == str(checkout / "rc_jax/training/log_writers/__init__.py")
+  assert (tmp_path / "scalars.csv").read_text() == '1,loss,0.5\n1,"iou/road, paved",0.25\n2,loss,0.25\n'
+  assert not (tmp_path / "tensorboard").exists()
 
 
 @pytest.mark.long
