@@ -26,8 +26,8 @@ _EXTRAS = ("wandb", "mlflow")
 def writer_names(log_to: str) -> tuple[str, ...]:
   """Returns the names in the field ``train.log_to``.
 
-  >>> writer_names("tensorboard, wandb"), writer_names("")
-  (('tensorboard', 'wandb'), ())
+  >>> writer_names("tensorboard, tensorboard"), writer_names("")
+  (('tensorboard',), ())
 
   Raises:
     ValueError: a name is no key of ``LOG_WRITERS``, or its package is not installed; one line.
