@@ -22,9 +22,10 @@ from rc_jax.evaluation.evaluator import Evaluator, make_evaluator
 from rc_jax.evaluation.metrics import over_classes
 from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
 from rc_jax.evaluation.results import absent_classes, read_results_json, write_results
+from rc_jax.fields import Flag
 from rc_jax.modes import CONFIG, WORKDIR
 from rc_jax.train_state import TrainState
-from rc_jax.training import class_weights, initial_state, log_writers, run_log
+from rc_jax.training import class_weights, initial_state, log_writers, run_log, step_trace
 from rc_jax.training.finite import FiniteCheck
 from rc_jax.training.next_commands import next_commands
 from rc_jax.training.objective import Metrics
@@ -47,16 +48,23 @@ from rc_jax.weights import restore
 from rc_jax.weights.checkpoint import Checkpoints, newest_step, newest_undamaged
 from rc_jax.weights.checksums import weights_digest
 
-FLAGS = (CONFIG, WORKDIR, *distributed.FLAGS)
+PROFILE = Flag(
+  "profile",
+  "",
+  "Steps to trace, the first and the last, such as 10:15: what devices and host do in them. Written below the run's "
+  "folder.",
+)
+FLAGS = (CONFIG, WORKDIR, PROFILE, *distributed.FLAGS)
 
 
-def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -> int:
+def run(config: Config, workdir: pathlib.Path, command: Command | None = None, profile: str = "") -> int:
   """Trains the run of a config in a folder, from its newest checkpoint where it has one.
 
   Args:
     config: a validated config.
     workdir: the run's folder; created where absent.
     command: the command line that started the run, for the commands to try next; None: it suggests none.
+    profile: the first and the last step to trace, ``"10:15"``; empty: none.
 
   Returns:
     The process's exit status: 0 when the run is finished; 143 after SIGTERM and 130 after SIGINT, saved.
@@ -72,17 +80,19 @@ def run(config: Config, workdir: pathlib.Path, command: Command | None = None) -
       # Two runs would delete each other's checkpoints, and lose lines of the log.
       remedy = "wait until it ends, stop it, or choose another --workdir"
       stack.enter_context(folder_lock.folder_lock(workdir, remedy))
-    return _train(config, workdir, command)
+    return _train(config, workdir, profile, command)
 
 
-def _train(config: Config, workdir: pathlib.Path, command: Command | None) -> int:
+def _train(config: Config, workdir: pathlib.Path, profile: str, command: Command | None) -> int:
   """Trains in a folder that no other run uses; see ``run``."""
-  log_writers.writer_names(config.train.log_to)  # refused before the data is read
+  # Refused before the data is read.
+  traced_steps = step_trace.traced_steps(profile, config.train.steps)
+  log_writers.writer_names(config.train.log_to)
   files.make_folder(workdir)
   refuse_other_run(config, workdir)
-  training, state = prepare(config, workdir)
+  training, state = prepare(config, workdir, traced_steps)
   first = int(state.step)
-  with PreemptionWatch() as watch, training.prefetcher, training.checkpoints:
+  with PreemptionWatch() as watch, training.prefetcher, training.checkpoints, training.trace:
     state = training.train(state, watch)
   training.log.close()
   if watch.exit_status:
@@ -128,6 +138,7 @@ class TrainingRun:
     finite: checks each step's loss.
     throughput: measures the speed.
     progress: shows it on the screen.
+    trace: of the steps of ``--profile``.
     skipped: the unreadable training examples; None where one is an error.
   """
 
@@ -146,6 +157,7 @@ class TrainingRun:
   finite: FiniteCheck
   throughput: Throughput
   progress: TrainingProgress
+  trace: step_trace.StepTrace
   skipped: SkippedExamples | None
 
   def train(self, state: TrainState, watch: PreemptionWatch) -> TrainState:
@@ -163,6 +175,7 @@ class TrainingRun:
           self.throughput.restart()
         if step == first + 1:
           self.progress.start()
+        self.trace.start(step, state)
         state, metrics = self.programs(step, state, batch)
         self.throughput.count_step()
         self.finite.add(step, metrics)
@@ -171,6 +184,8 @@ class TrainingRun:
           self.log_step(step, metrics)
         else:
           self.progress.count_step(step)
+        if self.trace.stop(step, metrics):
+          self.throughput.restart()
         if is_saved(self.config, step):
           self.save(state, required=step == train.steps)
           if self.evaluation_due(step):
@@ -294,7 +309,9 @@ def is_saved(config: Config, step: int) -> bool:
   return step % config.train.checkpoint_every == 0 or is_scored(config, step)
 
 
-def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainState]:
+def prepare(
+  config: Config, workdir: pathlib.Path, traced_steps: range = step_trace.NO_STEPS
+) -> tuple[TrainingRun, TrainState]:
   """Loads data and weights and returns the parts of a run, and the state that it starts or resumes from."""
   mesh = sharding.global_mesh()
   sharding.check_batch(config.train.batch_size, mesh, config.train.microbatches)
@@ -373,6 +390,7 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[TrainingRun, TrainSt
     finite=FiniteCheck(checkpoints),
     throughput=Throughput(config.train.batch_size, prefetcher),
     progress=TrainingProgress(config, terms, first, scores[max(earlier)] if earlier else None),
+    trace=step_trace.StepTrace(traced_steps, workdir, first),
     skipped=skipped if config.dataset.on_error == "skip" else None,
   )
   return training, state

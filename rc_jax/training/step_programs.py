@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from rc_jax.console import duration, say, waiting
 from rc_jax.train_state import TrainState
 from rc_jax.training.objective import Metrics
@@ -59,5 +61,6 @@ class StepPrograms:
     Returns:
       The state after the step, and its metrics.
     """
-    state, metrics = self._compiled[self._norms_due(step)](state, batch)
+    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+      state, metrics = self._compiled[self._norms_due(step)](state, batch)
     return state, metrics
