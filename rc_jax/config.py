@@ -152,6 +152,16 @@ FIELDS: tuple[Field, ...] = (
     resumable=True,
   ),
   Field(
+    "train.compilation_cache",
+    "",
+    "Folder in which the command keeps compiled programs for the next start, in all modes that run a network; ``off``: "
+    "none; empty: ``rc_jax/programs`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, with several processes none. "
+    "``JAX_COMPILATION_CACHE_DIR`` wins.",
+    resumable=True,
+    is_path=True,
+    per_process=True,
+  ),
+  Field(
     "optimizer.name",
     "sgd",
     "The optimizer: sgd with momentum, or adamw (decoupled weight decay); both as PyTorch's.",

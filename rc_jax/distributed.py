@@ -218,8 +218,13 @@ def check_agreement(facts: agreement.Facts, listings: Mapping[str, Sequence[str]
   if _group is not None:
     group = _group
     agreement.check_agreement(lambda value: group.gather(value, "read the data"), facts, listings)
-  elif jax.distributed.is_initialized() and jax.process_count() > 1:
+  elif is_one_of_several():
     agreement.check_agreement(_gather_on_devices, facts, listings)
+
+
+def is_one_of_several() -> bool:
+  """Returns whether this process is one of several of a run; starts JAX's devices only where it may be."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def _gather_on_devices(value: Any) -> list[Any]:

@@ -54,16 +54,23 @@ UNFIT_SETTINGS = {
   "JAX_ENABLE_X64": "rc_jax computes in 32 bits; its loss in code of your own also works in 64",
 }
 OUT_OF_MEMORY = "lower train.batch_size or train.crop_size, or for scoring eval.batch_size or eval.crop_size"
+# Modes whose programs the next command may run again; ``compile`` and ``summary`` examine what the compiler does.
+RUNS_NETWORKS = ("train", "eval", "centers", "predict", "report")
 WRITTEN = ("workdir", "output")  # folders that all processes of a run write to
 # A flag that sets a field, with its path and "=", if its value is not an argument of its own.
 _OVERRIDE = r"--?(?:no)?config\.([^=]*)(=?)"
 HELP = ("help", "h", "helpfull", "helpshort")
 
 
-def main(argv: Sequence[str]) -> int:
-  """Runs a mode; returns the process's exit status."""
+def main(argv: Sequence[str], *, keep_programs: bool = False) -> int:
+  """Runs a mode; returns the process's exit status.
+
+  Args:
+    argv: the command line.
+    keep_programs: whether the process keeps compiled programs for the next one, as ``train.compilation_cache`` says.
+  """
   try:
-    return _run(argv)
+    return _run(argv, keep_programs)
   except KeyboardInterrupt:
     streams.write_error("interrupted\n")
     _abort_process(INTERRUPTED, "interrupted")
@@ -145,7 +152,7 @@ def _no_platform() -> str | None:
   return None
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], keep_programs: bool) -> int:
   missing = missing_packages()
   if missing:
     raise ValueError(
@@ -179,6 +186,11 @@ def _run(argv: Sequence[str]) -> int:
   if all(flag in module.FLAGS for flag in distributed.FLAGS):
     place = {flag.name: values.pop(flag.name) for flag in distributed.FLAGS}
     distributed.connect(**place, facts=_facts(mode, module, values))
+  if keep_programs and mode in RUNS_NETWORKS:
+    from rc_jax import compilation_cache
+
+    several = distributed.is_one_of_several()
+    compilation_cache.keep_programs(values["config"].train.compilation_cache, several)
   if "command" in inspect.signature(module.run).parameters:
     values["command"] = command.parse(argv, recipe, values["workdir"])
   try:
@@ -392,7 +404,7 @@ def cli() -> int:
   huge_pages.restart_with_huge_pages()
   parent_process.stop_with_parent()  # after the restart, which would forget it
   try:
-    return main(sys.argv)
+    return main(sys.argv, keep_programs=True)
   finally:
     streams.flush()
 

@@ -13,6 +13,8 @@ from tests.support.paths import SHARED
 # No accelerator: tests say the same on a laptop and on a machine with GPUs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = processes.xla_flags()
+# Commands that tests start keep no compiled programs, except where a test names a folder.
+os.environ["XDG_CACHE_HOME"] = os.devnull
 
 # Whole files go to the next free process: the longest first, so that none is left for the end.
 LONGEST = (

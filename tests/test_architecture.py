@@ -14,7 +14,18 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # What any package but `contrast` and `ops` may import.
 GROUND = {
-  *("fields", "config", "sharding", "distributed", "command", "console", "files", "recipes", "huge_pages"),
+  *(
+    "fields",
+    "config",
+    "sharding",
+    "distributed",
+    "command",
+    "console",
+    "files",
+    "recipes",
+    "huge_pages",
+    "compilation_cache",
+  ),
   *("agreement", "class_table", "folder_lock", "parent_process", "process_group", "rendezvous", "streams"),
 }
 
@@ -49,6 +60,7 @@ GROUND_IMPORTS: dict[str, set[str]] = {
   "config": {"fields", "models", "losses", "data", "recipes", "files"},
   "agreement": {"process_group"},
   "class_table": {"console", "files"},
+  "compilation_cache": {"console"},
   "console": {"streams"},
   "distributed": {"agreement", "fields", "files", "process_group", "rendezvous", "streams"},
   "folder_lock": {"console", "files"},
