@@ -23,6 +23,7 @@ import jax
 from rc_jax.console import say
 
 OFF = "off"
+_JAX_FOLDER = "jax_compilation_cache_dir"
 LIMIT = 2**30  # bytes; homes have quotas, and the program of a train step takes 1 to 50 MB
 _FAILURE = r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)"
 
@@ -41,7 +42,7 @@ def keep_programs(choice: str, several_processes: bool = False) -> pathlib.Path 
   Returns:
     The folder that this module takes care of; None: it takes care of none.
   """
-  if choice == OFF or jax.config.jax_compilation_cache_dir:  # JAX has read the environment
+  if choice == OFF or getattr(jax.config, _JAX_FOLDER, None):  # JAX has read the environment
     return None
   folder = pathlib.Path(choice) if choice else None if several_processes else default_folder(os.environ)
   if folder is None:
@@ -57,7 +58,7 @@ def keep_programs(choice: str, several_processes: bool = False) -> pathlib.Path 
     return None
   bound(folder, LIMIT)
   _delete_what_fails(folder)
-  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update(_JAX_FOLDER, str(folder))
   return folder
 
 
