@@ -173,7 +173,7 @@ def test_programs_are_read_equal_and_damage_heals(tmp_path: pathlib.Path) -> Non
   assert "another warning" in errors and "persistent compilation cache" not in errors
 
 
-@pytest.mark.long
+@pytest.mark.run
 def test_processes_that_start_together_share_a_folder(tmp_path: pathlib.Path) -> None:
   processes = [started(str(tmp_path)) for _ in range(2)]
   for process in processes:

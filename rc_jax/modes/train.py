@@ -35,7 +35,7 @@ from rc_jax.training.prefetch import Batch, Prefetcher
 from rc_jax.training.progress import TrainingProgress
 from rc_jax.training.saving import Saving
 from rc_jax.training.skipped_examples import SkippedExamples
-from rc_jax.training.step_programs import StepPrograms
+from rc_jax.training.step_programs import StepPrograms, no_implicit_transfers
 from rc_jax.training.throughput import Throughput
 from rc_jax.training.training_set import (
   TrainingSet,
@@ -176,9 +176,10 @@ class TrainingRun:
         if step == first + 1:
           self.progress.start()
         self.trace.start(step, state)
-        state, metrics = self.programs(step, state, batch)
+        with no_implicit_transfers():
+          state, metrics = self.programs(step, state, batch)
+          self.finite.add(step, metrics)
         self.throughput.count_step()
-        self.finite.add(step, metrics)
 
         if step % train.log_every == 0 or step in (1, first + 1, train.steps):
           self.log_step(step, metrics)

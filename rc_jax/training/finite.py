@@ -59,7 +59,8 @@ class FiniteCheck:
     step, metrics = self._pending
     if params is not None and "parameter_norm" not in metrics:
       metrics = {**metrics, "parameter_norm": jax.jit(optax.tree.norm)(params)}
-    if not all(math.isfinite(float(metrics[name])) for name in _CHECKED if name in metrics):
+    checked = jax.device_get({name: metrics[name] for name in _CHECKED if name in metrics})
+    if not all(math.isfinite(value) for value in checked.values()):
       raise NonFiniteLoss(self._message(step, metrics))
 
   def devices_idle(self) -> bool:
@@ -70,7 +71,7 @@ class FiniteCheck:
     return bool(loss.is_ready())
 
   def _message(self, step: int, metrics: Metrics) -> str:
-    values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+    values = {name: float(value) for name, value in jax.device_get(metrics).items() if np.ndim(value) == 0}
     terms = ", ".join(
       f"{name} {value:.4g}" for name, value in values.items() if name.startswith(("loss", "parameter_norm"))
     )

@@ -1,7 +1,8 @@
 """The compiled programs of the train step: with the norms of gradient and parameters, and on GPUs also without."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,29 @@ from rc_jax.console import duration, say, waiting
 from rc_jax.train_state import TrainState
 from rc_jax.training.objective import Metrics
 from rc_jax.training.prefetch import Batch
+
+
+@contextlib.contextmanager
+def no_implicit_transfers() -> Iterator[None]:
+  """Refuses implicit transfers between host and devices within the block.
+
+  Those of ``jax.device_put`` and ``jax.device_get`` are explicit. An implicit one in each step makes the devices wait
+  for the host. JAX refuses those to the devices on all platforms, and those from the devices on GPUs and TPUs: a CPU's
+  arrays lie in the host's memory.
+
+  Raises:
+    jax.errors.JaxRuntimeError: there was one; a note says what to do.
+  """
+  with jax.transfer_guard("disallow"):
+    try:
+      yield
+    except jax.errors.JaxRuntimeError as error:
+      if "Disallowed" in str(error):
+        error.add_note(
+          "A training step moved an array between host and devices implicitly, as NumPy arrays, Python numbers "
+          "and float() do. Use jax.device_put or jax.device_get, or compute it within the step."
+        )
+      raise
 
 
 class StepPrograms:
