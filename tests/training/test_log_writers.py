@@ -172,6 +172,19 @@ def test_an_unknown_writer_is_one_line_with_those_that_exist() -> None:
     log_writers.writer_names("tensorbord")
 
 
+@pytest.mark.parametrize(
+  ("folder", "name"),
+  [
+    ("camvid", "camvid"),
+    ("runs/camvid", "camvid"),
+    ("runs/ablation/runs/CE loss/seed0", "CE loss/seed0"),
+    ("runs", "runs"),
+  ],
+)
+def test_a_run_has_the_name_of_its_folder(folder: str, name: str, tmp_path: pathlib.Path) -> None:
+  assert LoggedRun(tmp_path / folder, 1, {}).name == name
+
+
 class Failing:
   """Raises at a call of its methods: the constructor, ``write`` of step 2, or ``close``."""
 

@@ -44,6 +44,13 @@ class LoggedRun:
   first_step: int
   fields: Mapping[str, Any]
 
+  @property
+  def name(self) -> str:
+    """The folder's name; of a run in a study, with its row, ``RegionContrast/seed0``."""
+    parts = self.workdir.resolve().parts
+    runs = max((place for place, part in enumerate(parts[:-1]) if part == "runs"), default=len(parts) - 2)
+    return "/".join(parts[runs + 1 :])
+
   def read_id(self, service: str) -> str | None:
     """Returns the id of this run at a service, as ``keep_id`` kept it; None before.
 

@@ -40,7 +40,7 @@ class MlflowRun:
       return
     if not any(os.environ.get(f"MLFLOW_{name}") for name in ("EXPERIMENT_NAME", "EXPERIMENT_ID", "RUN_ID")):
       mlflow.set_experiment(EXPERIMENT)
-    started = mlflow.start_run(run_name=run.workdir.resolve().name)
+    started = mlflow.start_run(run_name=run.name)
     run.keep_id(SERVICE, started.info.run_id)
     # Once: MLflow refuses another value of a parameter, and a resumed run may have one.
     for fields in _chunks(run.fields.items(), _PARAMS):

@@ -32,7 +32,7 @@ class WandbRun:
     run.keep_id(SERVICE, run_id)
     self._run: Any = wandb.init(
       project=os.environ.get("WANDB_PROJECT") or PROJECT,
-      name=os.environ.get("WANDB_NAME") or run.workdir.resolve().name,
+      name=os.environ.get("WANDB_NAME") or run.name,
       id=run_id,
       resume="allow",
       dir=str(run.workdir),
