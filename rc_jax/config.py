@@ -145,6 +145,8 @@ FIELDS: tuple[Field, ...] = (
     0.0,
     "Decay of a moving average of the weights, such as 0.999, which ``eval.ema`` then scores; 0: none.",
     below_one("0 (no average) or more, below 1"),
+  ),
+  Field(
     "train.log_to",
     "tensorboard",
     "Where to log besides ``metrics.jsonl``: keys of ``rc_jax.training.log_writers.LOG_WRITERS``, separated by commas, "

@@ -61,7 +61,8 @@ class FiniteCheck:
       metrics = {**metrics, "parameter_norm": jax.jit(optax.tree.norm)(params)}
     checked = jax.device_get({name: metrics[name] for name in _CHECKED if name in metrics})
     if not all(math.isfinite(value) for value in checked.values()):
-      raise NonFiniteLoss(self._message(step, metrics))
+      with jax.transfer_guard("allow"):  # waiting for a checkpoint may exchange arrays between processes
+        raise NonFiniteLoss(self._message(step, metrics))
 
   def devices_idle(self) -> bool:
     """Returns whether the devices have finished every step that was started."""
