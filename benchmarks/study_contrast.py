@@ -1,6 +1,6 @@
 """Tabulates what the contrastive loss does at the end of a study's runs, from their logs.
 
-  python -m benchmarks.study_contrast --workdir=runs/open_questions --csv=contrast.csv [--steps=100]
+  python -m benchmarks.study_contrast --study=open_questions:demo --workdir=runs/open_questions_demo --csv=contrast.csv
 
 Means over the last steps of each run: cosine similarity of queries with positive and negative keys, the loss ``L_RC``,
 its share of the objective, and its saturation ``1 - exp(-L_RC)``. Eq. 4 of RegionContrast is ``softplus(log S - q.k+ /
@@ -11,11 +11,13 @@ seeds as Markdown.
 
 import argparse
 import csv
+import itertools
 import math
 import pathlib
 import statistics
 from collections.abc import Sequence
 
+from rc_jax.study.grid import Run, load_study
 from rc_jax.training import run_log
 
 COLUMNS = ("positive_similarity", "negative_similarity", "loss", "share_of_objective", "saturation")
@@ -67,6 +69,7 @@ def read(path: pathlib.Path) -> dict[str, list[dict[str, float]]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--study", required=True)
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of the study")
   parser.add_argument("--csv", type=pathlib.Path, required=True)
   parser.add_argument("--steps", type=int, default=100)
@@ -74,13 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   with options.csv.open("w", newline="") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("row", "seed", *COLUMNS))
-    for scores in sorted(options.workdir.glob("runs/*/seed*/eval/*.json")):
-      run = scores.parents[1]
-      values = last_steps(run, options.steps)
+    study = load_study(options.study)
+    for row, seed in itertools.product(study.rows, study.seeds):
+      folder = options.workdir / Run(row, seed).path
+      values = last_steps(folder, options.steps) if any(folder.glob("eval/*.json")) else None
       if values:
-        writer.writerow(
-          (run.parent.name, run.name.removeprefix("seed"), *(f"{values[name]:.6f}" for name in COLUMNS))
-        )
+        writer.writerow((row.name, seed, *(f"{values[name]:.6f}" for name in COLUMNS)))
   print("\n".join(table(read(options.csv))))
 
 

@@ -79,7 +79,12 @@ def shared_dir() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """Where runs keep their compiled programs: only the first of all tests compiles each, in any of its processes."""
+  """Where runs keep their compiled programs: only the first of all tests compiles each, in any of its processes.
+
+  ``RC_JAX_TEST_PROGRAMS`` names a folder that several sessions share.
+  """
+  if "RC_JAX_TEST_PROGRAMS" in os.environ:
+    return pathlib.Path(os.environ["RC_JAX_TEST_PROGRAMS"])
   folder = tmp_path_factory.getbasetemp()
   if os.environ.get("PYTEST_XDIST_WORKER"):
     folder = folder.parent  # shared by the processes of this session, and by no other session

@@ -109,7 +109,7 @@ def test_a_list_of_one_process_alone_is_a_difference() -> None:
 def test_fields_that_say_where_files_lie_or_how_fast_to_read_may_differ() -> None:
   free = {field.path for field in FIELDS} - shared_fields(defaults()).keys()
   assert free == {
-    *("dataset.root", "dataset.classes", "model.pretrained"),
+    *("dataset.root", "dataset.classes", "model.pretrained", "train.compilation_cache"),
     *("data.workers", "data.threads", "data.cache_gb"),
   }
 

@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 import pytest
+import scipy.stats
 import yaml
 
-from benchmarks import bank_memory
+from benchmarks import bank_memory, study_contrast
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
@@ -96,29 +97,68 @@ def test_the_site_builds_without_a_warning(tmp_path: pathlib.Path) -> None:
       assert word in pages[page], f"{page} lacks {word}"
 
 
+EVIDENCE = DOCS / "evidence"
+
+
+def tables_of(page: pathlib.Path) -> list[list[dict[str, str]]]:
+  """The tables of a page: the cells of each line by the heads of their columns."""
+  tables: list[list[list[str]]] = []
+  previous = ""
+  for line in page.read_text().splitlines():
+    if line.startswith("|"):
+      if not previous.startswith("|"):
+        tables.append([])
+      tables[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+    previous = line
+  return [[dict(zip(table[0], row, strict=True)) for row in table[2:]] for table in tables]
+
+
+def evidence_table(*heads: str) -> list[dict[str, str]]:
+  """The table of the evidence page that has these columns."""
+  (found,) = [table for table in tables_of(DOCS / "evidence.md") if set(heads) <= set(table[0])]
+  return found
+
+
+def published_scores() -> dict[str, dict[str, float]]:
+  """Row -> seed -> mIoU of the finished runs."""
+  scores: dict[str, dict[str, float]] = {}
+  with (EVIDENCE / "open_questions_demo.csv").open(newline="") as file:
+    for run in csv.DictReader(file):
+      scores.setdefault(run["row"], {})[run["seed"]] = float(run["miou"])
+  return scores
+
+
 def test_the_evidence_is_that_of_the_published_scores() -> None:
   """Each row's number of seeds, mean and deviation, and its difference to its baseline seed by seed."""
-  with (DOCS / "evidence" / "open_questions_demo.csv").open(newline="") as file:
-    runs = list(csv.DictReader(file))
-  scores: dict[str, dict[str, float]] = {}
-  for run in runs:
-    scores.setdefault(run["row"], {})[run["seed"]] = float(run["miou"])
+  scores = published_scores()
+  number = sum(map(len, scores.values()))
   page = (DOCS / "evidence.md").read_text()
-  assert f"**State: in progress, {len(runs)} of 75 runs.**" in page or "in progress" not in page
-  table = [
-    [cell.strip() for cell in line.strip("|").split("|")]
-    for line in page.splitlines()
-    if line.startswith("|")
-  ]
-  heads, rows = table[0], table[2:]
-  assert [row[0] for row in rows] == list(scores)
-  for row in rows:
-    cells = dict(zip(heads, row, strict=True))
+  assert f"**State: in progress, {number} of 75 runs.**" in page or number == 75
+  rows = evidence_table("row", "mIoU", "baseline")
+  assert [row["row"] for row in rows] == list(scores)
+  for cells in rows:
     own = scores[cells["row"]]
     deviation = f" ± {statistics.stdev(own.values()):.2f}" if len(own) > 1 else ""
-    assert cells["mIoU"] == f"{statistics.mean(own.values()):.2f}{deviation}", row
-    assert cells["seeds"].split(" of ")[0] == str(len(own)), row
+    assert cells["mIoU"] == f"{statistics.mean(own.values()):.2f}{deviation}", cells
+    assert cells["seeds"].split(" of ")[0] == str(len(own)), cells
     if cells["baseline"] != "-":
       baseline = scores[cells["baseline"]]
       differences = [own[seed] - baseline[seed] for seed in own if seed in baseline]
-      assert cells["difference"] == f"{statistics.mean(differences):+.2f}", row
+      assert cells["difference"] == f"{statistics.mean(differences):+.2f}", cells
+
+
+def test_the_differences_to_cross_entropy_are_those_of_the_published_scores() -> None:
+  scores = published_scores()
+  rows = evidence_table("row", "difference to CE")
+  assert [row["row"] for row in rows] == [name for name in scores if name != "CE"]
+  for cells in rows:
+    own = scores[cells["row"]]
+    paired = [(own[seed], scores["CE"][seed]) for seed in own if seed in scores["CE"]]
+    assert cells["difference to CE"] == f"{statistics.mean(a - b for a, b in paired):+.2f}", cells
+    low, high = scipy.stats.ttest_rel(*zip(*paired, strict=True)).confidence_interval(0.95)
+    assert cells["95 % over seeds"] == f"{low:+.2f} to {high:+.2f}", cells
+
+
+def test_the_similarities_are_those_of_the_published_runs() -> None:
+  lines = study_contrast.table(study_contrast.read(EVIDENCE / "open_questions_demo_contrast.csv"))
+  assert "\n".join(lines) in (DOCS / "evidence.md").read_text()

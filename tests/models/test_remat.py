@@ -21,8 +21,8 @@ def gradient(**fields):
     return jnp.square(outputs.logits).mean() + outputs.features.mean(), statistics
 
   found = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables.params)
-  _, pullback = jax.vjp(lambda params: loss(params)[0], variables.params)
-  kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
+  pullback = jax.eval_shape(lambda params: jax.vjp(lambda p: loss(p)[0], params)[1], variables.params)
+  kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pullback))
   return jax.device_get(found), kept
 
 

@@ -92,7 +92,7 @@ def test_a_study_writes_its_tables(finished) -> None:
   assert losses[0] == losses[1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_file, cache, tmp_path) -> None:
   process = start(str(study_file), tmp_path, cache, "--parallel=2")
   kill_at(process, tmp_path, "regioncontrast/seed0", 3)

@@ -180,7 +180,7 @@ def test_counted_class_weights_and_a_sum_of_losses_resume_to_the_last_bit(cache,
   assert run_tiny.lines(resumed) == run_tiny.lines(alone)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_slots_of_images_resume_to_the_last_bit(cache, tmp_path) -> None:
   """Ten epochs of five images: each slot is written again and again, in some batches twice."""
   root = tmp_path / "set"

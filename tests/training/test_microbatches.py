@@ -82,6 +82,7 @@ def test_step_is_that_of_its_parts(updates) -> None:
   )
 
 
+@pytest.mark.long
 def test_loop_computes_what_the_unrolled_program_does(updates) -> None:
   _, _, _, before, after, metrics = updates
   config, network, update_rule, _, _ = begin(train__microbatches=2)
