@@ -162,3 +162,10 @@ def test_the_differences_to_cross_entropy_are_those_of_the_published_scores() ->
 def test_the_similarities_are_those_of_the_published_runs() -> None:
   lines = study_contrast.table(study_contrast.read(EVIDENCE / "open_questions_demo_contrast.csv"))
   assert "\n".join(lines) in (DOCS / "evidence.md").read_text()
+
+
+def test_the_readme_says_what_the_evidence_says() -> None:
+  (row,) = [row for row in evidence_table("row", "difference to CE") if row["row"] == "RegionContrast"]
+  readme = " ".join((ROOT / "README.md").read_text().split())
+  assert f"{row['difference to CE']} points of mIoU" in readme
+  assert f"95 % interval {row['95 % over seeds']}" in readme
