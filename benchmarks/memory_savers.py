@@ -23,7 +23,7 @@ def main() -> None:
     for path, value in fields.items():
       set_field(config, path, value)
     candidates[name] = steps.one_step(config)
-  print(f"{arguments.config}: {steps.describe(config)}, {arguments.rounds} rounds")
+  print(f"{arguments.config}: {steps.describe(load_recipe(arguments.config))}, {arguments.rounds} rounds")
   print(timing.table(timing.in_turn(candidates, arguments.rounds), reference="as configured"))
 
 

@@ -25,6 +25,8 @@ from rc_jax.console import say
 OFF = "off"
 _JAX_FOLDER = "jax_compilation_cache_dir"
 LIMIT = 2**30  # bytes; homes have quotas, and the program of a train step takes 1 to 50 MB
+# A file of a program: its name, JAX's key of it, and the ending of the program or of the time of its last use.
+_PROGRAM = r".*-[0-9a-f]{64}-(cache|atime)"
 _FAILURE = r"Error (reading|writing) persistent compilation cache entry for '([^']*)': (.*)"
 
 
@@ -75,12 +77,15 @@ def default_folder(environment: Mapping[str, str]) -> pathlib.Path | None:
 
 
 def bound(folder: pathlib.Path, limit: int) -> None:
-  """Deletes files in a folder and below, the longest unused first, until the rest has ``limit`` bytes at most."""
+  """Deletes programs in a folder, the longest unused first, until the rest has ``limit`` bytes at most.
+
+  Files that are none of JAX's programs stay, and are not counted: a user may have named a folder of other files.
+  """
   found = []
-  for path in folder.rglob("*"):
+  for path in folder.iterdir():
     with contextlib.suppress(OSError):  # another process deletes, too
       status = path.stat()
-      if path.is_file():
+      if path.is_file() and re.fullmatch(_PROGRAM, path.name):
         found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
   total = 0
   for _, size, path in sorted(found, reverse=True):
@@ -91,7 +96,7 @@ def bound(folder: pathlib.Path, limit: int) -> None:
 
 
 def _delete_what_fails(folder: pathlib.Path) -> None:
-  """Deletes a program of which JAX warns that it cannot be read or kept, so that it is compiled and kept anew."""
+  """Deletes the programs of the name of which JAX warns that one cannot be read or kept, so that they are kept anew."""
   show_others, noted = warnings.showwarning, False
 
   def show(

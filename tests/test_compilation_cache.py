@@ -76,16 +76,24 @@ def test_a_folder_that_cannot_be_made_ends_nothing(tmp_path, monkeypatch, capsys
 
 
 def test_the_longest_unused_programs_go_first(tmp_path) -> None:
-  (tmp_path / "kernels").mkdir()
-  for name, read, written in (("a", 50, 10), ("b", 20, 20), ("c", 30, 30), ("kernels/d", 40, 40)):
-    (tmp_path / name).write_bytes(b"x" * 100)
-    os.utime(tmp_path / name, (read, written))
+  programs = {name: f"jit_{name}-{'0' * 64}-cache" for name in "abcd"}
+  # A folder of other files, which a user has named: they stay.
+  others = ("weights.npz", "runs/demo/config.json", f"jit_x-{'0' * 64}")
+  for name, read, written in (("a", 50, 10), ("b", 20, 20), ("c", 30, 30), ("d", 40, 40)):
+    (tmp_path / programs[name]).write_bytes(b"x" * 100)
+    os.utime(tmp_path / programs[name], (read, written))
+  for name in others:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"x" * 1000)
+    os.utime(tmp_path / name, (1, 1))
+
+  def left() -> set[str]:
+    return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
   bound(tmp_path, 400)
-  assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+  assert left() == {*programs.values(), *others}
   bound(tmp_path, 299)
-  left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-  assert left == {"a", "kernels/d"}
-  bound(tmp_path / "absent", 1)
+  assert left() == {programs["a"], programs["d"], *others}
 
 
 @pytest.mark.parametrize("mode", ["eval", "summary"])

@@ -168,4 +168,4 @@ def test_the_readme_says_what_the_evidence_says() -> None:
   (row,) = [row for row in evidence_table("row", "difference to CE") if row["row"] == "RegionContrast"]
   readme = " ".join((ROOT / "README.md").read_text().split())
   assert f"{row['difference to CE']} points of mIoU" in readme
-  assert f"95 % interval {row['95 % over seeds']}" in readme
+  assert f"95 % interval {row['95 % over seeds']})" in readme

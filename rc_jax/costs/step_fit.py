@@ -348,7 +348,7 @@ def _remedies(config: Config, devices: int, kind: str, amount: str) -> str:
   changes += [f"train.batch_size={half}"] if half >= devices else []
   parts = 2 * config.train.microbatches
   changes += ["model.remat=backbone"] if not config.model.remat else []
-  changes += [f"train.microbatches={parts}"] if batch % (parts * devices) == 0 else []
+  changes += [f"train.microbatches={parts}"] if batch % (parts * devices) == 0 and batch > parts else []
   changes += ["a smaller train.crop_size"]
   changes += ["contrast.bank_dtype=bfloat16"] if config.contrast.bank_dtype == "float32" else []
   return f"does not fit {devices} x {kind} ({amount}): try {', '.join(changes)}"

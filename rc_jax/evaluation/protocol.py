@@ -7,17 +7,23 @@ from rc_jax.config import Config
 from rc_jax.inference.windows import read_views
 
 
-def scoring_protocol(config: Config, align_corners: bool, images: int) -> dict[str, Any]:
+def scoring_protocol(
+  config: Config, align_corners: bool, images: int, ema: bool | None = None
+) -> dict[str, Any]:
   """Returns the part of ``eval/<split>.json`` that says how the images were scored.
 
   Args:
     config: reads ``eval``.
     align_corners: ``Network.align_corners``.
     images: number of images of the split.
+    ema: whether the weights are a moving average; None: as in the training of ``config``.
   """
+  if ema is None:
+    ema = bool(config.train.ema_decay) and bool(config.eval.ema)
   views = read_views(config.eval, align_corners)
   return {
     "images": images,
+    "ema": ema,
     "scales": list(config.eval.scales),
     "flip": bool(config.eval.flip),
     "pad_to_grid": bool(config.eval.pad_to_grid) and views.window is None,  # windows are not padded
@@ -40,6 +46,10 @@ def protocol_text(scores: Mapping[str, Any]) -> str:
   ...   {"images": 60, "scales": [0.5, 1.0], "flip": True, "crop_size": [769, 769], "stride": [513, 513]}
   ... )
   '60 images, scales 0.5 1, flip, windows of 769 x 769 every 513 x 513'
+  >>> protocol_text(
+  ...   {"images": 60, "ema": True, "scales": [1.0], "flip": False, "pad_to_grid": False, "crop_size": []}
+  ... )
+  '60 images, scales 1, no flip, full images without padding, moving average of the weights'
   """
   unknown = "not recorded"
   images = f"{scores['images']} images" if "images" in scores else f"images {unknown}"
@@ -54,4 +64,6 @@ def protocol_text(scores: Mapping[str, Any]) -> str:
     views = f"full images, padding {unknown}"
   else:
     views = "full images " + ("padded to the grid" if scores["pad_to_grid"] else "without padding")
-  return f"{images}, scales {scales}, {flip}, {views}"
+  # Only what is an average says so: earlier versions had none, and record nothing.
+  average = ", moving average of the weights" if scores.get("ema") else ""
+  return f"{images}, scales {scales}, {flip}, {views}{average}"

@@ -94,8 +94,8 @@ FIELDS = (
   Field(
     "model.remat",
     "",
-    "Parts, as in ``model.freeze``, whose activations are computed again for the gradient, block by block, to save "
-    "memory. Results stay the same; a step takes longer, by about a third if all parts are named.",
+    "Parts, as in ``model.freeze`` but the stem, whose activations are computed again for the gradient, by blocks, to "
+    "save memory. Results stay the same; a step takes longer, by about a third if all parts are named.",
     training_only=True,
   ),
 )
@@ -239,7 +239,13 @@ def check_parts(model: Config) -> None:
   backbone = backbones().get(model.backbone)
   if backbone is not None:  # ``build`` refuses an unknown one
     for name in PART_FIELDS:
-      part_paths(f"model.{name}", model[name], model.backbone, backbone.stages)
+      part_paths(f"model.{name}", model[name], model.backbone, _stages_of_field(name, backbone))
+
+
+def _stages_of_field(name: str, backbone: Backbone) -> Mapping[str, tuple[str, ...]]:
+  """Returns the stages that a field of ``PART_FIELDS`` may name."""
+  # The stem has layers and no blocks: an argument of each would be kept.
+  return {stage: modules for stage, modules in backbone.stages.items() if name != "remat" or stage != "stem"}
 
 
 def _projection(model: Config) -> nn.Module | None:
@@ -272,10 +278,13 @@ def build(config_model: Config, num_classes: int) -> Network:
       require(field.check.holds(model[name]), field.path, model[name], field.expects)
   check_projection(model)
   frozen, statistics, remat = (
-    part_paths(f"model.{name}", model[name], model.backbone, backbone.stages) for name in PART_FIELDS
+    part_paths(f"model.{name}", model[name], model.backbone, _stages_of_field(name, backbone))
+    for name in PART_FIELDS
   )
   # The backbone by its stages: kept is the argument of each block, not of each stage.
-  stages = tuple(("backbone", module) for modules in backbone.stages.values() for module in modules)
+  stages = tuple(
+    ("backbone", module) for modules in _stages_of_field("remat", backbone).values() for module in modules
+  )
   remat = tuple(path for part in remat for path in (stages if stages and part == ("backbone",) else (part,)))
   dtype = DTYPES[model.dtype]
   module = Segmenter(

@@ -341,6 +341,7 @@ def _config_of(result: Result) -> Config:
     if field not in scores:
       raise ValueError(f"{result.path} does not record {field} of its scoring; {_SCORE_AGAIN}")
     config.eval[field] = tuple(scores[field]) if isinstance(scores[field], list) else scores[field]
+  config.eval.ema = scores.get("ema", False)
   return config
 
 

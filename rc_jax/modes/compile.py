@@ -64,10 +64,12 @@ def memory_savers(config: Config) -> dict[str, dict[str, Any]]:
   >>> list(memory_savers(load_recipe("configs/demo.py")))
   ['as configured', 'model.remat=backbone', 'train.microbatches=2', 'both']
   """
-  remat, parts = {"model.remat": "backbone"}, {"train.microbatches": 2 * config.train.microbatches}
+  kept = [part for part in config.model.remat.split(",") if part.strip() == "head"]
+  remat = {"model.remat": ",".join(["backbone", *kept])}
+  parts = {"train.microbatches": 2 * config.train.microbatches}
   named: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "model.remat=backbone": remat,
+    f"model.remat={remat['model.remat']}": remat,
     f"train.microbatches={parts['train.microbatches']}": parts,
     "both": remat | parts,
   }

@@ -76,6 +76,7 @@ def run(
   say(f"scoring {scored} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
   start = time.monotonic()
   results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
+  results["ema"] = restored.ema  # known by the checkpoint, whatever the recipe says
   seconds = time.monotonic() - start
   if jax.process_index() == 0:
     weights = weights_digest((restored.params, restored.batch_stats))

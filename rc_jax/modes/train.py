@@ -93,7 +93,12 @@ def _train(config: Config, workdir: pathlib.Path, profile: str, command: Command
   training, state = prepare(config, workdir, traced_steps)
   first = int(state.step)
   with PreemptionWatch() as watch, training.prefetcher, training.checkpoints, training.trace:
-    state = training.train(state, watch)
+    try:
+      state = training.train(state, watch)
+    except BaseException:
+      with contextlib.suppress(OSError):  # the first error is raised, not one of closing
+        training.log.close()
+      raise
   training.log.close()
   if watch.exit_status:
     step = f"step {int(state.step)} of {config.train.steps}"

@@ -129,6 +129,8 @@ def _loss_text(config: Config, terms: dict[str, float], num_classes: int, traini
       keys += ", a slot for each training image"
   else:
     keys = _SCOPES[config.contrast.scope]
+    if config.contrast.scope == "batch" and config.train.microbatches > 1:
+      keys = "all centers of its part of the batch"
   start = config.contrast.start_step
   begins = f", and counts after {start:,} steps" if start else ""
   return f"{' + '.join(words)}, which compares the region centers of each image with {keys}{begins}"

@@ -18,6 +18,8 @@ Batch = dict[str, jax.Array]
 
 # Metrics that count what the batch shows.
 COUNTS = ("contrast_queries",)
+# Metrics that are means over these queries.
+MEANS_OVER_QUERIES = ("contrast_positive_similarity", "contrast_negative_similarity")
 
 
 def make_train_step(
@@ -86,8 +88,15 @@ def make_train_step(
     scan = _unrolled_scan if unrolled else jax.lax.scan
     (total, batch_stats), (metrics, keys) = scan(one_part, (zeros, state.batch_stats), inputs)
     grads = jax.tree.map(lambda leaf: leaf / parts, total)
+    images = batch["label"].shape[0] // parts
+    for leaf in jax.tree.leaves(keys):
+      if leaf.shape[1:2] != (images,):
+        raise ValueError(
+          f"config.train.microbatches: is {parts}, but contrast.method={config.contrast.method} has keys of the shape "
+          f"{leaf.shape[1:]} for {images} images, which cannot be joined; expected arrays [B,...], or microbatches=1"
+        )
     keys = jax.tree.map(_in_order_of_the_batch, keys)
-    return grads, ({name: _over_parts(name, values) for name, values in metrics.items()}, batch_stats, keys)
+    return grads, (_over_parts(metrics), batch_stats, keys)
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     # Frozen parameters are no argument of the gradient: nothing is computed backwards below the first trained layer.
@@ -149,8 +158,19 @@ def _in_order_of_the_batch(array: jax.Array) -> jax.Array:
   return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
 
 
-def _over_parts(name: str, values: jax.Array) -> jax.Array:
-  """Returns a metric of the batch from ``[parts,...]``: the sum of counts, or the mean of the parts with a value."""
-  if name in COUNTS:
-    return values.sum(axis=0)
-  return jnp.nanmean(values, axis=0) if values.ndim > 1 else values.mean(axis=0)
+def _over_parts(metrics: Metrics) -> Metrics:
+  """Returns the metrics of a batch from those of its parts, ``[parts,...]``.
+
+  Counts are summed. Means over queries are weighted by the queries of each part. Values by class are means over the
+  parts that have one. All others are means over the parts.
+  """
+  queries = metrics.get("contrast_queries")
+
+  def of_batch(name: str, values: jax.Array) -> jax.Array:
+    if name in COUNTS:
+      return values.sum(axis=0)
+    if name in MEANS_OVER_QUERIES and queries is not None:
+      return (values * queries).sum(axis=0) / jnp.maximum(queries.sum(axis=0), 1)
+    return jnp.nanmean(values, axis=0) if values.ndim > 1 else values.mean(axis=0)
+
+  return {name: of_batch(name, values) for name, values in metrics.items()}

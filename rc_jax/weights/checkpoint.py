@@ -129,6 +129,11 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       raise FileNotFoundError(f"{self.folder}: holds no checkpoint")
+    if template.ema is not None and not (self.folder / str(step) / EMA).is_dir():
+      raise ValueError(
+        f"{self.folder / str(step)}: holds no moving average of the weights, which train.ema_decay asks for; set "
+        "train.ema_decay=0, or train in another --workdir"
+      )
     averages = {} if template.ema is None else {EMA: _variables_item(*template.ema)}
     _refuse_damaged(self.folder / str(step), (*ITEMS, *averages))
     bank = template.bank
@@ -273,11 +278,13 @@ class Model:
     step: updates made.
     params: nested dict of float32 arrays.
     batch_stats: nested dict of float32 arrays.
+    ema: whether these are moving averages.
   """
 
   step: int
   params: Any
   batch_stats: Any
+  ema: bool = False
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -330,7 +337,7 @@ def restore_model(path: pathlib.Path, params: Any, batch_stats: Any, ema: bool =
   with ocp.StandardCheckpointer() as checkpointer:
     _refuse_other_network(folder, checkpointer.metadata(folder / name).item_metadata, template)
     item = checkpointer.restore(folder / name, _abstract(template))
-  return Model(step=int(folder.name), params=item["params"], batch_stats=item["batch_stats"])
+  return Model(int(folder.name), item["params"], item["batch_stats"], ema=name == EMA)
 
 
 def read_model(path: pathlib.Path) -> Model:

@@ -9,10 +9,12 @@ from rc_jax import models
 from rc_jax.models import parts
 from tests.training.test_train_step import CLASSES, batch, tiny
 
+FROZEN = "stage1"  # also: blocks that normalise with running statistics
+
 
 def gradient(**fields):
   """Loss, gradients and statistics of a batch, and the residuals that the gradient keeps: shapes and dtypes."""
-  network = models.build(tiny(model__dropout=0.1, **fields).model, CLASSES)
+  network = models.build(tiny(model__dropout=0.1, model__freeze_batch_stats=FROZEN, **fields).model, CLASSES)
   variables = network.init(jax.random.key(0))
   images = batch()["image"]
 
@@ -33,7 +35,7 @@ def plain():
 
 @pytest.fixture(scope="module")
 def saving():
-  return gradient(model__remat="stage1, stage4")
+  return gradient(model__remat="stage1, stage4, head")
 
 
 def test_values_gradients_and_statistics_are_the_same(plain, saving) -> None:
@@ -66,6 +68,7 @@ def test_stages_of_other_backbones_may_be_named(backbone: str) -> None:
   assert parts.part_paths("model.remat", names, backbone, found.stages)
 
 
-def test_unknown_part_is_refused() -> None:
-  with pytest.raises(ValueError, match=r"model.remat: is 'stage9'; expected parts of a network on"):
-    models.build(tiny(model__remat="stage9").model, CLASSES)
+@pytest.mark.parametrize("part", ["stage9", "stem"])
+def test_parts_without_blocks_are_refused(part: str) -> None:
+  with pytest.raises(ValueError, match=f"model.remat: is '{part}'; expected parts of a network on"):
+    models.build(tiny(model__remat=part).model, CLASSES)

@@ -9,9 +9,10 @@ import pytest
 
 from rc_jax import contrast, models, sharding
 from rc_jax.config import validate
+from rc_jax.contrast.method import RegionContrast
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.objective import contrastive_method, objective
-from rc_jax.training.train_step import make_train_step
+from rc_jax.training.train_step import _over_parts, make_train_step
 from tests.support import processes
 from tests.training.test_train_step import CLASSES, batch, tiny
 
@@ -72,9 +73,13 @@ def test_step_is_that_of_its_parts(updates) -> None:
   np.testing.assert_allclose(after.bank.keys, bank.keys, **close)
   np.testing.assert_array_equal(after.bank.cursor, bank.cursor)
   np.testing.assert_array_equal(after.bank.count, bank.count)
-  for name in ("loss", "loss_pixel", "loss_aux", "loss_contrast", "contrast_positive_similarity"):
+  for name in ("loss", "loss_pixel", "loss_aux", "loss_contrast"):
     np.testing.assert_allclose(metrics[name], (found[0][name] + found[1][name]) / 2, rtol=1e-4)
   assert found[0]["contrast_queries"] > 0
+  for name in ("contrast_positive_similarity", "contrast_negative_similarity"):
+    weights = [part["contrast_queries"] for part in found]
+    expected = np.average([part[name] for part in found], weights=weights)
+    np.testing.assert_allclose(metrics[name], expected, rtol=1e-4, atol=1e-6)
   assert metrics["contrast_queries"] == found[0]["contrast_queries"] + found[1]["contrast_queries"]
   by_class = np.stack([part["contrast_positive_similarity_by_class"] for part in found])
   np.testing.assert_allclose(
@@ -96,14 +101,33 @@ def test_loop_computes_what_the_unrolled_program_does(updates) -> None:
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_class_that_one_part_shows_has_its_value() -> None:
-  from rc_jax.training.train_step import _over_parts
+def test_metrics_of_parts_are_those_of_their_pixels_and_queries() -> None:
+  by_class = jnp.asarray([[0.5, jnp.nan, jnp.nan], [0.25, 0.75, jnp.nan]])
+  found = _over_parts(
+    {
+      "contrast_positive_similarity_by_class": by_class,
+      "contrast_queries": jnp.asarray([0.0, 6.0]),
+      "contrast_positive_similarity": jnp.asarray([0.0, 0.8]),  # 0 where there is no query
+      "loss": jnp.asarray([1.0, jnp.nan]),
+    }
+  )
+  np.testing.assert_array_equal(found["contrast_positive_similarity_by_class"], [0.375, 0.75, np.nan])
+  assert found["contrast_queries"] == 6 and found["contrast_positive_similarity"] == np.float32(0.8)
+  assert np.isnan(found["loss"])  # a loss that is not finite must be seen
 
-  values = jnp.asarray([[0.5, jnp.nan, jnp.nan], [0.25, 0.75, jnp.nan]])
-  found = _over_parts("contrast_positive_similarity_by_class", values)
-  np.testing.assert_array_equal(found, [0.375, 0.75, np.nan])
-  # A loss that is not finite must be seen.
-  assert np.isnan(_over_parts("loss", jnp.asarray([1.0, jnp.nan])))
+
+def test_keys_without_images_are_refused(monkeypatch) -> None:
+  def without_images(self, features, logits, labels, bank):
+    contrast_of_batch = loss(self, features, logits, labels, bank)
+    return contrast_of_batch._replace(keys=contrast_of_batch.keys.centers.mean(axis=0))
+
+  loss = RegionContrast.loss
+  monkeypatch.setattr(RegionContrast, "loss", without_images)
+  *_, state, step = begin(train__microbatches=2)
+  with pytest.raises(
+    ValueError, match=r"train.microbatches: is 2, but contrast.method=region has keys of the shape"
+  ):
+    jax.eval_shape(step, state, batch(0))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -48,8 +49,8 @@ class LoggedRun:
   def name(self) -> str:
     """The folder's name; of a run in a study, with its row, ``RegionContrast/seed0``."""
     parts = self.workdir.resolve().parts
-    runs = max((place for place, part in enumerate(parts[:-1]) if part == "runs"), default=len(parts) - 2)
-    return "/".join(parts[runs + 1 :])
+    in_study = parts[-3:-2] == ("runs",) and re.fullmatch(r"seed\d+", parts[-1])
+    return "/".join(parts[-2:]) if in_study else parts[-1]
 
   def read_id(self, service: str) -> str | None:
     """Returns the id of this run at a service, as ``keep_id`` kept it; None before.
