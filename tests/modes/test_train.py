@@ -243,7 +243,7 @@ def test_files_beside_the_checkpoints_end_no_training(uninterrupted, cache, tmp_
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_scores_that_cannot_be_written_are_computed_again(uninterrupted, cache, tmp_path) -> None:
   (tmp_path / "eval").touch()
   process = run_tiny.start(tmp_path, cache=cache)
@@ -299,7 +299,7 @@ def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_p
   assert (tmp_path / "report" / "index.html").is_file()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("setsid") is None, reason="nothing to start a session with")
 def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> None:
   """The kernel sends SIGHUP, and every later write to the terminal fails."""

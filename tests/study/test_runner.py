@@ -156,7 +156,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
     time.sleep(0.02)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_runners_share_the_runs_of_a_folder(tmp_path: pathlib.Path) -> None:
   both = [start_runner(tmp_path, 1.0) for _ in range(2)]
   for process in both:
