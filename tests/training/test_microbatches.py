@@ -119,7 +119,7 @@ def test_metrics_of_parts_are_those_of_their_pixels_and_queries() -> None:
 def test_keys_without_images_are_refused(monkeypatch) -> None:
   def without_images(self, features, logits, labels, bank):
     contrast_of_batch = loss(self, features, logits, labels, bank)
-    return contrast_of_batch._replace(keys=jnp.zeros((CLASSES, 16)))
+    return contrast_of_batch._replace(keys=jnp.zeros((3, 16)))
 
   loss = RegionContrast.loss
   monkeypatch.setattr(RegionContrast, "loss", without_images)
