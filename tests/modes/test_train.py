@@ -415,7 +415,7 @@ def test_two_processes_train_the_run_of_one(uninterrupted, cache, tmp_path) -> N
   assert np.abs(theirs - ours).mean() < 0.3 * control, (theirs, ours)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_on_eight_devices_it_resumes_on_two(cache, tmp_path) -> None:
   flags = ("--config.train.batch_size=8", "--config.train.eval_every=0", "--config.train.checkpoint_every=2")
   process = run_tiny.start(tmp_path, *flags, cache=cache, devices=8)

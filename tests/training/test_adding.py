@@ -141,7 +141,7 @@ def test_a_log_writer_gets_the_scalars_of_each_line(checkout, tmp_path) -> None:
   assert not (tmp_path / "tensorboard").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_contrastive_method_trains_is_saved_and_resumes(checkout, cache, tmp_path) -> None:
   flags = ("--config.contrast.method=prototypes", "--config.train.steps=3")
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
