@@ -32,6 +32,7 @@ from benchmarks import gpu_trace, steps
 from rc_jax import data, models, sharding
 from rc_jax.config import Config, load_recipe
 from rc_jax.costs import chips
+from rc_jax.files import one_line
 from rc_jax.ops import conv_taps, conv_xla
 from rc_jax.training import initial_state
 
@@ -107,7 +108,7 @@ def convolutions(arguments: argparse.Namespace) -> None:
         if name.startswith("kernel") and reference is not None:
           row[name]["difference"] = float(np.linalg.norm(result - reference) / np.linalg.norm(reference))
       except Exception as error:  # the table continues with the other forms
-        row[name] = {"error": " ".join(str(error).split())[:200]}
+        row[name] = {"error": one_line(error)}
     print(json.dumps(row), flush=True)
 
 
@@ -251,9 +252,8 @@ def torch_step(arguments: argparse.Namespace) -> None:
   rule.zero_grad(set_to_none=True)
   torch.cuda.empty_cache()
   wait_for_turn(arguments)
-  torch.backends.cudnn.benchmark = (
-    True  # only now: it times kernels, and other processes may have used the GPU
-  )
+  # Only now, because it times kernels, and other processes may have used the GPU before.
+  torch.backends.cudnn.benchmark = True
   torch.cuda.reset_peak_memory_stats()
   values = []
   for count in range(-5, arguments.rounds):

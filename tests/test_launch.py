@@ -161,10 +161,10 @@ def test_the_image_has_a_pinned_base_and_an_extra_by_argument() -> None:
 def test_the_image_keeps_no_cache_and_runs_as_any_user() -> None:
   runs = " ".join(word for name, words in docker_steps() if name == "RUN" for word in words)
   assert re.findall(r"pip install (\S+)", runs) == ["--no-cache-dir"] and "apt" not in runs
-  assert "chmod 1777 /work" in runs
+  assert "chmod 1777 /home/rc_jax" in runs
   assert docker_steps()[-3:] == [
-    ("ENV", ["HOME=/work"]),
-    ("WORKDIR", ["/work"]),
+    ("ENV", ["HOME=/home/rc_jax"]),
+    ("WORKDIR", ["/home/rc_jax"]),
     ("CMD", ['["rc_jax",', '"--help"]']),
   ]
 

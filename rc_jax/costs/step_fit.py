@@ -56,7 +56,7 @@ class StepCost:
     devices: their number.
     kind: of the devices.
     images: of the batch, on each device.
-    parameters: with BatchNorm's statistics.
+    parameters: with BatchNorm's statistics, and the moving averages of both where the run keeps them.
     momentum: the optimizer's state.
     banks: keys, cursors and counts.
     batch: images and labels.

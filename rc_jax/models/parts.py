@@ -110,8 +110,8 @@ def frozen_statistics(paths: tuple[Path, ...]) -> Iterator[None]:
 def rematerialised(paths: tuple[Path, ...]) -> Iterator[None]:
   """Makes the gradient compute the modules directly below ``paths`` again, in place of keeping what they computed.
 
-  Of each such module, a block of a ResNet's stage for example, only the arguments are kept. The values are the same.
-  Holds for modules that are called within the context.
+  Of each such module, a block of a ResNet's stage for example, only the arguments are kept. Values and gradients are
+  the same up to rounding. Holds for modules that are called within the context.
 
   Source: Chen et al., *Training Deep Nets with Sublinear Memory Cost*, 2016.
   """
@@ -128,9 +128,9 @@ def rematerialised(paths: tuple[Path, ...]) -> Iterator[None]:
 
     def again(module: nn.Module, *arrays: jax.Array) -> Any:
       nonlocal inside
-      for place, array in zip(places, arrays, strict=True):
-        leaves[place] = array
-      again_args, again_kwargs = jax.tree.unflatten(structure, leaves)
+      given = dict(zip(places, arrays, strict=True))
+      values = [given.get(place, leaf) for place, leaf in enumerate(leaves)]
+      again_args, again_kwargs = jax.tree.unflatten(structure, values)
       inside = True
       try:
         return module(*again_args, **again_kwargs)

@@ -95,7 +95,7 @@ FIELDS = (
     "model.remat",
     "",
     "Parts, as in ``model.freeze`` but the stem, whose activations are computed again for the gradient, by blocks, to "
-    "save memory. Results stay the same; a step takes longer, by about a third if all parts are named.",
+    "save memory. Results are the same up to rounding; a step takes longer.",
     training_only=True,
   ),
 )

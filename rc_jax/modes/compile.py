@@ -86,7 +86,7 @@ def _alternatives_table(config: Config, topology: str, fast: bool) -> list[str]:
     try:
       validate(changed)
       cost = measure(changed, topology, fast)
-    except (DoesNotFit, ValueError) as error:
+    except ValueError as error:
       if not fields and not isinstance(error, DoesNotFit):
         raise
       rows.append((name, one_line(error, 120), "", ""))

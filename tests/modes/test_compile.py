@@ -106,9 +106,38 @@ def test_a_step_that_does_not_fit_names_remedies() -> None:
   error = RuntimeError("RESOURCE_EXHAUSTED: ran out of memory in hbm. Used 20.51G of 15.75G hbm.")
   message = str(step_fit.does_not_fit(error, config, 2, "TPU v5 lite"))
   assert "does not fit 2 x TPU v5 lite (20.51G of 15.75G on each)" in message
-  for word in ("more devices (4", "train.batch_size=2", "contrast.bank_dtype=bfloat16"):
+  remedies = ("more devices (4", "train.batch_size=2", "model.remat=backbone", "contrast.bank_dtype=bfloat16")
+  for word in (*remedies, "train.microbatches=2"):
     assert word in message
+  config.train.microbatches = 2  # four parts of one image have no statistics
+  assert "microbatches" not in str(step_fit.does_not_fit(error, config, 1, "TPU v5 lite"))
   assert step_fit.does_not_fit(RuntimeError("INTERNAL"), config, 2, "TPU v5 lite") is None
+
+
+def test_alternatives_are_compiled_and_what_does_not_fit_or_divide_is_a_row(monkeypatch, capsys) -> None:
+  measured = []
+
+  def measure(config, topology, fast):
+    measured.append((config.model.remat, config.train.microbatches, topology, fast))
+    if not config.model.remat:
+      raise step_fit.DoesNotFit("does not fit 1 x a GPU")
+    kernels = types.SimpleNamespace(bound=0.0125)
+    return types.SimpleNamespace(peak=3e9, limit=12e9, activations=2e9, kernels=kernels, seconds=None)
+
+  monkeypatch.setattr(compile, "measure", measure)
+  config = run_tiny.get_config()
+  config.train.batch_size = 6
+  config.train.microbatches = 3
+  compile.run(config, "h100:1", alternatives=True)
+  settings = [("", 3), ("backbone", 3), ("", 6), ("backbone", 6)]
+  assert measured == [(*setting, "h100:1", False) for setting in settings]
+  lines = capsys.readouterr().out.split("\n")
+  assert lines[2].split("  ")[0] == "as configured" and lines[2].endswith("does not fit 1 x a GPU")
+  assert " ".join(lines[3].split()) == "model.remat=backbone 3.00 GB (25 %) 2.00 GB 12.5 ms at best"
+  assert [line.split("  ")[0] for line in lines[4:6]] == ["train.microbatches=6", "both"]
+  config.train.batch_size = 4  # no multiple of 3
+  with pytest.raises(ValueError, match=r"train.microbatches: is 3; expected a divisor"):
+    compile.run(config, "h100:1", alternatives=True)
 
 
 def test_slots_for_images_are_counted() -> None:
