@@ -20,11 +20,12 @@ from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.drawing import contact_sheet
 from rc_jax.evaluation.evaluator import make_evaluator
-from rc_jax.evaluation.results import read_results_json, results_table, write_results
+from rc_jax.evaluation.protocol import protocol_text
+from rc_jax.evaluation.results import read_result, read_results_json, results_table, write_results
 from rc_jax.inference import predictor
 from rc_jax.models import Network, Outputs
+from rc_jax.modes import compare, predict
 from rc_jax.modes import eval as eval_mode
-from rc_jax.modes import predict
 from rc_jax.weights import key_names, restore
 from tests.support import processes, run_tiny, saved_runs
 
@@ -173,6 +174,27 @@ def test_the_worst_images_are_drawn_and_each_file_is_named(
   found = [_rows_of(drawn, source[row]["image"]) for row in lowest]
   assert found == sorted(found) and None not in found  # the lowest first
   assert _rows_of(drawn, source[next(row for row in range(60) if row not in lowest)]["image"]) is None
+
+
+def test_scores_say_whether_they_are_of_the_moving_average(tmp_path: pathlib.Path, monkeypatch) -> None:
+  """The recipe that scores does not know of the average; the checkpoint does."""
+  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
+  folder, other = tmp_path / "run", tmp_path / "other"
+  config = saved_runs.save_run(folder, ema=True)
+  saved_runs.save_run(other, seed=1)  # whose weights are the averages
+  found = {}
+  for ema in (True, False):
+    config.eval.ema = ema
+    scores = eval_mode.run(config, folder)
+    written = read_result(folder)
+    assert scores["ema"] is ema and written.scores["ema"] is ema
+    assert ("moving average" in protocol_text(written.scores)) is ema
+    # --mode=compare predicts with the weights that were scored.
+    assert compare._config_of(written).eval.ema is ema
+    found[ema] = scores["iou"]
+  config.eval.ema = True
+  without = eval_mode.run(config, other)
+  assert without["ema"] is False and without["iou"] == found[True] != found[False]
 
 
 def _rows_of(sheet: np.ndarray, image: np.ndarray) -> int | None:

@@ -46,7 +46,13 @@ def mixing_network(config_model: Config, num_classes: int) -> Network:
 
 
 def save_run(
-  folder: pathlib.Path, *, seed: int = 0, head: str = "deeplabv3", steps: Sequence[int] = (7,), **contrast
+  folder: pathlib.Path,
+  *,
+  seed: int = 0,
+  head: str = "deeplabv3",
+  steps: Sequence[int] = (7,),
+  ema: bool = False,
+  **contrast,
 ) -> Config:
   """Writes a run of ``mixing_network`` on the synthetic streets; returns its config.
 
@@ -55,6 +61,7 @@ def save_run(
     seed: of the weights.
     head: its name, on which the channels depend.
     steps: of its checkpoints, whose weights differ.
+    ema: whether the checkpoints hold moving averages: the weights of the seed after this one.
     contrast: fields of ``config.contrast``.
   """
   config = run_tiny.get_config()
@@ -68,7 +75,8 @@ def save_run(
   with Checkpoints(folder, keep=len(steps)) as checkpoints:
     for step in steps:
       variables = network.init(jax.random.key(100 * seed + step), (49, 65))
-      state = TrainState(jnp.int32(step), *variables, {"momentum": jnp.zeros(1)}, None)
+      average = network.init(jax.random.key(100 * (seed + 1) + step), (49, 65)) if ema else None
+      state = TrainState(jnp.int32(step), *variables, {"momentum": jnp.zeros(1)}, None, average)
       checkpoints.save(sharding.put_replicated(state, sharding.global_mesh()), {"next_batch": step})
   return config
 

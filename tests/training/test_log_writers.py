@@ -179,6 +179,7 @@ def test_an_unknown_writer_is_one_line_with_those_that_exist() -> None:
     ("runs/camvid", "camvid"),
     ("runs/ablation/runs/CE loss/seed0", "CE loss/seed0"),
     ("runs", "runs"),
+    ("mine/scans/seed0", "seed0"),  # no study
   ],
 )
 def test_a_run_has_the_name_of_its_folder(folder: str, name: str, tmp_path: pathlib.Path) -> None:
