@@ -69,6 +69,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return folder
 
 
+@pytest.mark.long
 def test_a_mode_runs_with_its_own_flags_and_is_in_help(checkout: pathlib.Path) -> None:
   commands = [
     ["--config=recipe.py", "--mode=frequencies", "--split=val", "--most=3"],

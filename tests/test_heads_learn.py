@@ -34,6 +34,7 @@ def calmed(tree, depth=0):
   return tree
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("head", "backbone"), [*QUICK, *SLOW])
 def test_one_update_lowers_the_loss_of_its_batch(head, backbone):
   config = run_tiny.get_config()

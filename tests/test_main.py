@@ -73,6 +73,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(
   ("variables", "wanted"),
@@ -179,6 +180,7 @@ def test_an_override_that_sets_no_field(
   assert status == 2 and errors.startswith(f"error: {wanted}") and errors.count("\n") == 1, errors
 
 
+@pytest.mark.long
 def test_the_last_value_of_a_field_counts(
   capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

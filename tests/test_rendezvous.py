@@ -65,6 +65,7 @@ def test_the_port_is_free_after_the_processes_have_connected(
     leave(*groups)
 
 
+@pytest.mark.long
 def test_a_missing_process_is_named_at_once_and_at_the_end(
   address: str, pool: ThreadPoolExecutor, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,6 +207,7 @@ def test_long_lists_of_processes_are_short() -> None:
   assert listed_processes(range(0, 64, 2), most=3) == "processes 0, 2, 4 and 29 more"
 
 
+@pytest.mark.long
 def test_a_wait_that_process_0_extends_shows_its_new_limit(
   address: str, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,6 +367,7 @@ def run_two(body: str) -> list[subprocess.Popen]:
   return processes.start(["-c", RUN.format(body=body)], processes=2)
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_jax_connects_afterwards_and_processes_may_end_apart() -> None:
   for process in run_two("time.sleep(4 * jax.process_index()); print('done')"):
@@ -389,6 +392,7 @@ def test_a_process_that_is_killed_ends_the_others_in_one_line(killed: int) -> No
   started[killed].communicate()
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_the_error_of_one_process_is_that_of_all(tmp_path) -> None:
   """Process 1 sees no data set: process 0, which would wait for it, says so and ends with the same status."""
@@ -407,6 +411,7 @@ def test_the_error_of_one_process_is_that_of_all(tmp_path) -> None:
   assert "error: there is no such folder" in printed[1]
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_a_missing_process_is_one_line_of_the_command(address: str) -> None:
   command = [

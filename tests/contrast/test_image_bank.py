@@ -105,6 +105,7 @@ def run_checks() -> None:
   print("equal on eight devices")
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_three_epochs_on_eight_devices():
   code = "from tests.contrast.test_image_bank import run_checks; run_checks()"

@@ -244,6 +244,7 @@ def test_each_positive_stands_against_all_negatives_alone():
   assert (stats["queries"], stats["positive_similarity"], stats["negative_similarity"]) == (1, 0.5, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_loss_works_where_jax_has_64_bits(form, dtype):

@@ -89,12 +89,14 @@ def test_form(reference):
   assert any((a["image"] != b["image"]).any() for a, b in itertools.pairwise(reference))
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 4), (1, 1), (2, 0), (2, 2)])
 def test_batches_do_not_depend_on_workers_and_threads(reference, workers, threads):
   _assert_equal(_batches(Numbered(7), 8, workers=workers, threads=threads), reference)
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(("hosts", "workers"), [(2, 0), (4, 0), (2, 2)])
 def test_hosts_read_contiguous_rows_of_the_same_batches(reference, hosts, workers):
@@ -144,6 +146,7 @@ def test_a_batch_may_be_larger_than_the_data_set():
   assert [sorted(_numbers([batch])) for batch in batches] == [[0, 0, 0, 1, 1, 1, 2, 2, 2]] * 2
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 3), (2, 1)])
 def test_resuming_continues_with_the_next_batch(reference, workers, threads):
@@ -178,6 +181,7 @@ def test_resuming_with_other_workers_and_hosts(reference):
     _assert_equal([next(batches)], reference[5:6])
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (0, 2), (1, 1)])
 def test_a_damaged_file_is_reported_in_one_line(workers, threads):
@@ -202,6 +206,7 @@ def with_everything():
   return _batches(Numbered(7, bad=4), 8, augment=EVERYTHING, threads=1, max_skipped=0.2)
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(
   ("hosts", "workers", "cache_gb"), [(2, 0, 0.0), (1, 0, 2e-6), (2, 0, 0.01), (1, 3, 2e-6), (2, 2, 0.01)]
@@ -230,6 +235,7 @@ def test_the_next_example_replaces_an_unreadable_one():
   ]
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(
   "options",
@@ -303,6 +309,7 @@ def test_scoring_never_skips():
     list(evaluation_examples(source))
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize(("workers", "cache_gb"), [(0, 0.01), (2, 2e-6)])
 def test_resuming_in_the_middle_of_an_epoch_with_all_features_on(with_everything, workers, cache_gb):
@@ -421,6 +428,7 @@ def _start(folder, workers, then, parsed="parsed"):
   )
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_interpreter_ends_cleanly_with_an_open_iterator(tmp_path, workers):
@@ -436,6 +444,7 @@ def test_unparsed_flags_are_explained(tmp_path):
   assert process.returncode == 1 and "mark_as_parsed() first, or set data.workers=0" in err
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 def test_workers_outlive_a_job_signal_but_not_their_parent(tmp_path):

@@ -109,6 +109,7 @@ def test_a_string_with_quotes_stays_a_python_string() -> None:
     assert made.dataset.root == root
 
 
+@pytest.mark.long
 @pytest.mark.run
 @in_browser
 @pytest.mark.parametrize("name", ["usual", *SECTIONS])

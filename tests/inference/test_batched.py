@@ -92,6 +92,7 @@ def test_probabilities_equal_the_definition_without_aligned_corners() -> None:
     np.testing.assert_allclose(probabilities, expected, atol=2e-6, err_msg=str(size))
 
 
+@pytest.mark.long
 def test_sixty_sizes_compile_one_network_and_four_programs_a_canvas() -> None:
   rng = np.random.default_rng(0)
   sizes = sorted({(int(h), int(w)) for h, w in rng.integers(57, 81, (70, 2))})[:60]

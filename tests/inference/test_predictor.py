@@ -199,6 +199,7 @@ def test_windows_are_not_padded() -> None:
   assert set(shapes) == {(40, 40)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("backbone", "fields", "stride"),
   [

@@ -62,6 +62,7 @@ def main(checkout, *flags):
   return python(checkout, "-m", "rc_jax.main", "--config=recipe.py", "--mode=summary", *flags)
 
 
+@pytest.mark.long
 def test_the_network_is_chosen_by_flags(checkout):
   finished = main(
     checkout,
@@ -74,6 +75,7 @@ def test_the_network_is_chosen_by_flags(checkout):
   assert "squeeze on plainnet" in finished.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

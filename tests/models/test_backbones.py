@@ -230,6 +230,7 @@ RESNETS = {
 HRNETS = {f"hrnetv2_w{width}": hrnet_parameters(width) for width in (18, 32, 48)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "number"), [*RESNETS.items(), *HRNETS.items()])
 def test_numbers_of_parameters(backbone, number):
   model = fields(backbone=backbone, stem="7x7", output_stride=32 if backbone in RESNETS else 4)

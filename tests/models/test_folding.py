@@ -112,6 +112,7 @@ def test_weights_belong_to_their_modules_in_whatever_order_these_are_called():
   np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * float(jnp.abs(expected).max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "output_stride"), [("resnet_tiny", 8), ("hrnetv2_w18", 4)])
 def test_a_network_has_no_norm_left(backbone, output_stride):
   config = load_recipe("configs/demo.py")

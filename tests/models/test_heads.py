@@ -121,6 +121,7 @@ LINEAR_CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("module", "shapes"), LINEAR_CASES.values(), ids=LINEAR_CASES)
 def test_linear_features_are_those_before_the_relu(module, shapes):
   stages = random_stages(*shapes)
@@ -325,6 +326,7 @@ def test_outputs_gradients_and_statistics_of_training_equal_the_originals(
   assert_same_in_training(module, original, random_stages(*shapes), floor)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", IN_BFLOAT16)
 def test_every_parameter_learns_in_bfloat16(head):
   module, shapes = IN_BFLOAT16[head]
@@ -334,6 +336,7 @@ def test_every_parameter_learns_in_bfloat16(head):
   assert all(scale.shape == () and scale == 0 for scale in scales)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("head", "fields", "grid", "aux_grid", "parameters"), NETWORKS, ids=ids(NETWORKS))
 def test_a_network_reads_the_fields_of_its_head(head, fields, grid, aux_grid, parameters):
   outputs, shapes = network_shapes(name=head, channels=24, **fields)

@@ -124,6 +124,7 @@ def projection(tree):
   return total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("head", "backbone"), PROJECTIONS)
 def test_built_in_networks_start_from_the_values_of_earlier_versions(head, backbone):
   model = config(name=head, backbone=backbone, embedding_channels=8, danet_key_channels=8, encnet_codes=8)

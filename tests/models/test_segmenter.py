@@ -31,6 +31,7 @@ def images(size, batch=2, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (batch, *size, 3), dtype=np.uint8)
 
 
+@pytest.mark.long
 def test_a_projection_of_two_layers_exists_in_training_only():
   fields = {"embedding_channels": 6, "dropout": 0.0}
   plain, two = (

@@ -82,6 +82,7 @@ def test_centers_of_full_images_equal_a_loop_over_pixels(method: str, size: tupl
       np.testing.assert_allclose(vectors[row, label], vector, atol=2e-6)
 
 
+@pytest.mark.long
 @COUNTS_CORES
 def test_two_runs_with_different_heads(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
   config = save_run(tmp_path / "baseline", seed=1, head="deeplabv3plus", scope="none")
@@ -171,6 +172,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_at_once(
     centers.run(config, tmp_path / "figure", runs=[str(tmp_path / "run")])
 
 
+@pytest.mark.long
 @COUNTS_CORES
 def test_one_run_and_a_chosen_method(tmp_path: pathlib.Path) -> None:
   config = save_run(tmp_path / "run", steps=(3, 7))

@@ -285,6 +285,7 @@ def scored_run(folder: pathlib.Path, seed: int, fields: Mapping[str, Any] = {}, 
   return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   "fields", [{}, {"scales": (0.5, 1.0), "flip": True}, {"crop_size": (65, 97), "stride": (33, 49)}], ids=str
 )
@@ -358,6 +359,7 @@ def change_json(path: pathlib.Path, change: dict) -> None:
   path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
   ("prepare", "reason"),
   [

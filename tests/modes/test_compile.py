@@ -19,6 +19,7 @@ def cost():
   return step_fit.measure(run_tiny.get_config(), fast=True)
 
 
+@pytest.mark.long
 def test_sizes_equal_counts_by_hand(cost) -> None:
   config = run_tiny.get_config()
   variables = models.build(config.model, 11).init(jax.random.key(0))
@@ -140,6 +141,7 @@ def test_alternatives_are_compiled_and_what_does_not_fit_or_divide_is_a_row(monk
     compile.run(config, "h100:1", alternatives=True)
 
 
+@pytest.mark.long
 def test_slots_for_images_are_counted() -> None:
   config = run_tiny.get_config()
   config.contrast.update({"slots": "image", "bank_size": 0})

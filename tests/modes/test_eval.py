@@ -276,6 +276,7 @@ def on_eight_devices() -> dict:
   return json.loads(printed.splitlines()[-1])
 
 
+@pytest.mark.long
 @pytest.mark.run
 @pytest.mark.parametrize("data_set", RULES)
 def test_each_data_sets_rule_on_one_device_and_eight(data_set: str, on_eight_devices: dict) -> None:
@@ -375,6 +376,7 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   assert counts.confusion.sum() == labelled
 
 
+@pytest.mark.long
 def test_predict_takes_a_file_of_weights(weights, tmp_path: pathlib.Path) -> None:
   path, variables = weights
   image = np.random.default_rng(5).integers(0, 256, (41, 57, 3), np.uint8)

@@ -97,6 +97,7 @@ def test_lines_of_the_readme_run_with_jax_alone(tmp_path: pathlib.Path) -> None:
     assert notice in (tmp_path / "inside" / file).read_text()
 
 
+@pytest.mark.long
 def test_program_gives_the_labels_of_predict_to_the_bit(tmp_path: pathlib.Path) -> None:
   (tmp_path / "images").mkdir()
   coarse = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
@@ -154,6 +155,7 @@ def test_weights_inside_change_no_label_in_bfloat16() -> None:
   np.testing.assert_array_equal(labels, expected.argmax(-1))
 
 
+@pytest.mark.long
 def test_program_holds_the_convolutions_of_each_platform() -> None:
   def operations(*platforms: str) -> tuple[int, int]:
     text = program_of(*tiny(), platforms=platforms)[0].mlir_module()

@@ -103,6 +103,7 @@ def test_probabilities_and_overlays_are_written(labelled: pathlib.Path) -> None:
     assert overlay.width > overlay.height
 
 
+@pytest.mark.long
 def test_sliding_windows_compile_one_network_for_images_of_all_sizes(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_damaged_images_are_named_and_all_others_are_labelled(
   assert sorted(path.stem for path in (output / "labels").iterdir()) == ["a", "b", "c"]
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_a_killed_and_resumed_run_leaves_the_same_files(tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"
@@ -215,6 +217,7 @@ def test_a_killed_and_resumed_run_leaves_the_same_files(tmp_path: pathlib.Path) 
   )
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_two_processes_label_every_image_and_write_one_submission(tmp_path: pathlib.Path) -> None:
   images = tmp_path / "images"

@@ -40,6 +40,7 @@ def raw(tmp_path, monkeypatch):
   return write_raw(tmp_path / "raw", {"train": 12, "val": 3, "test": 2})
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_processes_change_no_byte(raw, tmp_path, capsys):
   for workers in (1, 3):
@@ -52,6 +53,7 @@ def test_processes_change_no_byte(raw, tmp_path, capsys):
   assert "every shard matches its checksum" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_a_killed_and_resumed_run_ends_with_the_same_bytes(raw, tmp_path):
   prepare.run(settings(raw), tmp_path / "complete", "original")

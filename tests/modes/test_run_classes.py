@@ -116,6 +116,7 @@ def test_other_colours_are_said_and_other_ignored_ids_are_nothing(
   assert (said in printed) if said else ("have changed" not in printed)
 
 
+@pytest.mark.long
 def test_a_run_of_an_earlier_version_says_what_cannot_be_checked(copies, capsys) -> None:
   root, workdir = copies
   (workdir / FILE).unlink()
@@ -159,6 +160,7 @@ def test_predictions_of_an_earlier_version_say_what_is_not_recorded(copies, caps
   assert json.loads(path.read_text())["classes"]["class_names"] == ["background", "road", "car"]
 
 
+@pytest.mark.long
 def test_more_or_fewer_training_images_are_said_and_banks_refit(copies, capsys) -> None:
   root, workdir = copies
   before = resume(config_of(root), workdir).bank
@@ -181,7 +183,7 @@ def test_more_or_fewer_training_images_are_said_and_banks_refit(copies, capsys) 
     np.testing.assert_array_equal(np.sort(held[0], axis=0), np.sort(held[1], axis=0))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_slots_of_another_training_set_start_empty(trained, tmp_path, capsys) -> None:
   root, workdir = tmp_path / "root", tmp_path / "run"
   shutil.copytree(trained[0], root)
@@ -211,6 +213,7 @@ def test_slots_of_another_training_set_start_empty(trained, tmp_path, capsys) ->
     train.run(config, workdir)
 
 
+@pytest.mark.long
 def test_scores_of_another_protocol_are_not_compared(copies, capsys) -> None:
   """A finished run that is started again with a mirrored image is scored again, and neither score is the best."""
   root, workdir = copies

@@ -250,6 +250,7 @@ def test_parameters_equal_those_of_torchvision() -> None:
   assert parameters(model, 21) == (count, count - extra) and count == 42_004_074
 
 
+@pytest.mark.long
 def test_parameters_equal_those_of_the_authors_network() -> None:
   total, predicting = parameters(defaults().model, 19)
   assert round(total / 1e6, 1) == 44.2
@@ -297,6 +298,7 @@ def summary_command(*flags: str) -> list[str]:
   return [sys.executable, "-m", "rc_jax.main", f"--config={run_tiny.__file__}", *flags]
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_command_prints_the_table(tmp_path: pathlib.Path) -> None:
   flags = ["--mode=summary", "--config.dataset.name=cityscapes"]

@@ -95,6 +95,7 @@ def test_the_end_names_the_best_checkpoint_where_it_is_kept(tmp_path: pathlib.Pa
   assert "(the best was 50.00, --checkpoint=4)" in text
 
 
+@pytest.mark.long
 def test_killed_anywhere_it_resumes_to_the_last_bit(uninterrupted, cache, tmp_path) -> None:
   for step in (2, 7):
     process = run_tiny.start(tmp_path, cache=cache)
@@ -230,7 +231,7 @@ def test_a_full_disk_costs_no_step_that_was_saved(uninterrupted, cache, tmp_path
     assert run_tiny.lines(disk / "run") == run_tiny.lines(uninterrupted[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_files_beside_the_checkpoints_end_no_training(uninterrupted, cache, tmp_path) -> None:
   """Files take the places of folders: TensorBoard's, the report's, and the scores' until the last scoring."""
   for name in ("tensorboard", "report"):
@@ -289,7 +290,7 @@ def test_a_run_of_a_study_saves_when_it_gets_sigterm_twice(cache, tmp_path) -> N
   assert saved >= 3
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pipe_whose_reader_leaves_ends_no_training(uninterrupted, cache, tmp_path) -> None:
   process = run_tiny.start(tmp_path, cache=cache)
   process.stdout.readline()
@@ -330,7 +331,7 @@ def test_a_closed_terminal_saves_that_step(uninterrupted, cache, tmp_path) -> No
   assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused(uninterrupted, cache, tmp_path) -> None:
   first = run_tiny.start(tmp_path, cache=cache)
   while not run_tiny.lines(tmp_path) and first.poll() is None:
@@ -345,6 +346,7 @@ def test_a_second_run_in_the_same_folder_is_refused(uninterrupted, cache, tmp_pa
   assert not (tmp_path / ".lock").exists()
 
 
+@pytest.mark.long
 def test_a_finished_run_exits_0_and_changes_nothing(uninterrupted, cache) -> None:
   workdir, _ = uninterrupted
   before = (workdir / "metrics.jsonl").read_text()

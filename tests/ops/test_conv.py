@@ -126,6 +126,7 @@ def test_a_transposed_kernel_gradient_is_rounded_before_it_is_widened():
   assert (exact != exact.astype(jnp.bfloat16)).mean() > 0.9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
   ("size", "kernel_size", "dilation"),

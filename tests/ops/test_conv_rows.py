@@ -24,6 +24,7 @@ def lower_for(monkeypatch):
   return lower
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
   ("size", "kernel_size", "stride", "dilation"),
@@ -103,6 +104,7 @@ def test_programs_for_tpus_have_this_form_and_those_for_gpus_do_not(stride):
   assert operations(3, "cuda") == operations(1, "cuda") == (1, 0)
 
 
+@pytest.mark.long
 def test_a_training_step_differs_from_the_plain_form_by_rounding_alone(lower_for):
   spec = ResNetSpec((1, 1, 1, 3), bottleneck=True, width=8)
   network = ResNet(spec, stem="64-64-128", multi_grid=(2, 2, 4))

@@ -105,6 +105,7 @@ def test_parallel_runs_overlap(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
   assert max(at_work) == 2 and len(starts(tmp_path)) == 4
 
 
+@pytest.mark.long
 def test_further_splits_are_scored_after_the_training(tmp_path: pathlib.Path) -> None:
   study = dataclasses.replace(STUDY, splits=("val", "train"), seeds=(0,))
   outcome = StudyRunner(study, tmp_path, command_of=training(0.01)).run()
@@ -115,6 +116,7 @@ def test_further_splits_are_scored_after_the_training(tmp_path: pathlib.Path) ->
   assert starts(tmp_path)[4:] == ["rc/seed0/train"]
 
 
+@pytest.mark.long
 def test_a_failed_run_is_named_and_does_not_stop_the_others(tmp_path: pathlib.Path, capsys) -> None:
   study = dataclasses.replace(STUDY, rows=(Row("fails"), *STUDY.rows))
   outcome = StudyRunner(study, tmp_path, command_of=training(0.01)).run()
@@ -124,6 +126,7 @@ def test_a_failed_run_is_named_and_does_not_stop_the_others(tmp_path: pathlib.Pa
   assert "FAILED: fails, seed 0: error: no such weights" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_budget_stops_and_saves(tmp_path: pathlib.Path) -> None:
   outcome = StudyRunner(STUDY, tmp_path, budget=0.8, command_of=training(4)).run()
   assert outcome.out_of_budget and outcome.exit_status == 143 and not outcome.finished
@@ -165,6 +168,7 @@ def test_two_runners_share_the_runs_of_a_folder(tmp_path: pathlib.Path) -> None:
   assert sorted(starts(tmp_path)) == ["ce/seed0/val", "ce/seed1/val", "rc/seed0/val", "rc/seed1/val"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_reaches_the_runs_which_save(tmp_path: pathlib.Path, number: int) -> None:
   process = start_runner(tmp_path, 30)
@@ -176,6 +180,7 @@ def test_a_signal_reaches_the_runs_which_save(tmp_path: pathlib.Path, number: in
   assert (tmp_path / "runs/ce/seed0/output.log").read_text() == "saved\n"
 
 
+@pytest.mark.long
 def test_claims_of_a_killed_runner_are_free(tmp_path: pathlib.Path) -> None:
   process = start_runner(tmp_path, 1.0)
   wait_for(lambda: (tmp_path / "starts").exists(), process)

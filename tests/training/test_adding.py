@@ -63,7 +63,7 @@ def train(checkout: pathlib.Path, workdir: pathlib.Path, cache: pathlib.Path, *f
   return finished.returncode, finished.stdout + finished.stderr
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_pixel_loss_trains_and_its_field_is_checked(checkout, cache, tmp_path) -> None:
   poly = ("--config.loss.pixel=poly", "--config.train.steps=2")
   status, printed = train(checkout, tmp_path, cache, *poly, "--config.loss.poly_epsilon=1.5")
@@ -103,6 +103,7 @@ print(losses.__file__, term.name, term.weight, float(term.value - 0.5 * dice))
 """
 
 
+@pytest.mark.long
 def test_the_objective_holds_the_pixel_loss(checkout, tmp_path) -> None:
   rng = np.random.default_rng(0)
   logits, labels = rng.normal(size=(2, 3, 4, 5)).astype(np.float32), rng.choice([0, 1, 4, 255], (2, 3, 4))

@@ -76,6 +76,7 @@ def test_a_run_equals_that_of_other_platforms(monkeypatch, tmp_path) -> None:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3)
 
 
+@pytest.mark.long
 def test_kernels_keep_their_layout_and_values(as_on_gpus) -> None:
   config, mesh = tiny(), sharding.global_mesh()
   network = models.build(config.model, 11)

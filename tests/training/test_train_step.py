@@ -96,6 +96,7 @@ def test_bank_fill_and_cursor_follow_the_bank(run) -> None:
   np.testing.assert_array_equal(metrics[4]["bank_cursor"], states[5].bank.cursor)
 
 
+@pytest.mark.long
 def test_before_its_start_step_the_contrast_fills_the_bank_and_does_not_count() -> None:
   _, state, step = begin(tiny(contrast__start_step=2))
   _, baseline, step_without = begin(tiny(loss__contrast_weight=0.0))
@@ -147,6 +148,7 @@ def test_the_baseline_has_no_bank_and_no_contrast(fields) -> None:
   assert "bank_fill" not in metrics and "contrast_queries" not in metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scope", ["image", "batch"])
 def test_other_scopes_contrast_without_a_bank(scope: str) -> None:
   _, state, step = begin(tiny(contrast__scope=scope))
@@ -199,6 +201,7 @@ def test_each_image_writes_its_slot_on_one_device_and_on_eight(tmp_path: pathlib
   np.testing.assert_allclose(one["loss/1"], eight["loss/1"], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_ohem_and_bfloat16_train_in_float32() -> None:
   _, state, step = begin(tiny(loss__pixel="ohem", loss__ohem_min_kept=50, model__dtype="bfloat16"))
   state, metrics = step(state, batch())
@@ -335,7 +338,7 @@ def print_collectives() -> None:
     print(json.dumps([dataclasses.astuple(one) for one in hlo_cost.read(hlo_cost.parse(text)).collectives]))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.run
 def test_no_message_grows_with_the_bank() -> None:
   (printed,) = processes.run(

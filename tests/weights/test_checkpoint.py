@@ -210,6 +210,7 @@ def move_between_devices(workdir: pathlib.Path) -> None:
   print("the same keys everywhere")
 
 
+@pytest.mark.long
 @pytest.mark.run
 def test_banks_move_to_any_number_of_devices(tmp_path: pathlib.Path) -> None:
   code = f"import tests.weights.test_checkpoint as t, pathlib; t.move_between_devices(pathlib.Path({str(tmp_path)!r}))"

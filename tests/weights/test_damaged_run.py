@@ -59,6 +59,7 @@ def flip(path: pathlib.Path) -> None:
   path.write_bytes(content)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("item", checkpoint.ITEMS)
 @pytest.mark.parametrize("damage", [remove, empty, cut, flip])
 def test_a_damaged_checkpoint_is_named_and_the_remedy_continues(tmp_path, item, damage) -> None:
