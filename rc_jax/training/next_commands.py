@@ -59,9 +59,9 @@ def _comparison(command: Command, config: Config) -> list[str]:
     other = pathlib.Path(str(command.workdir).removesuffix(f"_{BASELINE}"))
     if other == command.workdir or not _scored(other, split):
       return []
-    return _compare(command, other, command.workdir, split)
+    return _compare(command, command.workdir, other, split)
   plain = baseline(command)
-  compare = _compare(command, command.workdir, plain.workdir, split)
+  compare = _compare(command, plain.workdir, command.workdir, split)
   if _scored(plain.workdir, split):
     return compare
   return [
@@ -71,8 +71,9 @@ def _comparison(command: Command, config: Config) -> list[str]:
   ]
 
 
-def _compare(command: Command, first: pathlib.Path, second: pathlib.Path, split: str) -> list[str]:
-  results = ",".join(str(_result(workdir, split)) for workdir in (first, second))
+def _compare(command: Command, plain: pathlib.Path, contrast: pathlib.Path, split: str) -> list[str]:
+  """Returns the command that compares two runs. It prints second minus first: what the contrastive loss gains."""
+  results = ",".join(str(_result(workdir, split)) for workdir in (plain, contrast))
   return ["# compare the two on the same images", command.bare("--mode=compare", f"--results={results}")]
 
 

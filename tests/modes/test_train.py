@@ -495,7 +495,7 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   assert "without contrast: the baseline" in finished.stdout and "95 % interval" in finished.stdout
   # The baseline knows that its counterpart is scored.
   suggested = finished.stdout.partition("\nNext:\n")[2]
-  assert f"--mode=compare --results={workdir},{workdir}_baseline" in suggested
+  assert f"--mode=compare --results={workdir}_baseline,{workdir}" in suggested
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
 
 

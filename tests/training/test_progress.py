@@ -188,7 +188,7 @@ def test_the_baseline_is_suggested_until_it_is_scored(tmp_path: pathlib.Path) ->
   config, run = demo(), tmp_path / "demo"
   plain = pathlib.Path(f"{run}_baseline")
   text = next_commands(command_of(str(run)), config)
-  compare = f"rc_jax --mode=compare --results={run},{plain}"
+  compare = f"rc_jax --mode=compare --results={plain},{run}"
   assert f"rc_jax --config=demo:baseline --workdir={plain}\n" in text and compare in text
 
   (plain / "eval").mkdir(parents=True)
@@ -196,7 +196,8 @@ def test_the_baseline_is_suggested_until_it_is_scored(tmp_path: pathlib.Path) ->
   text = next_commands(command_of(str(run)), config)
   assert "demo:baseline" not in text and compare in text
   (plain / "eval" / "test.json").write_text("{}")
-  assert f"{compare}/eval/val.json" in next_commands(command_of(str(run)), config)
+  several = compare.replace(f"{plain},", f"{plain}/eval/val.json,")
+  assert several in next_commands(command_of(str(run)), config)
 
 
 def test_a_baseline_suggests_the_comparison_alone(tmp_path: pathlib.Path) -> None:
@@ -206,4 +207,4 @@ def test_a_baseline_suggests_the_comparison_alone(tmp_path: pathlib.Path) -> Non
   (run / "eval").mkdir(parents=True)
   (run / "eval" / "val.json").write_text("{}")
   text = next_commands(command_of(str(plain), "demo:baseline"), config)
-  assert f"rc_jax --mode=compare --results={run},{plain}" in text
+  assert f"rc_jax --mode=compare --results={plain},{run}" in text
