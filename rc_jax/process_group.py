@@ -140,13 +140,16 @@ class ProcessGroup:
     names: of all processes, in order: ``process 1 of 2 (node1)``.
   """
 
-  def __init__(self, index: int, names: Sequence[str], peers: Mapping[int, Connection]):
+  def __init__(
+    self, index: int, names: Sequence[str], peers: Mapping[int, Connection], early: Sequence[Message] = ()
+  ):
     """Starts the thread.
 
     Args:
       index: of this process.
       names: of all processes.
       peers: index -> connection; process 0 has all others, each of them has process 0.
+      early: messages of process 0 that have been received already.
     """
     self.index, self.names, self._peers = index, tuple(names), dict(peers)
     for connection in self._peers.values():
@@ -156,7 +159,7 @@ class ProcessGroup:
     self._finished: set[int] = set()
     self._leaving, self._exiting = threading.Event(), threading.Lock()
     self._lost: tuple[str, int] | None = None  # the reason to end, and the exit status
-    threading.Thread(target=self._receive, name="processes", daemon=True).start()
+    threading.Thread(target=self._receive, args=(early,), name="processes", daemon=True).start()
 
   def gather(self, value: Any, purpose: str) -> list[Any]:
     """Exchanges values; every process calls this in the same order, and waits for all others.
@@ -216,8 +219,10 @@ class ProcessGroup:
           )
       return [self._received[peer].popleft() for peer in peers]
 
-  def _receive(self) -> None:
+  def _receive(self, early: Sequence[Message]) -> None:
     """Receives the messages of all peers, until one is lost or this process ends."""
+    for message in early:
+      self._handle(0, message)
     with selectors.DefaultSelector() as selector:
       for peer, connection in self._peers.items():
         selector.register(connection, selectors.EVENT_READ, peer)

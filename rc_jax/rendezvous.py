@@ -333,11 +333,13 @@ def _wait_for_result(connection: Connection, greeting: dict[str, Any], wait: _Wa
     while not wait.is_over():
       if not selector.select(0.5):
         continue
-      for message in connection.receive():
+      messages = connection.receive()
+      for number, message in enumerate(messages):
         if "refused" in message:
           raise ValueError(str(message["refused"]))
         if "names" in message:
-          return ProcessGroup(greeting["index"], message["names"], {0: connection})
+          early = messages[number + 1 :]
+          return ProcessGroup(greeting["index"], message["names"], {0: connection}, early)
         if "missing" in message:
           # Process 0 must give up first, because it can name the missing processes.
           wait.extend(_CONFLICT_SECONDS)

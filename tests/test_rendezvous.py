@@ -1,5 +1,6 @@
 """How the processes of one run connect: which ones they wait for, what they refuse, and their messages."""
 
+import json
 import re
 import socket
 import subprocess
@@ -119,6 +120,23 @@ def test_another_number_of_processes_is_refused_everywhere(
   for each in present:
     with pytest.raises(ValueError, match=r"^--processes is 2 on process 0 \(.*\) and 3 on process 2 \("):
       each.result(30)
+
+
+def test_a_message_that_arrives_with_the_acceptance_is_not_lost(
+  address: str, pool: ThreadPoolExecutor
+) -> None:
+  names = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
+  with socket.create_server(rendezvous.split_address(address)) as server:
+    second = connect(pool, address, 2, 1)
+    connection, _ = server.accept()
+    connection.recv(1 << 20)
+    lines = (json.dumps(message) for message in ({"names": names}, {"value": [3, 4]}))
+    connection.sendall("".join(f"{line}\n" for line in lines).encode())
+    group = second.result(30)
+    assert pool.submit(group.gather, 4, "test").result(30) == [3, 4]
+    leave(group)
+    for end in (connection, group._peers[0]):
+      end.close()
 
 
 def test_other_facts_are_refused_everywhere(address: str, pool: ThreadPoolExecutor) -> None:
