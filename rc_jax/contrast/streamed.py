@@ -348,13 +348,33 @@ def _sum_block_over_negatives(
     weights = jnp.exp(logits + (own_class - shift[:, None, None]) + empty)  # [Q,g,t]
     if with_gradient:
       weighted_keys += _product(weights, tile.keys, (1, 0), (2, 1))
-    per_class = jnp.where(tile.valid, logits, 0).sum(axis=2)  # [Q,g]
+    added, per_class = jax.lax.platform_dependent(
+      weights,
+      jnp.where(tile.valid, logits, 0),
+      cuda=_sums_at_once,
+      rocm=_sums_at_once,
+      default=_sums_apart,
+    )
     logit_sum = jnp.where(own_class[..., 0] == 0, per_class, 0).sum(axis=1)
-    return _NegativeSums(largest, exps + weights.sum(axis=(1, 2)), sums.logits + logit_sum, weighted_keys)
+    return _NegativeSums(largest, exps + added, sums.logits + logit_sum, weighted_keys)
 
   zeros = _NegativeSums.zeros(queries.shape[0], queries.shape[1], bound, with_gradient)
   sums: _NegativeSums = sum_over_tiles(shard, shard.written > 0, add_tile, zeros)
   return sums
+
+
+def _sums_apart(weights: Array, logits: Array) -> tuple[Array, Array]:
+  """Returns the sum of ``[Q,g,t]`` weights for each query, and that of ``[Q,g,t]`` logits for each query and class."""
+  return weights.sum(axis=(1, 2)), logits.sum(axis=2)
+
+
+def _sums_at_once(weights: Array, logits: Array) -> tuple[Array, Array]:
+  """Returns the sums of `_sums_apart`, by one reduction: for a second one, a GPU reads all logits again."""
+  zero = jnp.zeros((), jnp.float32)
+  of_weights, of_logits = jax.lax.reduce(
+    (weights, logits), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,)
+  )
+  return of_weights.sum(axis=1), of_logits
 
 
 def _sum_over_positives(
