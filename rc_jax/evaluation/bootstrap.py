@@ -50,7 +50,7 @@ def difference(
     seed: of the draws.
 
   Raises:
-    ValueError: the two results differ in images, classes or rule.
+    ValueError: the two results differ in images, labels, classes or rule.
   """
   mious = resampled_mious([first, second], resamples, seed)  # [2,R]
   low, high = interval_of_means(mious[:1], mious[1:], coverage)
@@ -79,7 +79,7 @@ def resampled_mious(results: Sequence[Result], resamples: int = RESAMPLES, seed:
     float64 ``[K,R]``, 0..1, by the data set's rule for absent classes; 0 for a resample that scores no class.
 
   Raises:
-    ValueError: two results differ in images, classes or rule; one line.
+    ValueError: two results differ in images, labels, classes or rule; one line.
   """
   for result in results[1:]:
     check_comparable(results[0], result)
@@ -130,7 +130,7 @@ def _mean_of_scored(ious: np.ndarray) -> np.ndarray:
 
 
 def check_comparable(first: Result, second: Result) -> None:
-  """Checks that two results are of the same images and classes, scored by one rule.
+  """Checks that two results are of the same images, labels and classes, scored by one rule.
 
   Raises:
     ValueError: they are not; one line with both files.
@@ -152,6 +152,28 @@ def check_comparable(first: Result, second: Result) -> None:
       f"{first.path} and {second.path} scored different images ({' and '.join(different[0])}); "
       "compare results of one split"
     )
+  _check_labels(first, second)
+
+
+def _check_labels(first: Result, second: Result) -> None:
+  """Checks that each image of two results had as many labelled pixels of each class.
+
+  Raises:
+    ValueError: one has not, as where labels were corrected between two evaluations; one line with an image.
+  """
+  # TP + FN, [I,N] each
+  labelled, others = (result.counts[0] + result.counts[2] for result in (first, second))
+  changed = labelled != others
+  if not changed.any():
+    return
+  image, label = (int(place) for place in np.argwhere(changed)[0])
+  pixels = (
+    f"{labelled[image, label]:,} and {others[image, label]:,} pixels of {list(first.scores['iou'])[label]}"
+  )
+  raise ValueError(
+    f"{first.path} and {second.path} were scored with different labels in {int(changed.any(axis=1).sum())} of "
+    f"{len(first.names)} images ({first.names[image]} has {pixels}); score both again with --mode=eval"
+  )
 
 
 def class_intervals(

@@ -41,8 +41,12 @@ def test_a_class_in_the_truth_of_one_image_has_no_interval_wherever_it_is_predic
     matrices = confusions(1, skill)
     matrices[:, 3] = 0
     matrices[0, 3] = [2, 3, 4, 5]
-    matrices[:10, 0, 3] = 7
-    matrices[10:, :, 3] = 0
+    predicted = np.where(np.arange(len(matrices)) < 10, 7, 0)
+    matrices[:, 0, 0] += matrices[:, 0, 3] - predicted  # the labels stay the same
+    matrices[:, 0, 3] = predicted
+    for truth in (1, 2):
+      matrices[10:, truth, truth] += matrices[10:, truth, 3]
+      matrices[10:, truth, 3] = 0
     results.append(make_result(matrices))
   found = bootstrap.class_intervals(*results, resamples=100)
   assert [name for name, interval in found.items() if interval is None] == [CLASSES[3]]
@@ -72,11 +76,29 @@ def test_results_of_other_images_or_classes_are_refused(changes: dict, message: 
   assert "\n" not in str(refusal.value)
 
 
+def test_results_of_other_labels_are_refused_with_an_image() -> None:
+  before = confusions(0, 0.0, 9)
+  after = before.copy()
+  # In two images, pixels that were labelled as cars are labelled as road now. They count as much in all.
+  after[[4, 7], 1, 1] -= [30, 20]
+  after[[4, 7], 0, 0] += [30, 20]
+  first, second = make_result(before, "a.json"), make_result(after, "b.json")
+  pixels = before[4].sum(axis=1)
+  expected = (
+    f"a.json and b.json were scored with different labels in 2 of 9 images (image4 has {pixels[0]:,} and "
+    f"{pixels[0] + 30:,} pixels of road); score both again with --mode=eval"
+  )
+  for compare in (bootstrap.difference, lambda one, other: bootstrap.resampled_mious([one, other])):
+    with pytest.raises(ValueError) as refusal:
+      compare(first, second)
+    assert str(refusal.value) == expected
+
+
 def linear_result(ious: np.ndarray) -> Result:
   """A result of one class whose union has the same size in each image, so that its IoU is the mean of the images'."""
   union = 1_000_000
   tp = np.rint(union * ious).astype(np.int64)[:, None]  # [I,1]
-  counts = np.stack([tp, union - tp, np.zeros_like(tp)])
+  counts = np.stack([tp, np.zeros_like(tp), union - tp])
   scores = {"dataset": "made up", "absent_class": "zero", "iou": {"thing": float(tp.mean() / union)}}
   return Result(pathlib.Path("made_up.json"), scores, [str(image) for image in range(len(ious))], counts)
 
