@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from rc_jax import data, distributed, models, sharding
 from rc_jax.config import Config
-from rc_jax.console import Progress
+from rc_jax.console import Progress, say
 from rc_jax.evaluation import metrics
 from rc_jax.evaluation.protocol import scoring_protocol
 from rc_jax.inference.batched import BatchedPredictor, ImageBatch
@@ -125,6 +125,7 @@ def make_evaluator(network: models.Network, source: data.Source, config: Config)
       raise ValueError(
         f"{info.name}/{config.eval.split}: has no labelled pixel to score; choose a split with labels"
       )
+    _warn_of_undefined(counts)
     return _results(counts, source, config, predictor), counts
 
   return evaluate
@@ -137,6 +138,18 @@ def _images(source: data.Source, config: Config) -> Iterator[tuple[Truth, np.nda
   )
   for row, example in enumerate(examples):
     yield Truth(row, example["name"], example["label"]), example["image"]
+
+
+def _warn_of_undefined(counts: Counts) -> None:
+  """Says which images have probabilities that are no numbers: each of their pixels would count as a prediction."""
+  undefined = [
+    name for name, loss in zip(counts.names, counts.cross_entropy, strict=True) if math.isnan(loss)
+  ]
+  if undefined:
+    say(
+      f"WARNING: the network computes NaN in {len(undefined)} of {len(counts.names)} images ({undefined[0]}), where "
+      "its labels, and so these scores, mean nothing: score other weights, such as an earlier checkpoint"
+    )
 
 
 def _results(counts: Counts, source: data.Source, config: Config, predictor: BatchedPredictor) -> Results:

@@ -32,6 +32,28 @@ def scoring_protocol(
   }
 
 
+def weights_text(scores: Mapping[str, Any]) -> str:
+  """Describes the weights that were scored.
+
+  Args:
+    scores: ``step``, the updates behind them, 0 for a file of weights; and of weights that are no step of the run whose
+      folder holds the scores, ``checkpoint``: their path.
+
+  >>> (
+  ...   weights_text({"step": 12000}),
+  ...   weights_text({"step": 0}),
+  ...   weights_text({"step": 0, "checkpoint": "/net.pth"}),
+  ... )
+  ('step 12,000', 'weights of a file', '/net.pth')
+  >>> weights_text({"step": 12000, "checkpoint": "/runs/other/checkpoints/12000"})
+  'step 12,000 of /runs/other/checkpoints/12000'
+  """
+  step, checkpoint = scores["step"], scores.get("checkpoint", "")
+  if not step:
+    return checkpoint or "weights of a file"
+  return f"step {step:,} of {checkpoint}" if checkpoint else f"step {step:,}"
+
+
 def protocol_text(scores: Mapping[str, Any]) -> str:
   """Describes how a split was scored, in one form for all readers: equal texts, equal protocols.
 

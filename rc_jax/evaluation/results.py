@@ -141,6 +141,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 _LATER_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   "split": (lambda value: isinstance(value, str), "the name of a split"),
+  "checkpoint": (lambda value: isinstance(value, str), "the path of a checkpoint"),
   "pixel_accuracy": (_is_share, _SHARE),
   "mean_accuracy": (_is_share, _SHARE),
   "cross_entropy": (_is_loss, "a number of 0 or more, or null"),

@@ -167,6 +167,12 @@ def _say_numbers(
 
 def _run_of_workdir(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None) -> _Run:
   weights = restore.origin(restore.locate(workdir, checkpoint))
+  config = config.copy_and_resolve_references()
+  run_folder = weights.parents[1]
+  if weights.is_dir() and (run_folder / "config.json").is_file():
+    # A recipe without the fields that the run's command set would call a baseline a run of the contrastive loss.
+    recorded = restore.config_of_run(run_folder)
+    config.contrast, config.loss = recorded.contrast, recorded.loss
   return _Run(str(workdir), workdir, weights, config)
 
 

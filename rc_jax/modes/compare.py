@@ -32,7 +32,7 @@ from rc_jax.evaluation.bootstrap import (
   difference,
 )
 from rc_jax.evaluation.image_scores import image_mious
-from rc_jax.evaluation.protocol import protocol_text
+from rc_jax.evaluation.protocol import protocol_text, weights_text
 from rc_jax.evaluation.results import Result, read_result
 from rc_jax.fields import Flag
 from rc_jax.inference.batched import label_images
@@ -113,8 +113,8 @@ def table(first: Result, second: Result, change: Difference, intervals: Interval
   ]
   return "\n".join(
     [
-      f"first:  {first.path}, step {first.scores['step']}: {protocol_text(first.scores)}",
-      f"second: {second.path}, step {second.scores['step']}: {protocol_text(second.scores)}",
+      f"first:  {first.path}, {weights_text(first.scores)}: {protocol_text(first.scores)}",
+      f"second: {second.path}, {weights_text(second.scores)}: {protocol_text(second.scores)}",
       *lines,
       *_verdict(first, second, change),
     ]
@@ -356,6 +356,11 @@ def _predict(
   folder, step = _run_folder(result), result.scores["step"]
   assert folder is not None
   saved = folder / checkpoint.FOLDER / str(step)
+  if not step or "checkpoint" in result.scores:
+    raise ValueError(
+      f"{result.path} scored {weights_text(result.scores)}, which is no step of {folder}; {_SCORE_AGAIN} "
+      "--workdir=DIR, the run's folder"
+    )
   if not saved.is_dir():
     newest = checkpoint.newest_step(folder)
     kept = "no checkpoint" if newest is None else f"none of that step any more (the newest: {newest:,})"

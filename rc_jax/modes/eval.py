@@ -18,7 +18,7 @@ from rc_jax.fields import Flag
 from rc_jax.inference.batched import label_images
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
 from rc_jax.weights import restore
-from rc_jax.weights.checkpoint import Model
+from rc_jax.weights.checkpoint import FOLDER, Model, newest_step
 from rc_jax.weights.checksums import weights_digest
 
 if TYPE_CHECKING:
@@ -67,16 +67,23 @@ def run(
   if jax.process_count() > 1:
     facts, listings = data.split_facts(source, config.eval.split)
     distributed.check_agreement(data.class_facts(source.info) | restore.facts(path) | facts, listings)
-  restore.origin(path)  # first: where there is no checkpoint, no folder is created
+  origin = restore.origin(path)  # first: where there is no checkpoint, no folder is created
   if jax.process_index() == 0:
     files.check_writable(workdir)
   network = models.build(config.model, source.info.num_classes)
   restored = restore.restore(network, config, path, source.info.table())
   scored = f"step {restored.step}" if restored.step else str(path)
   say(f"scoring {scored} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
+  if not is_of_run(origin, workdir) and newest_step(workdir) is not None:
+    say(
+      f"note: {origin} is no checkpoint of the run in {workdir}, whose scores on {config.eval.split} these replace: to "
+      "keep both, name another --workdir"
+    )
   start = time.monotonic()
   results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
   results["ema"] = restored.ema  # known by the checkpoint, whatever the recipe says
+  if not restored.step or not is_of_run(origin, workdir):
+    results["checkpoint"] = str(origin)
   seconds = time.monotonic() - start
   if jax.process_index() == 0:
     weights = weights_digest((restored.params, restored.batch_stats))
@@ -104,6 +111,12 @@ def run(
       names.append(f"{picture.name} (images with the lowest mIoU)")
     say(f"written to {written.parent}: {', '.join(names)}")
   return {"step": restored.step, **results}
+
+
+def is_of_run(origin: pathlib.Path, workdir: pathlib.Path) -> bool:
+  """Returns whether a checkpoint, a path of ``restore.origin``, lies in a run's folder."""
+  # Where disks are small, ``checkpoints`` is a link to another one.
+  return any(origin.is_relative_to(folder.resolve()) for folder in (workdir, workdir / FOLDER))
 
 
 def draw_worst(

@@ -26,6 +26,7 @@ import rc_jax
 from rc_jax import data, distributed, files, models, sharding
 from rc_jax.config import Config, as_dict
 from rc_jax.console import say
+from rc_jax.evaluation.protocol import weights_text
 from rc_jax.fields import Flag
 from rc_jax.inference.predictor import labels_and_probabilities
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
@@ -130,7 +131,8 @@ def run(
   _write(folder, exported, arrays if weights == "beside" else None, metadata, example)
   total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
   say(
-    f"the program of step {restored.step} for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "
+    f"the program of {weights_text({'step': restored.step})} "
+    f"for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "
     f"on {', '.join(platforms)} is in {folder} ({total / 1e6:.1f} MB); {README} there says how to run it"
   )
   return folder
@@ -161,7 +163,8 @@ def _export_weights(
     return path
   report = write_weights(path, family, variables, config.model, restored.step, info.name, info.class_names)
   size = path.stat().st_size / 1e6
-  line = f"the weights of step {restored.step} are in {path}: {report.arrays} arrays ({size:.1f} MB)"
+  origin = f"step {restored.step:,}" if restored.step else "a file"
+  line = f"the weights of {origin} are in {path}: {report.arrays} arrays ({size:.1f} MB)"
   if report.left_out:
     parts = sorted({name.partition(".")[0] for name in report.left_out})
     line += f"; {family} has no place for {', '.join(parts)}"
@@ -428,6 +431,16 @@ def _example(beside: bool, probabilities: bool, rows: int, height: int, width: i
   return "\n".join(lines)
 
 
+def _training(metadata: dict[str, Any]) -> str:
+  """Returns a phrase on the training: nothing is known of that of a file of weights."""
+  dataset, step = metadata["dataset"], metadata["trained"]["step"]
+  return (
+    f"was trained on {dataset} for {step} steps"
+    if step
+    else f"has weights of a file, for the classes of {dataset}"
+  )
+
+
 def _readme(metadata: dict[str, Any], example: str) -> str:
   """Returns the README of a program: inputs, outputs, how to run it, classes, licences."""
   classes = "\n".join(
@@ -457,8 +470,8 @@ Keep the function that `jax.jit(program.call)` returns: it compiles at its first
 of images. The program was written by jax {metadata["jax_version"]}; with this version it gives the labels of
 `--mode=predict` on the same kind of device. JAX promises that versions up to six months newer read it. Their compilers
 round differently, so some pixels between two classes change.
-`{METADATA}` holds the same facts in JSON. The network was trained on {metadata["dataset"]} for
-{metadata["trained"]["step"]} steps; scales {metadata["eval"]["scales"]}, flip {metadata["eval"]["flip"]}.
+`{METADATA}` holds the same facts in JSON. The network {_training(metadata)};
+scales {metadata["eval"]["scales"]}, flip {metadata["eval"]["flip"]}.
 
 Contains code of rc_jax, Apache-2.0. `flatbuffers/` is a copy of that package, Apache-2.0, Copyright Google Inc.;
 jax.export reads the program with it. See `{NOTICE}`.

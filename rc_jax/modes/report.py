@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rc_jax import __version__, data, distributed, files, models
-from rc_jax.config import Config
+from rc_jax.config import Config, as_dict, different_run
 from rc_jax.console import say
 from rc_jax.drawing.panels import MANY_CLASSES, grid, legend
 from rc_jax.drawing.predicted_image import Picture, panels_of
@@ -17,7 +17,7 @@ from rc_jax.drawing.report.run_curves import Ages
 from rc_jax.drawing.report.run_page import Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
-from rc_jax.evaluation.protocol import protocol_text, scoring_protocol
+from rc_jax.evaluation.protocol import protocol_text, scoring_protocol, weights_text
 from rc_jax.evaluation.results import read_results_json
 from rc_jax.inference.batched import label_images
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
@@ -36,7 +36,8 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   """Draws the report of a run from a checkpoint.
 
   Args:
-    config: a validated config.
+    config: a validated config; where the folder records that of its run, the page shows the recorded one, with the
+      ``eval`` and ``dataset.root`` of this one.
     workdir: the run's folder, with ``metrics.jsonl`` and ``eval/``.
     checkpoint: as for ``restore.locate``; None: the newest of ``workdir``.
 
@@ -55,9 +56,34 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   restored = restore.restore(network, config, path, info.table())
   if jax.process_index() > 0:
     return workdir / "report" / "index.html"
-  page = write(config, workdir, network, restored.params, restored.batch_stats, step=restored.step)
-  say(f"pictures of step {restored.step} are in {page.parent}; open {page}")
+  shown = config_of_page(config, workdir)
+  weights = (restored.params, restored.batch_stats)
+  page = write(shown, workdir, network, *weights, step=restored.step, ema=restored.ema)
+  say(f"pictures of {weights_text({'step': restored.step})} are in {page.parent}; open {page}")
   return page
+
+
+def config_of_page(config: Config, workdir: pathlib.Path) -> Config:
+  """Returns the config that a run's folder records, with the ``eval`` and ``dataset.root`` of the command's config.
+
+  A recipe without the fields that the run's command set would call a baseline a run of the contrastive loss. The
+  command's own config is returned where the folder records none. A line says where the two differ.
+
+  Args:
+    config: of the command.
+    workdir: the run's folder.
+  """
+  if not (workdir / "config.json").is_file():
+    return config
+  recorded = restore.config_of_run(workdir)
+  recorded.dataset.root, recorded.eval = config.dataset.root, config.eval
+  differences = different_run(as_dict(config), as_dict(recorded))
+  if differences:
+    say(
+      f"report: shows the configuration that {workdir / 'config.json'} records, which differs from that of this "
+      f"command ({'; '.join(differences)})"
+    )
+  return recorded
 
 
 def write(
@@ -67,6 +93,7 @@ def write(
   params: Any,
   batch_stats: Any,
   step: int | None = None,
+  ema: bool | None = None,
 ) -> pathlib.Path:
   """Writes ``workdir/report/``: ``index.html``, and ``panels.png`` with its pictures.
 
@@ -76,7 +103,8 @@ def write(
     network: functions of the network.
     params: replicated arrays.
     batch_stats: likewise.
-    step: updates behind the parameters; None: unknown.
+    step: updates behind the parameters, 0 for a file of weights; None: unknown.
+    ema: whether the parameters are a moving average; None: as in the training of ``config``.
 
   Returns:
     The path of the page, which needs no other file.
@@ -92,7 +120,7 @@ def write(
   images = len(
     data.load(config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes)
   )
-  protocol = protocol_text(scoring_protocol(config, network.align_corners, images))
+  protocol = protocol_text(scoring_protocol(config, network.align_corners, images, ema))
   if scores is not None:
     notes += _notes_on_scores(scores, protocol, weights_digest((params, batch_stats)), step)
     protocol = protocol_text(scores)
@@ -114,6 +142,7 @@ def write(
     pictures=shown,
     step=step,
     scores=scores,
+    scored_weights="" if scores is None else weights_text(scores),
     confusion=confusion,
     constant=None if scores is None or confusion is None else constant_score(scores, confusion),
     ages=ages(lines, info.class_names, config),
@@ -213,12 +242,10 @@ def _notes_on_scores(scores: dict[str, Any], protocol: str, weights: str, step: 
   notes = []
   known_step = step is not None and step != scores["step"]
   if known_step or scores.get("weights", weights) != weights:
-    of_step = "other weights" if step is None else f"step {step:,}"
-    other = (
-      f"step {scores['step']:,}"
-      if known_step or step is None
-      else f"other weights of step {scores['step']:,}"
-    )
+    of_step = "other weights" if step is None else weights_text({"step": step})
+    other = weights_text(scores)
+    if step and not known_step and "checkpoint" not in scores:
+      other = f"other weights of {other}"
     notes.append(
       f"The pictures are of {of_step}, the scores of {other}: score the checkpoint of the pictures with --mode=eval."
     )

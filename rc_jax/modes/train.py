@@ -451,7 +451,10 @@ def closing(
   """
   split = config.eval.split
   scores = run_log.read_scores(workdir, split, protocol)
-  last, best = max(scores), max(scores, key=lambda step: scores[step])
+  last, best = (
+    max(scores),
+    max(scores, key=lambda step: (scores[step], step)),
+  )  # as Checkpoints keeps the best
   kept = (
     f"--checkpoint={best}" if (workdir / "checkpoints" / str(best)).is_dir() else f"step {best}, not kept"
   )

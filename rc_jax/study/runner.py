@@ -128,6 +128,8 @@ def _lacks(path: pathlib.Path, config: Config) -> str:
   if not path.is_file():
     return "is missing"
   scores = read_results_json(path)
+  if "checkpoint" in scores:
+    return f"is of {scores['checkpoint']}, not of this run"
   if scores["step"] != config.train.steps:
     return f"is of step {scores['step']}, not {config.train.steps}"
   if "images" not in scores:
@@ -150,7 +152,8 @@ def read_results(study: Study, folder: pathlib.Path) -> dict[tuple[str, int, str
 def other_runs(study: Study, folder: pathlib.Path) -> list[str]:
   """Returns the runs in a folder that the study does not name, such as those of another choice of seeds, sorted."""
   named = {folder / run.path for run in study.runs}
-  scored = {path.parents[1] for path in (folder / "runs").glob("*/seed*/eval/*.json")}
+  # A split may lie in a folder, as fold0/val.
+  scored = {path for path in (folder / "runs").glob("*/seed*") if any((path / "eval").rglob("*.json"))}
   return sorted(str(path.relative_to(folder)) for path in scored - named)
 
 

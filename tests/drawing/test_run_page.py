@@ -6,10 +6,12 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 from rc_jax.config import defaults
 from rc_jax.drawing.report.configuration import recipe_lines
+from rc_jax.drawing.report.run_curves import contrast_section
 from rc_jax.drawing.report.run_page import run_page
 from tests.support.browser import browse, in_browser
 from tests.support.example_runs import HOSTILE, make_config, make_run, unusual_runs
@@ -63,6 +65,34 @@ def test_the_validation_loss_has_a_chart_where_the_log_has_it() -> None:
   earlier = [{name: value for name, value in line.items() if name != "cross_entropy"} for line in run.lines]
   page = run_page(dataclasses.replace(run, lines=earlier))
   assert "alidation loss" not in page and "mIoU on val, %" in page
+
+
+def test_scores_and_pictures_name_their_weights() -> None:
+  run = make_run()
+  page = run_page(dataclasses.replace(run, step=0, scored_weights="/net.pth"))
+  assert page.count("on val, /net.pth") == 2 and "with the weights of a file for 3 images" in page
+  assert "step 0" not in page and "best mIoU at another step" in page
+  scores = {**run.scores, "step": 90_000, "checkpoint": "/runs/other/checkpoints/90000"}
+  page = run_page(dataclasses.replace(run, scores=scores, scored_weights="step 90,000 of /runs/other"))
+  assert "Trained for 400 of" in page  # not 90,000, the step of the other run
+
+
+def test_of_many_classes_lines_without_a_value_have_no_summary() -> None:
+  """The ages of keys while all banks are empty: 0 would mean that they are new."""
+  run = make_run(num_classes=30)
+  mean = run.ages.mean.copy()
+  mean[0] = np.nan
+  steps = [line for line in run.lines if "loss" in line]
+  (section,) = contrast_section(steps, run.info, run.ages._replace(mean=mean))
+  charts = map(json.loads, map(html.unescape, re.findall(r'data-chart="(.*?)"', section.body)))
+  (ages,) = (
+    chart
+    for chart in charts
+    if chart["steps"][0] == 10 and len(chart["series"]) == 3 and None in chart["series"][0]["values"]
+  )
+  for series, expected in zip(ages["series"], (np.nanmin, np.nanmedian, np.nanmax), strict=True):
+    assert series["values"][0] is None
+    assert series["values"][1] == pytest.approx(expected(mean[1]), rel=1e-3)
 
 
 def test_a_term_that_is_always_zero_has_no_chart() -> None:

@@ -154,6 +154,22 @@ def test_centers_of_a_loss_before_the_relu_are_of_the_map_behind_it(
     np.testing.assert_allclose(vectors[label], vector, atol=1e-5)
 
 
+def test_a_run_is_described_by_its_own_config(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  """The recipe has the contrastive loss, which the command of the run had switched off, and other centers."""
+  monkeypatch.setattr(embedding, "project", lambda vectors: vectors[:, :2])
+  recipe = save_run(tmp_path / "a", scope="none")
+  recipe.contrast.scope = "bank"
+  centers.run(recipe, tmp_path / "a")
+  (numbers,) = json.loads((tmp_path / "a" / "centers" / "val.json").read_text())["runs"]
+  assert numbers["loss"] == "baseline" and recipe.contrast.scope == "bank"
+  save_run(tmp_path / "b", centers="average")
+  centers.run(recipe, tmp_path / "b")
+  (numbers,) = json.loads((tmp_path / "b" / "centers" / "val.json").read_text())["runs"]
+  assert numbers["method"] == "average"
+
+
 @pytest.mark.parametrize(
   ("folder", "message"),
   [

@@ -19,8 +19,9 @@ from rc_jax import data, models
 from rc_jax.config import Config, defaults
 from rc_jax.data import DatasetInfo
 from rc_jax.drawing import contact_sheet
+from rc_jax.evaluation.bootstrap import class_intervals, difference
 from rc_jax.evaluation.evaluator import make_evaluator
-from rc_jax.evaluation.protocol import protocol_text
+from rc_jax.evaluation.protocol import protocol_text, weights_text
 from rc_jax.evaluation.results import read_result, read_results_json, results_table, write_results
 from rc_jax.inference import predictor
 from rc_jax.models import Network, Outputs
@@ -126,13 +127,18 @@ def test_cross_entropy_is_that_of_the_averaged_probabilities(fields: dict) -> No
   assert re.search(rf"cross entropy, nats +{results['cross_entropy']:.4f}\n", results_table(results) + "\n")
 
 
-def test_a_loss_that_is_not_finite_is_null() -> None:
+def test_a_loss_that_is_not_finite_is_null_and_its_images_are_named(capsys) -> None:
   results, _ = make_evaluator(brightest_channel(), Photos([(6, 7)]), defaults())(
     {"gain": jnp.float32(np.nan)}, {}, None
   )
   assert results["cross_entropy"] is None and re.search(
     r"cross entropy, nats +-\n", results_table(results) + "\n"
   )
+  assert re.search(
+    r"WARNING: the network computes NaN in 1 of 1 images \(\w+\), where", capsys.readouterr().out
+  )
+  make_evaluator(brightest_channel(), Photos([(6, 7)]), defaults())({"gain": jnp.float32(1)}, {}, None)
+  assert "WARNING" not in capsys.readouterr().out
 
 
 def test_json_holds_the_fields_of_the_design(tmp_path: pathlib.Path) -> None:
@@ -195,6 +201,36 @@ def test_scores_say_whether_they_are_of_the_moving_average(tmp_path: pathlib.Pat
   config.eval.ema = True
   without = eval_mode.run(config, other)
   assert without["ema"] is False and without["iou"] == found[True] != found[False]
+
+
+def test_scores_of_weights_that_are_not_of_the_run_say_whose_they_are(
+  tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
+  """Published weights, scored without ``--workdir``, replace the scores of the run in the recipe's folder."""
+  load = data.load
+  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
+  monkeypatch.setattr(data, "load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(2)))
+  run, other = tmp_path / "run", tmp_path / "other" / "checkpoints" / "7"
+  config = saved_runs.save_run(run)
+  saved_runs.save_run(tmp_path / "other", seed=1)
+  (run / "checkpoints").rename(tmp_path / "disk")
+  (run / "checkpoints").symlink_to(tmp_path / "disk")
+  for checkpoint in (None, pathlib.Path("7")):
+    eval_mode.run(config, run, checkpoint)
+    scores = read_result(run).scores
+    assert weights_text(scores) == "step 7" and "checkpoint" not in scores
+  assert "is no checkpoint of" not in capsys.readouterr().out
+  eval_mode.run(config, run, other)
+  assert f"note: {other} is no checkpoint of the run in {run}" in capsys.readouterr().out
+  result = read_result(run)
+  assert weights_text(result.scores) == f"step 7 of {other}"
+  assert f"{result.path}, step 7 of {other}: 2 images" in compare.table(
+    result, result, difference(result, result, 10), class_intervals(result, result, 10)
+  )
+  with pytest.raises(ValueError, match=f"scored step 7 of {other}, which is no step of {run}"):
+    compare._compared_images(result, result)
+  eval_mode.run(config, tmp_path / "empty", other)
+  assert "is no checkpoint of" not in capsys.readouterr().out
 
 
 def _rows_of(sheet: np.ndarray, image: np.ndarray) -> int | None:
@@ -371,6 +407,7 @@ def test_two_processes_count_every_image_once(weights, tmp_path: pathlib.Path) -
   np.testing.assert_array_equal(np.load(tmp_path / "eval" / "val_confusion.npy"), counts.confusion)
   written = json.loads((tmp_path / "eval" / "val.json").read_text())
   assert len(written.pop("weights")) == 16  # a digest
+  assert written.pop("checkpoint") == str(path.resolve())
   assert written == {"step": 0} | results
   labelled = sum(int((source[i]["label"] != 255).sum()) for i in range(60))
   assert counts.confusion.sum() == labelled

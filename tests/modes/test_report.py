@@ -9,16 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax import data
+from rc_jax import data, models
 from rc_jax.drawing.panels import MARGIN, colorize, differences
 from rc_jax.evaluation.evaluator import make_evaluator
 from rc_jax.evaluation.protocol import protocol_text
 from rc_jax.evaluation.results import write_results
 from rc_jax.inference.predictor import make_predictor
+from rc_jax.modes import eval as eval_mode
 from rc_jax.modes import report
 from rc_jax.training.bank_age import key_ages
 from rc_jax.weights.checksums import weights_digest
-from tests.support import run_tiny, tiny_predictions
+from tests.support import run_tiny, saved_runs, tiny_predictions
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,34 @@ NOTES = {
   ),
   "the same": ({}, None),
 }
+
+
+def test_a_page_shows_the_config_and_the_weights_of_the_run(
+  tmp_path: pathlib.Path, monkeypatch, capsys
+) -> None:
+  """The recipe lacks what the run's command set: no contrastive loss, another batch size, a moving average."""
+  load = data.load
+  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
+  monkeypatch.setattr(data, "load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(2)))
+  run = tmp_path / "run"
+  saved_runs.save_run(run, scope="none", ema=True)
+  (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.0}) + "\n")
+  recipe = run_tiny.get_config()
+  assert recipe.contrast.scope == "bank"
+  eval_mode.run(recipe, run)
+  recipe.data.threads += 1  # which is no property of the run
+  page = html.unescape(report.run(recipe, run).read_text())
+  assert "Baseline, without contrastive loss" in page and 'config.contrast.scope = "none"' in page
+  assert "in another way" not in page  # both are of the average, of which the recipe knows nothing
+  printed = capsys.readouterr().out
+  assert f"shows the configuration that {run / 'config.json'} records" in printed
+  assert "(contrast.scope: bank, there none)" in printed
+
+  recipe.contrast.scope = "none"
+  report.run(recipe, run)
+  assert "shows the configuration" not in capsys.readouterr().out
+  (run / "config.json").unlink()
+  assert report.config_of_page(recipe, run) is recipe
 
 
 def page_of_step_4(workdir: pathlib.Path) -> str:

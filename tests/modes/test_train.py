@@ -93,6 +93,10 @@ def test_the_end_names_the_best_checkpoint_where_it_is_kept(tmp_path: pathlib.Pa
   (tmp_path / "checkpoints/4").mkdir(parents=True)
   text = train.closing(config, tmp_path, page, None, "full images")
   assert "(the best was 50.00, --checkpoint=4)" in text
+  # Of equal scores, the checkpoint of the later step is kept as the best.
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": 12, "split": "val", "miou": 0.5}) + "\n")
+  assert "the best was" not in train.closing(config, tmp_path, page, None, "full images")
 
 
 @pytest.mark.long

@@ -230,6 +230,15 @@ def test_runs_that_the_study_does_not_name_are_listed(tmp_path: pathlib.Path) ->
   assert other_runs(dataclasses.replace(STUDY, seeds=(1,)), tmp_path) == ["runs/ce/seed0", "runs/rc/seed0"]
 
 
+def test_runs_are_listed_that_are_scored_on_a_split_in_a_folder(tmp_path: pathlib.Path) -> None:
+  for seed in (0, 5):
+    scores = tmp_path / "runs" / "ce" / f"seed{seed}" / "eval" / "fold0" / "val.json"
+    scores.parent.mkdir(parents=True)
+    scores.write_text("{}")
+  (tmp_path / "runs" / "ce" / "seed6" / "eval").mkdir(parents=True)  # not scored yet
+  assert other_runs(STUDY, tmp_path) == ["runs/ce/seed5"]
+
+
 def test_another_study_in_the_folder_is_refused(tmp_path: pathlib.Path) -> None:
   path = tmp_path / "runs/ce/seed0/config.json"
   path.parent.mkdir(parents=True)
@@ -250,6 +259,8 @@ def test_a_score_of_an_earlier_step_does_not_finish_a_run(tmp_path: pathlib.Path
   assert missing_splits(STUDY, run, tmp_path, config) == {"val": f"{path} is of step 2, not {STEPS}"}
   path.write_text(json.dumps(scores | {"step": STEPS}))
   assert missing_splits(STUDY, run, tmp_path, config) == {}
+  path.write_text(json.dumps(scores | {"step": STEPS, "checkpoint": "/net.pth"}))
+  assert missing_splits(STUDY, run, tmp_path, config) == {"val": f"{path} is of /net.pth, not of this run"}
 
 
 def test_the_command_of_a_run_sets_its_fields(tmp_path: pathlib.Path) -> None:

@@ -46,6 +46,7 @@ def make_run(num_classes: int = 5, lines: int = 40, name: str = "class", scope: 
     pictures=[_picture(rng, f"{name} {index}", num_classes) for index in range(3)],
     step=400,
     scores=scores,
+    scored_weights="step 400",
     confusion=confusion,
     constant=(names[1], 0.1),
     ages=Ages(steps, mean, 2 * mean),

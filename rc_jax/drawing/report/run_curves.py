@@ -210,12 +210,10 @@ def _by_class(values: np.ndarray, info: DatasetInfo) -> list[Series]:
       Series(name, values[:, label], f"color-mix(in srgb, {css_color(info.palette[label])} 72%, var(--ink))")
       for label, name in enumerate(info.class_names)
     ]
-  known = np.where(np.isfinite(values).any(axis=1, keepdims=True), values, 0)
-  lines = {
-    "lowest class": np.nanmin(known, axis=1),
-    "median class": np.nanmedian(known, axis=1),
-    "highest class": np.nanmax(known, axis=1),
-  }
+  known = np.isfinite(values).any(axis=1)  # [L]
+  lines = {name: np.full(len(values), np.nan) for name in ("lowest class", "median class", "highest class")}
+  for line, summary in zip(lines.values(), (np.nanmin, np.nanmedian, np.nanmax), strict=True):
+    line[known] = summary(values[known], axis=1)
   return [Series(name, line, color) for (name, line), color in zip(lines.items(), ACCENTS, strict=True)]
 
 

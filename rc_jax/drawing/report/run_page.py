@@ -34,8 +34,9 @@ class Run:
     info: names and colours of the ``N`` classes.
     lines: of ``metrics.jsonl``.
     pictures: of ``eval.split``.
-    step: updates behind the pictures; None: unknown.
+    step: updates behind the pictures, 0 for a file of weights; None: unknown.
     scores: of ``eval/<split>.json``; None: not scored.
+    scored_weights: a phrase on the weights behind the scores, such as ``step 4,000``.
     confusion: ``[N,N]``, rows truth, of the same evaluation; None: unknown.
     constant: the name of the most frequent class, and the mIoU of predicting it everywhere; None: unknown.
     ages: of the keys in the banks; None: the log does not show them.
@@ -49,6 +50,7 @@ class Run:
   pictures: Sequence[Picture]
   step: int | None = None
   scores: Mapping[str, Any] | None = None
+  scored_weights: str = ""
   confusion: np.ndarray | None = None
   constant: tuple[str, float] | None = None
   ages: Ages | None = None
@@ -103,8 +105,9 @@ def _scores(run: Run, scores: Mapping[str, Any]) -> str:
     name, miou = run.constant
     beside.append((f"mIoU of predicting {name} everywhere", _percent(miou)))
   scored = [line for line in run.lines if line.get("split") == scores["split"]]
+  own_step = None if "checkpoint" in scores else scores["step"]  # of another run's weights, none
   logged = dict(zip((line["step"] for line in scored), column(scored, "miou").tolist(), strict=True))
-  logged = {step: miou for step, miou in logged.items() if math.isfinite(miou) and step != scores["step"]}
+  logged = {step: miou for step, miou in logged.items() if math.isfinite(miou) and step != own_step}
   if logged:
     best = max(logged, key=lambda step: logged[step])
     beside.append((f"best mIoU at another step, {best:,}", _percent(logged[best])))
@@ -115,7 +118,7 @@ def _scores(run: Run, scores: Mapping[str, Any]) -> str:
   terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{value}</dd>" for term, value in beside)
   ious = scores["iou"].values()
   classes = f"{sum(iou is not None for iou in ious)} of {len(ious)} classes"
-  where = f"mIoU in % over {classes} on {scores['split']}, step {scores['step']:,}"
+  where = f"mIoU in % over {classes} on {scores['split']}, {run.scored_weights}"
   return (
     f'<div class="scores"><div class="score"><b>{_percent(scores["miou"])}</b><span>{html.escape(where)}</span></div>'
     f'<dl class="beside">{terms}</dl></div>'
@@ -133,7 +136,8 @@ def _training(run: Run, steps: Lines) -> str:
   text = f"of {train.steps:,} steps, each on {train.batch_size} crops of {size} pixels"
   if not steps:
     return html.escape(f"The recipe trains {text[3:]}. This folder has no log of the training.")
-  trained = max(steps[-1]["step"], 0 if run.scores is None else run.scores["step"])
+  is_scored = run.scores is not None and "checkpoint" not in run.scores
+  trained = max(steps[-1]["step"], run.scores["step"] if run.scores is not None and is_scored else 0)
   text = f"Trained for {trained:,} {text}"
   speeds = column(steps, "images_per_second")
   number = np.diff([0, *(line["step"] for line in steps)]) * train.batch_size
@@ -147,7 +151,7 @@ def _training(run: Run, steps: Lines) -> str:
 
 
 def _pictures(run: Run) -> Section:
-  step = "" if run.step is None else f" at step {run.step:,}"
+  step = "" if run.step is None else f" at step {run.step:,}" if run.step else " with the weights of a file"
   count = len(run.pictures)
   lead = (
     f"Predictions{step} for {count} images, evenly spaced over {run.config.eval.split} from its first to its last. "
@@ -200,7 +204,7 @@ def _classes(run: Run) -> Section:
   palette = dict(zip(run.info.class_names, run.info.palette, strict=True))
   grey = np.array([128, 128, 128])
   colors = np.stack([palette.get(name, grey) for name in names])
-  lead = f"IoU of each class in % on {scores['split']}, step {scores['step']:,}. The dashed line is the mean."
+  lead = f"IoU of each class in % on {scores['split']}, {run.scored_weights}. The dashed line is the mean."
   bars = iou_bars(names, colors, ious, scores["miou"] or 0.0, pixels)
   return Section(
     "classes", "IoU of each class", f'<p class="lead">{html.escape(lead)}</p>{bars}', half=_beside(run.info)
