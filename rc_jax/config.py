@@ -562,6 +562,24 @@ def uses_contrast(config: Config) -> bool:
   return config.contrast.scope != "none" and config.loss.contrast_weight > 0
 
 
+def contrast_title(config: Config) -> str:
+  """Returns the name of the contrastive method for people, and its scope.
+
+  >>> config = defaults()
+  >>> contrast_title(config)
+  'RegionContrast, scope bank'
+  >>> config.contrast.method = "pixels"
+  >>> contrast_title(config)
+  'pixels, scope bank'
+  """
+  return f"{method_title(config)}, scope {config.contrast.scope}"
+
+
+def method_title(config: Config) -> str:
+  """Returns ``RegionContrast``, or the key of another contrastive method of ``METHODS``."""
+  return "RegionContrast" if config.contrast.method == "region" else str(config.contrast.method)
+
+
 def reads_banks(config: Config) -> bool:
   """True where the contrastive method may have a bank."""
   return uses_contrast(config) and bool(config.contrast.scope == "bank")
@@ -705,6 +723,7 @@ __all__ = [
   "Config",
   "as_dict",
   "check_override",
+  "contrast_title",
   "defaults",
   "different_network",
   "different_run",
@@ -714,6 +733,7 @@ __all__ = [
   "height_width",
   "is_training_only",
   "load_recipe",
+  "method_title",
   "reads_banks",
   "reads_image_index",
   "set_field",

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from rc_jax import __version__, contrast, data, files, models, sharding
-from rc_jax.config import CENTERS, Config, uses_contrast
+from rc_jax.config import CENTERS, Config, contrast_title, uses_contrast
 from rc_jax.console import Progress, say
 from rc_jax.drawing import embedding
 from rc_jax.evaluation.center_statistics import Centers, Separation, Statistics, center_statistics
@@ -227,7 +227,6 @@ def _extract(chosen_run: _Run, source: data.Source, config: Config, method: str)
     )
   rows = np.repeat(np.arange(len(source), dtype=np.int32), [len(classes) for classes, _ in of_images])
   vectors = np.concatenate([of_image for _, of_image in of_images])
-  is_baseline = not uses_contrast(chosen_run.config)
   return ExtractedCenters(
     name=chosen_run.name,
     centers=Centers(vectors, rows, labels),
@@ -235,7 +234,7 @@ def _extract(chosen_run: _Run, source: data.Source, config: Config, method: str)
     method=method,
     step=restored.step,
     weights=weights_digest((restored.params, restored.batch_stats)),
-    loss="baseline" if is_baseline else f"RegionContrast, scope {chosen_run.config.contrast.scope}",
+    loss=contrast_title(chosen_run.config) if uses_contrast(chosen_run.config) else "baseline",
   )
 
 

@@ -117,6 +117,11 @@ def write(
     panels(shown, info).save(file, "PNG")
   lines = read_metrics(workdir)
   scores, confusion, notes = read_evaluation(workdir, config.eval.split)
+  if scores is not None and list(scores["iou"]) != list(info.class_names):
+    scores = confusion = None
+    notes.append(
+      f"eval/{config.eval.split}.json scores other classes than those of this run and is left out."
+    )
   images = len(
     data.load(config.dataset.name, config.dataset.root, config.eval.split, classes=config.dataset.classes)
   )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rc_jax import losses
-from rc_jax.config import Config, height_width, reads_banks, uses_contrast
+from rc_jax.config import Config, height_width, method_title, reads_banks, uses_contrast
 from rc_jax.models import Network
 from rc_jax.train_state import TrainState
 
@@ -121,8 +121,7 @@ def _loss_text(config: Config, terms: dict[str, float], num_classes: int, traini
       words.append(f"{weight:g} x {_WORDS.get(name, f'{name} loss')}")
   if "contrast" not in terms:
     return f"{' + '.join(words)}, without contrast: the baseline"
-  method = "RegionContrast" if config.contrast.method == "region" else config.contrast.method
-  words.append(f"{terms['contrast']:g} x {method}")
+  words.append(f"{terms['contrast']:g} x {method_title(config)}")
   if reads_banks(config):
     keys = f"banks of {config.contrast.bank_size or training_images:,} keys for each of {num_classes} classes"
     if config.contrast.slots == "image":

@@ -77,6 +77,13 @@ def test_scores_and_pictures_name_their_weights() -> None:
   assert "Trained for 400 of" in page  # not 90,000, the step of the other run
 
 
+def test_a_page_names_the_contrastive_method() -> None:
+  run = make_run()
+  assert '<p class="kind">RegionContrast, scope bank</p>' in run_page(run)
+  run.config.contrast.method = "pixels"  # of an extension
+  assert '<p class="kind">pixels, scope bank</p>' in run_page(run)
+
+
 def test_of_many_classes_lines_without_a_value_have_no_summary() -> None:
   """The ages of keys while all banks are empty: 0 would mean that they are new."""
   run = make_run(num_classes=30)

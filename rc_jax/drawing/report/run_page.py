@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rc_jax.config import Config, height_width, uses_contrast
+from rc_jax.config import Config, contrast_title, height_width, uses_contrast
 from rc_jax.console import duration
 from rc_jax.data import DatasetInfo
 from rc_jax.drawing.panels import IGNORED_COLOR, MANY_CLASSES, WRONG_COLOR
@@ -81,11 +81,7 @@ def _title(config: Config) -> str:
 
 def _header(run: Run, steps: Lines) -> str:
   config = run.config
-  kind = (
-    f"RegionContrast, scope {config.contrast.scope}"
-    if uses_contrast(config)
-    else "Baseline, without contrastive loss"
-  )
+  kind = contrast_title(config) if uses_contrast(config) else "Baseline, without contrastive loss"
   score = (
     '<p class="lead">Not scored yet: <code>--mode=eval</code> scores the newest checkpoint.</p>'
     if run.scores is None
