@@ -211,10 +211,17 @@ def _by_class(values: np.ndarray, info: DatasetInfo) -> list[Series]:
       for label, name in enumerate(info.class_names)
     ]
   known = np.isfinite(values).any(axis=1)  # [L]
-  lines = {name: np.full(len(values), np.nan) for name in ("lowest class", "median class", "highest class")}
-  for line, summary in zip(lines.values(), (np.nanmin, np.nanmedian, np.nanmax), strict=True):
-    line[known] = summary(values[known], axis=1)
-  return [Series(name, line, color) for (name, line), color in zip(lines.items(), ACCENTS, strict=True)]
+  summaries = {
+    "lowest class": np.nanmin(values[known], axis=1),
+    "median class": np.nanmedian(values[known], axis=1),
+    "highest class": np.nanmax(values[known], axis=1),
+  }
+  lines = []
+  for (name, summary), color in zip(summaries.items(), ACCENTS, strict=True):
+    line = np.full(len(values), np.nan)
+    line[known] = summary
+    lines.append(Series(name, line, color))
+  return lines
 
 
 def _figure(title: str, body: str, note: str, wide: bool) -> str:
