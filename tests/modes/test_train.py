@@ -380,6 +380,7 @@ def test_eval_of_a_checkpoint_gives_the_scores_that_the_run_logged(uninterrupted
   protocol = logged.pop("protocol")
   assert protocol == protocol_text(alone)
   assert {name: alone[name] for name in logged} == logged and alone["step"] == 12
+  assert alone.pop("checkpoint") == str((workdir / "checkpoints" / "12").resolve())  # of another folder's run
   assert alone == json.loads((workdir / "eval" / "val.json").read_text())
   assert "mIoU" in printed and "road" in printed
 
