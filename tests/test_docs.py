@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 import pathlib
 import re
 import statistics
@@ -119,10 +120,10 @@ def evidence_table(*heads: str) -> list[dict[str, str]]:
   return found
 
 
-def published_scores() -> dict[str, dict[str, float]]:
-  """Row -> seed -> mIoU of the finished runs."""
+def published_scores(study: str = "open_questions_demo") -> dict[str, dict[str, float]]:
+  """Row -> seed -> mIoU of a study's finished runs."""
   scores: dict[str, dict[str, float]] = {}
-  with (EVIDENCE / "open_questions_demo.csv").open(newline="") as file:
+  with (EVIDENCE / f"{study}.csv").open(newline="") as file:
     for run in csv.DictReader(file):
       scores.setdefault(run["row"], {})[run["seed"]] = float(run["miou"])
   return scores
@@ -131,9 +132,7 @@ def published_scores() -> dict[str, dict[str, float]]:
 def test_the_evidence_is_that_of_the_published_scores() -> None:
   """Each row's number of seeds, mean and deviation, and its difference to its baseline seed by seed."""
   scores = published_scores()
-  number = sum(map(len, scores.values()))
-  page = (DOCS / "evidence.md").read_text()
-  assert f"**State: in progress, {number} of 75 runs.**" in page or number == 75
+  assert sum(map(len, scores.values())) == 75
   rows = evidence_table("row", "mIoU", "baseline")
   assert [row["row"] for row in rows] == list(scores)
   for cells in rows:
@@ -157,6 +156,59 @@ def test_the_differences_to_cross_entropy_are_those_of_the_published_scores() ->
     assert cells["difference to CE"] == f"{statistics.mean(a - b for a, b in paired):+.2f}", cells
     low, high = scipy.stats.ttest_rel(*zip(*paired, strict=True)).confidence_interval(0.95)
     assert cells["95 % over seeds"] == f"{low:+.2f} to {high:+.2f}", cells
+
+
+@pytest.mark.parametrize("study, first_column", [("camvid", "CamVid")])
+def test_the_tables_of_single_runs_are_those_of_the_published_scores(study: str, first_column: str) -> None:
+  scores = published_scores(study)
+  rows = evidence_table(first_column, "difference to CE")
+  assert [row[first_column] for row in rows] == list(scores)
+  for cells in rows:
+    own = scores[cells[first_column]]
+    seeds = {name.removeprefix("seed "): value for name, value in cells.items() if name.startswith("seed ")}
+    assert seeds == {seed: f"{score:.2f}" for seed, score in own.items()}
+    assert cells["mean"] == f"{statistics.mean(own.values()):.2f} ± {statistics.stdev(own.values()):.2f}"
+    if cells[first_column] == "CE":
+      continue
+    paired = [(own[seed], scores["CE"][seed]) for seed in own]
+    assert cells["difference to CE"] == f"{statistics.mean(a - b for a, b in paired):+.2f}", cells
+    low, high = scipy.stats.ttest_rel(*zip(*paired, strict=True)).confidence_interval(0.95)
+    assert cells["95 % over seeds"] == f"{low:+.2f} to {high:+.2f}", cells
+
+
+def test_the_differences_of_seeds_and_classes_are_those_of_the_published_scores() -> None:
+  with (EVIDENCE / "camvid.csv").open(newline="") as file:
+    runs = list(csv.DictReader(file))
+  baseline, ours = ([run for run in runs if run["row"] == row] for row in ("CE", "RegionContrast"))
+
+  def differences(column: str) -> list[float]:
+    return [float(b[column]) - float(a[column]) for a, b in zip(baseline, ours, strict=True)]
+
+  page = " ".join((DOCS / "evidence.md").read_text().split())
+  first, second, third = (f"{value:+.2f}" for value in differences("miou"))
+  assert f"positive at all three seeds: {first}, {second} and {third}" in page
+  for name, said in {"fence": "({} points on average)", "pedestrian": "({})", "road": "({})"}.items():
+    values = differences(f"iou {name}")
+    assert min(values) > 0 and f"{name} {said.format(f'{statistics.mean(values):+.1f}')}" in page, name
+
+
+@pytest.mark.parametrize("name, heads", [("demo", ("seed", "silhouette")), ("camvid", ("CamVid, seed",))])
+def test_the_separation_of_centers_is_that_of_the_published_runs(name: str, heads: tuple[str, ...]) -> None:
+  rows = evidence_table(*heads)
+  published = [
+    (str(study["seed"]), run)
+    for study in json.loads((EVIDENCE / f"centers_{name}.json").read_text())
+    for run in study["runs"]
+  ]
+  assert len(rows) == len(published)
+  for cells, (seed, run) in zip(rows, published, strict=True):
+    values = run["mean_of_classes"]
+    assert list(cells.values()) == [
+      seed,
+      "CE" if run["loss"] == "baseline" else "RegionContrast",
+      *(f"{values[key]:.3f}" for key in ("within", "between", "silhouette")),
+      f"{100 * values['accuracy']:.1f} %",
+    ]
 
 
 def test_the_similarities_are_those_of_the_published_runs() -> None:
