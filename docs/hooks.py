@@ -90,15 +90,18 @@ def modes_tables() -> str:
   flags = {mode: importlib.import_module(f"rc_jax.modes.{mode}").FLAGS for mode in MODES}
   readers = {flag: [mode for mode in MODES if flag in flags[mode]] for mode in MODES for flag in flags[mode]}
   rows = [
-    f"| `--{flag.name}` | {cell(flag.meaning)} | {', '.join(modes)} |"
+    f"| `--{flag.name}` | {default(flag)} | {cell(flag.meaning)} | {', '.join(modes)} |"
     for flag, modes in readers.items()
     if len(modes) > 1
   ]
-  parts = ["## Flags of several modes", "| flag | meaning | modes |\n|---|---|---|\n" + "\n".join(rows)]
+  parts = [
+    "## Flags of several modes",
+    "| flag | default | meaning | modes |\n|---|---|---|---|\n" + "\n".join(rows),
+  ]
   for mode, purpose in MODES.items():
     parts.append(f"## {mode}\n\n`--mode={mode}` {cell(purpose)}.")
     rows = [
-      f"| `--{flag.name}` | {default(flag.default)} | {cell(flag.meaning)} |"
+      f"| `--{flag.name}` | {default(flag)} | {cell(flag.meaning)} |"
       for flag in flags[mode]
       if len(readers[flag]) == 1
     ]
@@ -125,11 +128,9 @@ def packages_table() -> str:
   return "| package | holds | may import, of rc_jax |\n|---|---|---|\n" + "\n".join(rows)
 
 
-def default(value: Any) -> str:
+def default(flag: Any) -> str:
   """Returns a flag's default as a cell; empty where the meaning states it."""
-  if value is None or value == "":
-    return ""
-  return f"`{','.join(value) if isinstance(value, tuple) else value}`"
+  return f"`{flag.default_text}`" if flag.default_text else ""
 
 
 def cell(text: str) -> str:

@@ -26,7 +26,7 @@ FLAGS = (
   ),
   Flag("processes", "", "Several processes: their number."),
   Flag("process_id", "", "Several processes: the number of this one, from 0."),
-  Flag("connect_timeout", CONNECT_SECONDS, "Several processes: seconds in which all of them must be there."),
+  Flag("connect_timeout", CONNECT_SECONDS, "Several processes: seconds to wait for all of them."),
 )
 _ADDRESS_FLAGS = FLAGS[:3]
 

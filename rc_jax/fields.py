@@ -155,3 +155,16 @@ class Flag:
   def argument(self) -> str:
     """The name of the argument of the mode's ``run``: that of the flag, ``as_`` for ``--as``, a word of Python."""
     return f"{self.name}_" if keyword.iskeyword(self.name) else self.name
+
+  @property
+  def default_text(self) -> str:
+    """The default as the command line takes it; empty where the meaning states it.
+
+    >>> Flag("splits", ("train", "val"), "").default_text, Flag("budget", 0.0, "").default_text
+    ('train,val', '0')
+    """
+    if isinstance(self.default, bool):
+      return str(self.default).lower()
+    if isinstance(self.default, tuple):
+      return ",".join(self.default)
+    return f"{self.default:g}" if isinstance(self.default, int | float) else self.default or ""

@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ MODES = {
   "inspect": "checks every file of a data set and names each defect",
   "prepare": "packs a data set into files that read fast",
   "summary": "prints the network stage by stage: shapes, parameters, FLOPs, memory",
-  "compile": "compiles the train step, also for absent TPUs, and says whether it fits",
+  "compile": "compiles the train step, also for absent TPUs and GPUs, and says whether it fits",
   "study": "trains a recipe under several settings and seeds, and writes the table with intervals",
 }
 
@@ -371,11 +371,8 @@ def _help(topic: str, mode: str) -> str:
       expects = f" Expected: {field.expects}." if field.expects else ""
       lines += [f"  {field.path} = {field.default!r}", f"      {field.meaning}{expects}"]
     return "\n".join(lines)
-  lines = [
-    "usage: python -m rc_jax.main --config=RECIPE[:VARIANT] [--mode=MODE] [--config.path.to.field=value ...]",
-    "",
-  ]
   flags_of = {name: importlib.import_module(f"rc_jax.modes.{name}").FLAGS for name in MODES}
+  lines = [f"usage: python -m rc_jax.main {_usage(mode, flags_of)}", ""]
   if mode in MODES:
     lines += [f"--mode={mode}: {MODES[mode]}", *map(_described, flags_of[mode]), ""]
   else:
@@ -393,8 +390,23 @@ def _help(topic: str, mode: str) -> str:
   return "\n".join(lines)
 
 
+def _usage(mode: str, flags_of: "Mapping[str, Sequence[Flag]]") -> str:
+  """Returns the arguments of a command: of one ``mode``, or of any."""
+  recipe, fields = "--config=RECIPE[:VARIANT]", "[--config.path.to.field=value ...]"
+  if mode not in MODES:
+    return f"{recipe} [--mode=MODE] {fields}"
+  if mode == "study":
+    return f"--mode=study --study=STUDY[:VARIANT] {fields}"
+  reads_config = any(flag.name == "config" for flag in flags_of[mode])
+  return f"{recipe} --mode={mode} {fields}" if reads_config else f"--mode={mode} [--flag=value ...]"
+
+
 def _described(flag: "Flag") -> str:
-  return f"  --{flag.name}: {flag.meaning}"
+  default = flag.default_text
+  if flag.default is True:
+    default += f"; --no{flag.name} turns it off"
+  shown = f" Default: {default}." if default and flag.default is not False else ""
+  return f"  --{flag.name}: {flag.meaning}{shown}"
 
 
 def cli() -> int:

@@ -287,8 +287,26 @@ def test_help_groups_flags_by_mode(
   assert "--images" in predict and "--size" not in predict
   _, printed, _ = call(capsys, monkeypatch, "--mode=predict", "--help")
   assert "--images" in printed and "--mode=export" not in printed
+  assert "legend. Default: true; --nooverlays turns it off." in printed
+  assert "wait for all of them. Default: 300." in printed
+  assert "below --images.\n" in printed  # a switch that is off
   _, printed, _ = call(capsys, monkeypatch, "--help=config")
   assert all(field.path in printed for field in FIELDS)
+
+
+@pytest.mark.parametrize(
+  ("mode", "usage"),
+  [
+    ("compile", "--config=RECIPE[:VARIANT] --mode=compile [--config."),
+    ("study", "--mode=study --study=STUDY[:VARIANT] [--config."),
+    ("compare", "--mode=compare [--flag=value ...]"),
+  ],
+)
+def test_the_usage_of_a_mode_names_its_own_flags(
+  mode: str, usage: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+  _, printed, _ = call(capsys, monkeypatch, f"--mode={mode}", "--help")
+  assert printed.startswith(f"usage: python -m rc_jax.main {usage}")
 
 
 @pytest.mark.parametrize("mode", main.MODES)

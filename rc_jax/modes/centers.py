@@ -40,7 +40,7 @@ FLAGS = (
   Flag(
     "centers",
     OF_THE_RUN,
-    "Pixel weights of the centers, one of the values of contrast.centers; run: those of each run.",
+    "Pixel weights of the centers, as contrast.centers: dynamic, ep_hp or average; run: those of each run.",
     (OF_THE_RUN, *CENTERS),
   ),
 )

@@ -47,7 +47,7 @@ FLAGS = (
     "Writes the weights, not a program, as a .safetensors file with the names of mmsegmentation, torchvision, timm, "
     "regioncontrast or rc_jax.",
   ),
-  Flag("size", "", "HEIGHT,WIDTH in pixels of the images that the program reads."),
+  Flag("size", "", "HEIGHT,WIDTH in pixels of the images that the program reads; needed without --as."),
   Flag("batch", 0, "Images of one call. 0: any number."),
   Flag("platforms", DEFAULT_PLATFORMS, "Platforms of the program: some of cpu,cuda,rocm,tpu."),
   Flag("weights", "inside", "Place of the weights: inside the program, or beside it in weights.safetensors."),
