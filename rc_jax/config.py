@@ -65,7 +65,12 @@ FIELDS: tuple[Field, ...] = (
     resumable=True,
     is_path=True,
   ),
-  Field("dataset.train_split", "train", "The split to train on; Cityscapes also has ``trainval``.", SPLITS),
+  Field(
+    "dataset.train_split",
+    "train",
+    "The split to train on, or several joined by ``+``, such as ``train+val``.",
+    SPLITS,
+  ),
   Field(
     "dataset.on_error",
     "refuse",
@@ -156,9 +161,9 @@ FIELDS: tuple[Field, ...] = (
   Field(
     "train.compilation_cache",
     "",
-    "Folder in which the command keeps compiled programs for the next start, in all modes that run a network; ``off``: "
-    "none; empty: ``rc_jax/programs`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, with several processes none. "
-    "``JAX_COMPILATION_CACHE_DIR`` wins.",
+    "Folder in which ``train``, ``eval``, ``predict``, ``report`` and ``centers`` keep compiled programs for the next "
+    "start; ``off``: none; empty: ``rc_jax/programs`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, with several processes "
+    "none. ``JAX_COMPILATION_CACHE_DIR`` wins.",
     resumable=True,
     is_path=True,
     per_process=True,
@@ -345,7 +350,7 @@ FIELDS: tuple[Field, ...] = (
   Field(
     "data.rare_class_min_pixels",
     3_000,
-    "Pixels of the class that is drawn that an image must hold at least, where any image does.",
+    "Least number of pixels of the drawn class in an image; where no image has so many, all that hold the class serve.",
     at_least(1),
   ),
   Field(

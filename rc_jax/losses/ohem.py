@@ -17,7 +17,7 @@ FIELDS = (
   Field(
     "loss.ohem_threshold",
     0.7,
-    "OHEM keeps pixels whose true class has a probability below this.",
+    "OHEM keeps pixels whose true class has at most this probability.",
     within(0, 1, "a probability in 0..1"),
     read_when=_OHEM,
   ),

@@ -90,7 +90,8 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
     table_path = folder / f"{split.name}.json"
     files.make_folder(table_path.parent)  # a split may lie in a folder, as fold0/val
     files.atomic_write_text(table_path, json.dumps(tables[split.name], indent=1) + "\n")
-  across = [*map(Note, info.notes), *_images_in_common(config, splits)]
+  in_common = _images_in_common(config, splits)
+  across = [*map(Note, info.notes), *in_common]
   absent = _absent_classes(config, tables)
 
   def lines(limit: int) -> list[str]:
@@ -99,8 +100,9 @@ def run(config: Config, workdir: pathlib.Path, sample: int = 0) -> int:
 
   files.atomic_write_text(folder / "report.txt", "\n".join(lines(0)) + "\n")
   say("\n".join(lines(ON_SCREEN)))
-  if not across:
-    say("no image is in two splits")
+  if not in_common:
+    checked = ", of those checked" if sample else ""
+    say(f"no image of {config.eval.split} is also trained on{checked}")
   for sheet in draw_sheets(config, splits, folder):
     say(f"wrote {sheet}")
   count = sum(len(split.defects) for split in splits)

@@ -89,6 +89,15 @@ def test_an_image_of_two_splits_is_noted(camvid: pathlib.Path, tmp_path: pathlib
   assert "note: 1 images equal another image of this split, pixel by pixel: again.png (as 1.png)" in report
 
 
+def test_the_line_without_shared_images_names_the_split_that_was_compared(
+  camvid: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  for kind in ("images", "labels"):
+    shutil.copytree(camvid / kind / "train", camvid / kind / "test")
+  inspect("camvid", camvid, tmp_path / "run")
+  assert "\nno image of val is also trained on\n" in capsys.readouterr().out
+
+
 def test_ignored_labels_and_unseen_classes_are_noted(tmp_path: pathlib.Path) -> None:
   small_datasets.folder(tmp_path / "set")
   for split, number, value in (("train", 0, 255), ("train", 1, 1), ("val", 0, 1), ("val", 1, 2)):
