@@ -3,25 +3,24 @@
   python -m rc_jax.main --config=configs/cityscapes.py --config.dataset.root=CITYSCAPES \
       --config.model.pretrained=WEIGHTS --workdir=runs/cityscapes_r50
 
-CITYSCAPES is the folder of ``leftImg8bit/`` and ``gtFine/`` as downloaded. WEIGHTS is an ImageNet checkpoint under
-torchvision's key names; the paper's networks have the deep stem, with torchvision's own weights add
-``--config.model.stem=7x7 --config.model.ceil_pool=False``.
+CITYSCAPES is the folder of ``leftImg8bit/`` and ``gtFine/`` as downloaded. WEIGHTS is a file of ImageNet weights, see
+docs/networks.md. The paper's ResNets have the deep stem; for torchvision's weights add ``--config.model.stem=7x7
+--config.model.ceil_pool=False``.
 
-Scores that the paper reports on val (its tables 1 and 4), single scale, cross entropy -> RegionContrast:
+mIoU on val that the paper reports (its Tables 1 and 4), single scale:
 
   | variant                       | backbone    | cross entropy | RegionContrast |
   | ``cityscapes.py``             | ResNet-50   | 76.4          | 79.6           |
   | ``cityscapes.py:resnet101``   | ResNet-101  | 79.0          | 81.3           |
   | ``cityscapes.py:hrnetv2_w48`` | HRNetV2-W48 | 80.4          | 81.9           |
 
-and on the test server, for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip), 82.3.
+On the test server, the paper reports 82.3 for ``cityscapes.py:resnet101_test`` (train + val, OHEM, multi-scale + flip).
 
 ``cityscapes.py:tpu`` is the ResNet-50 with crops of 768. A TPU computes grids of 96 x 96 faster than the paper's 97 x
 97 (docs/tpu.md); no score is known for it.
 
-This recipe has not been run to its end here yet: the table is the paper's. Hardware: any number of accelerators that
-divides 8 computes the same; docs/accelerators.md holds what each TPU or GPU needs, and docs/gpu.md the steps that have
-been measured on a GPU.
+This recipe has not been run to its end yet: the table is the paper's. Any number of devices that divides 8 computes
+the same. docs/accelerators.md lists the memory that each TPU or GPU needs, and docs/gpu.md measured steps.
 """
 
 from rc_jax.config import Config, defaults

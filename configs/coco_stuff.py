@@ -4,13 +4,13 @@
       --config.model.pretrained=WEIGHTS --workdir=runs/coco_stuff_r101
 
 COCOSTUFF is the folder of ``images/``, ``annotations/`` (``.mat``) and ``imageLists/`` of cocostuff-10k-v1.1.zip.
-WEIGHTS is an ImageNet checkpoint, as for configs/cityscapes.py. The paper's table 7: 40.7 on the 1,000 test images;
-mmsegmentation's DeepLabV3 on the same network, 40K steps of cross entropy, 37.81 single scale and 38.80 multi-scale.
-The paper counts "59 + 1" classes, which are PASCAL Context's: COCO-Stuff 10k has 171. This recipe has not been run to
-its end here yet.
+WEIGHTS is a file of ImageNet weights, see docs/networks.md. The paper's Table 7 reports a mIoU of 40.7 on the 1,000
+test images. mmsegmentation reports for DeepLabV3 on ResNet-101, after 40K steps of cross entropy, 37.81 at a single
+scale and 38.80 at several. The paper counts "59 + 1" classes, which are PASCAL Context's: COCO-Stuff 10k has 171.
+This recipe has not been run to its end yet.
 
-The variant ``164k`` is the same on the larger release (118,287 + 5,000 images), for which the paper has no recipe: its
-steps are the 80K that mmsegmentation uses, its banks hold the newest 9,000 centers of a class.
+The variant ``164k`` trains on the larger release (118,287 + 5,000 images), for which the paper has no recipe. Its 80K
+steps are those of mmsegmentation. Its banks hold the newest 9,000 centers of each class.
 """
 
 from rc_jax.config import Config, defaults
@@ -60,9 +60,8 @@ def get_config(variant: str = "10k") -> Config:
 
   # Sliding window of the training crop: one program for images of any size.
   config.eval.crop_size = (520, 520)
-  config.eval.pad_to_grid = (
-    False  # 520 is no multiple of 8, plus 1: full images are to be stretched as the crops are
-  )
+  # 520 is no multiple of 8, plus 1: full images are stretched as the crops are.
+  config.eval.pad_to_grid = False
   config.train.eval_every = 5_000
   config.train.checkpoint_every = 2_000
 

@@ -1,10 +1,10 @@
-"""A small network learns procedural street scenes: no file, no network, minutes on two CPU cores.
+"""A small network learns drawn street scenes, without data files: minutes on two CPU cores.
 
   python -m rc_jax.main --config=configs/demo.py
 
-RegionContrast as the paper has it (dynamic region centers, one bank a class as long as the training set,
-temperature 0.2, weight 0.1), on a ResNet of 16 to 128 channels instead of 64 to 2048. Expect mIoU 70 on val and every
-class above 35 (measured: 70.5, person 39) after 74 seconds on two cores of an AMD EPYC, see docs/results.md.
+The method is the paper's RegionContrast: dynamic region centers, banks of the size of the training set, temperature
+0.2, weight 0.1. The ResNet has 16 to 128 channels instead of 64 to 2048. Expect mIoU 70 on val and every class above
+35 (measured: 70.5, person 39) after 74 seconds on two cores of an AMD EPYC, see docs/results.md.
 """
 
 from rc_jax.config import Config, defaults
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> Config:
   config.augment.scale = (0.9, 1.3)  # a crop then has no padding, and objects stay about as large as in val
 
   config.optimizer.learning_rate = 0.2
-  config.optimizer.head_multiplier = 1.0  # nothing is pretrained, so nothing is to be spared
+  config.optimizer.head_multiplier = 1.0  # nothing is pretrained, so the backbone needs no lower rate
 
   if variant == "baseline":
     config.contrast.scope = "none"

@@ -3,8 +3,9 @@
   python -m rc_jax.main --mode=study --study=open_questions:demo
 
 Variants: ``demo`` (synthetic street scenes, without files), ``camvid`` (reduced to two CPU cores) and ``cityscapes``.
-``RegionContrast`` is the paper's method with the defaults of docs/decisions.md: weighted centers, banks of the size of
-the training set, temperature 0.2, weight 0.1. It is compared with cross entropy, and each setting with it.
+The row ``RegionContrast`` is the paper's method with the defaults of docs/decisions.md: weighted centers, banks of the
+size of the training set, temperature 0.2, weight 0.1. This row and the intra-image contrast are compared with cross
+entropy, and every other setting with this row.
 """
 
 from rc_jax.study import Claim, Row, Study, recipe_of_variant

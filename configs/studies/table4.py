@@ -12,7 +12,8 @@ from rc_jax.study import Claim, Row, Study, recipe_of_variant
 HEADS = {
   "DeepLabV3": {"model.name": "deeplabv3"},
   "DeepLabV3+": {"model.name": "deeplabv3plus"},
-  "FCN": {"model.name": "fcn", "model.aspp_rates": (12, 24, 36)},  # which it does not read: the default
+  # FCN reads no rates: a value of the recipe other than the default would be refused.
+  "FCN": {"model.name": "fcn", "model.aspp_rates": (12, 24, 36)},
 }
 NETWORKS = {
   "DeepLabV3 ResNet-50": {"model.backbone": "resnet50"},
@@ -51,7 +52,8 @@ def get_study(variant: str = "cityscapes") -> Study:
     ]
   return Study(
     title=f"Networks, {variant}",
-    source="RegionContrast, Table 4" if variant == "cityscapes" else "",  # whose networks the others are not
+    # The other variants have other networks than the paper's table.
+    source="RegionContrast, Table 4" if variant == "cityscapes" else "",
     recipe=recipe,
     rows=tuple(rows),
     baseline=rows[0].name,
