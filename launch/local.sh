@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts one run as several processes on this machine: a rehearsal of a pod, or one process for each GPU.
+# Starts one run as several processes on this machine: a test of a run on a pod, or one process for each GPU.
 #
 #   launch/local.sh PROCESSES --config=configs/demo.py [flags of rc_jax.main ...]
 #
@@ -52,7 +52,7 @@ while [ "$left" -gt 0 ]; do
   left=$((left - 1))
   if [ "$ended" != 0 ] && [ "$status" = 0 ]; then
     status=$ended
-    # After a failure the others would wait for ever. 143 means that all of them got SIGTERM, and save.
+    # After a failure the others would wait without end. 143 means that all of them got SIGTERM, and save.
     if [ "$ended" != 143 ]; then
       signal_all TERM
       # JAX handles SIGTERM as a notice, which a process that waits for a dead one does not read.

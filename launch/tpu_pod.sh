@@ -2,7 +2,7 @@
 # One run on a Cloud TPU slice, from creating it to deleting it. Needs gcloud, logged in.
 #
 #   launch/tpu_pod.sh create  NAME                 requests the slice, as a queued resource
-#   launch/tpu_pod.sh install NAME                 copies this checkout to every worker, installs it, mounts the bucket
+#   launch/tpu_pod.sh install NAME                 copies the newest commit to every worker, installs it, mounts BUCKET
 #   launch/tpu_pod.sh run     NAME --config=FILE [flags of rc_jax.main ...]
 #   launch/tpu_pod.sh keep    NAME --config=FILE [flags ...]   all of these, again after each preemption, until it ends
 #   launch/tpu_pod.sh delete  NAME
@@ -10,8 +10,9 @@
 # From the environment:
 #   ZONE     such as us-west4-a              TYPE     such as v5litepod-16, v5p-32, v6e-8
 #   BUCKET   holds the run's folder and the data, mounted at ~/bucket on every worker. Give it hierarchical namespaces:
-#            renaming a folder is then atomic, so no reader sees half a checkpoint
+#            renaming a folder is then atomic, so no reader sees an incomplete checkpoint
 #   RUNTIME  of the virtual machines; default v2-alpha-tpuv5-lite      SPOT=1  preemptible, at a fraction of the price
+#   PYTHON   on the virtual machines, 3.11 or later; default python3. Ubuntu 22.04 brings 3.10: install a later one
 #
 # Check first that a recipe fits the slice: python -m rc_jax.main --mode=compile --topology=v5e:4x4 ...
 # The run's folder is ~/bucket/runs/NAME. DRY_RUN=1 prints the commands and starts nothing.
@@ -58,7 +59,7 @@ install() {
   do_ git archive --format=tar.gz --output="$archive" HEAD
   do_ gcloud compute tpus tpu-vm scp "$archive" "$name":rc_jax.tar.gz "${where[@]}" --worker=all
   on_all_workers "mkdir -p rc_jax bucket && tar xzf rc_jax.tar.gz -C rc_jax && cd rc_jax && \
-python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]' && \
+${PYTHON:-python3} -m venv .venv && .venv/bin/pip install -q -e '.[tpu]' && \
 (mountpoint -q ~/bucket || gcsfuse --implicit-dirs $BUCKET ~/bucket)"
   rm -f "$archive"
 }
@@ -83,7 +84,7 @@ keep() {
       delete
       return
     fi
-    # A mistake in the recipe would repeat for ever, so only a preempted slice is requested again.
+    # A mistake in the recipe would repeat without end, so only a preempted slice is requested again.
     [ "$(state)" = ACTIVE ] && { echo "error: the run failed on a slice that is still there; see above" >&2; exit 1; }
     echo "$name was preempted; requesting it again"
   done

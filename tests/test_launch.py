@@ -69,7 +69,9 @@ SLICE = {"ZONE": "us-west4-a", "TYPE": "v5litepod-16", "BUCKET": "mine"}
 
 def test_a_pod_is_created_installed_run_and_deleted() -> None:
   flags = ("--config=configs/cityscapes.py", "--config.dataset.root=a folder")
-  finished = launch("keep", "r50", *flags, script="tpu_pod.sh", DRY_RUN="1", SPOT="1", **SLICE)
+  finished = launch(
+    "keep", "r50", *flags, script="tpu_pod.sh", DRY_RUN="1", SPOT="1", PYTHON="python3.12", **SLICE
+  )
   assert finished.returncode == 0, finished.stderr
   lines = finished.stdout.splitlines()
   assert [line for line in lines if "queued-resources create r50" in line and "--spot" in line]
@@ -77,6 +79,8 @@ def test_a_pod_is_created_installed_run_and_deleted() -> None:
   (run,) = [line for line in lines if "rc_jax.main" in line]
   assert "--worker=all" in run and "bucket/runs/r50" in run and "--config=configs/cityscapes.py" in run
   assert "queued-resources delete r50" in lines[-1] and "--worker=all" in lines[-3]
+  (install,) = [line for line in lines if "pip" in line]
+  assert "python3.12\\ -m\\ venv" in install
 
 
 @pytest.mark.parametrize(
