@@ -36,7 +36,7 @@ def _gpu_mesh(name: str, kind: str, size: str) -> Mesh:
     raise ValueError(f"--topology={name}: expected GPUs of a host, {kind}:8, or hosts and GPUs, {kind}:2x8")
   if _find("jax_plugins") is None or _find("jax_plugins.xla_cuda13") is None:
     raise ValueError(
-      f"--topology={name}: needs JAX's plugin for CUDA, but no GPU and no CUDA: pip install -e '.[gpu-compile]'"
+      f"--topology={name}: needs JAX's plugin for CUDA, but no GPU and no CUDA: pip install 'rc_jax[gpu-compile]'"
     )
   hosts, _, gpus = size.rpartition("x")
   # Partitions, hosts of each, GPUs of each.
@@ -49,7 +49,7 @@ def _gpu_mesh(name: str, kind: str, size: str) -> Mesh:
 
 def _tpu_mesh(name: str) -> Mesh:
   if _find("libtpu") is None:
-    raise ValueError(f"--topology={name}: needs libtpu, which needs no TPU: pip install -e '.[tpu]'")
+    raise ValueError(f"--topology={name}: needs libtpu, which needs no TPU: pip install 'rc_jax[tpu]'")
   # Otherwise libtpu queries a cloud's metadata server for its machine, and logs errors where there is none.
   for variable, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost")):
     os.environ.setdefault(variable, value)
