@@ -21,7 +21,7 @@ from jax import Array
 from rc_jax.fields import Check, Config, Field, one_of, require
 from rc_jax.losses import dice, focal, lovasz, ohem
 from rc_jax.losses.cross_entropy import PIXEL_LOSS as CROSS_ENTROPY
-from rc_jax.losses.cross_entropy import cross_entropy, mean_over_counted, weights_of_pixels
+from rc_jax.losses.cross_entropy import cross_entropy, mean_over_counted, pixel_shares, weights_of_pixels
 from rc_jax.losses.dice import dice_loss
 from rc_jax.losses.focal import focal_loss
 from rc_jax.losses.lovasz import lovasz_softmax
@@ -120,7 +120,9 @@ def pixel_loss_title(text: str) -> str:
   return " + ".join(title if factor == 1 else f"{factor:g} x {title}" for title, factor in titles)
 
 
-def build_pixel_loss(config_loss: Config, align_corners: bool) -> LossFunction:
+def build_pixel_loss(
+  config_loss: Config, align_corners: bool, pixel_share: Array | None = None
+) -> LossFunction:
   """Returns the pixel loss of a config on a grid, ``(logits [B,h,w,N], labels [B,H,W]) -> float32 scalar``.
 
   The logits are upsampled to the labels.
@@ -128,13 +130,17 @@ def build_pixel_loss(config_loss: Config, align_corners: bool) -> LossFunction:
   Args:
     config_loss: the fields of ``config.loss``; the class weights are numbers.
     align_corners: of the upsampling.
+    pixel_share: of a part of a batch, one of ``pixel_shares``; multiplies the means over pixels. None: 1.
 
   Raises:
     ValueError: class weights are still to be counted; see ``rc_jax.training.class_weights``.
   """
   require_counted_weights(config_loss)
-  parts = [(PIXEL_LOSSES[name], factor) for name, factor in pixel_loss_parts(config_loss.pixel).items()]
-  reductions = []
+  parts: list[tuple[PixelLoss, float | Array]] = []
+  for name, number in pixel_loss_parts(config_loss.pixel).items():
+    share = pixel_share if PIXEL_LOSSES[name].mean_over_pixels else None
+    parts.append((PIXEL_LOSSES[name], number if share is None else number * share))
+  reductions: list[tuple[Reduction, float | Array]] = []
   for loss, factor in parts:
     reduction = loss.reduction(config_loss) if loss.reduction else None
     if reduction is None:
@@ -157,16 +163,23 @@ def require_counted_weights(config_loss: Config) -> None:
   require(bool(counted), "loss.class_weights", config_loss.class_weights, expected)
 
 
-def on_grid(loss: LossFunction, align_corners: bool, class_weights: tuple[float, ...] = ()) -> LossFunction:
+def on_grid(
+  loss: LossFunction,
+  align_corners: bool,
+  class_weights: tuple[float, ...] = (),
+  pixel_share: Array | None = None,
+) -> LossFunction:
   """Returns ``loss`` after upsampling of the logits, ``[B,h,w,N] -> [B,H,W,N]``.
 
   Args:
     loss: ``(logits [B,H,W,N], labels [B,H,W]) -> float32 scalar``.
     align_corners: of the upsampling.
     class_weights: for ``cross_entropy`` itself, ``N`` numbers; (): none.
+    pixel_share: for ``cross_entropy`` itself, as for `build_pixel_loss`.
   """
   if loss is cross_entropy:
-    return _reduced([(mean_over_counted, 1.0)], align_corners, class_weights)
+    share: float | Array = 1.0 if pixel_share is None else pixel_share
+    return _reduced([(mean_over_counted, share)], align_corners, class_weights)
 
   def upsampled(logits: Array, labels: Array) -> Array:
     return loss(resample.upsample(logits, (labels.shape[1], labels.shape[2]), align_corners), labels)
@@ -175,7 +188,7 @@ def on_grid(loss: LossFunction, align_corners: bool, class_weights: tuple[float,
 
 
 def _reduced(
-  reductions: list[tuple[Reduction, float]], align_corners: bool, class_weights: tuple[float, ...]
+  reductions: list[tuple[Reduction, float | Array]], align_corners: bool, class_weights: tuple[float, ...]
 ) -> LossFunction:
   def loss(logits: Array, labels: Array) -> Array:
     losses, counted = upsampled_cross_entropy_per_pixel(logits, labels, align_corners)
@@ -186,15 +199,17 @@ def _reduced(
   return loss
 
 
-def _sum(losses: list[tuple[LossFunction, float]]) -> LossFunction:
+def _sum(losses: list[tuple[LossFunction, float | Array]]) -> LossFunction:
   def loss(logits: Array, labels: Array) -> Array:
     return _weighted_sum([(loss(logits, labels), factor) for loss, factor in losses])
 
   return loss
 
 
-def _weighted_sum(values: list[tuple[Array, float]]) -> Array:
-  first, *others = (value if factor == 1 else factor * value for value, factor in values)
+def _weighted_sum(values: list[tuple[Array, float | Array]]) -> Array:
+  first, *others = (
+    value if isinstance(factor, float) and factor == 1 else factor * value for value, factor in values
+  )
   total = first
   for value in others:
     total = total + value
@@ -232,6 +247,7 @@ __all__ = [
   "on_grid",
   "pixel_loss_parts",
   "pixel_loss_title",
+  "pixel_shares",
   "presence_loss",
   "require_counted_weights",
 ]

@@ -85,6 +85,33 @@ def mean_over_counted(losses: Array, counted: Array, weights: Array | None = Non
   return (weights * losses).sum() / _divisor(weights)
 
 
+def pixel_shares(labels: Array, num_classes: int, class_weights: ArrayLike | None = None) -> Array:
+  """Returns the share of each part of a batch in the pixels that count, relative to the mean of the parts.
+
+  The mean over parts of ``share * mean over the pixels of the part`` is the mean over the pixels of the batch.
+
+  Args:
+    labels: of ``K`` parts, ``[K,B,H,W]``, integer.
+    num_classes: ``N``.
+    class_weights: ``[N]``, of means that are divided by the sum of the pixels' weights; None: all weigh the same.
+
+  Returns:
+    ``[K]`` float32 whose mean is 1; 0 where no pixel of the batch counts.
+
+  >>> pixel_shares(jnp.array([[[[0, 1, 1]]], [[[255, 255, 0]]]]), 2).tolist()
+  [1.5, 0.5]
+  """
+  pixels = (1, 2, 3)
+  if class_weights is None:
+    totals = counted_pixels(labels, num_classes).sum(pixels).astype(jnp.float32)
+  else:
+    weights = _checked_weights(class_weights, (num_classes,))
+    counted = counted_pixels(labels, num_classes)[..., None]
+    of_classes = (_one_hot(labels, num_classes) & counted).sum(pixels)  # [K,N]
+    totals = (of_classes * weights).sum(axis=-1)
+  return totals / _divisor(totals) * len(totals)
+
+
 def weights_of_pixels(logits: ArrayLike, labels: ArrayLike, class_weights: ArrayLike | None) -> Array | None:
   """Returns the weight of each pixel's class, ``[B,H,W]`` float32, 0 for labels outside ``0..N-1``.
 
@@ -205,4 +232,6 @@ def _reduction(config_loss: Config) -> Reduction | None:
   return None if config_loss.label_smoothing else mean_over_counted
 
 
-PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction, weighted=True, title="cross entropy")
+PIXEL_LOSS = PixelLoss(
+  _build, FIELDS, _reduction, weighted=True, mean_over_pixels=True, title="cross entropy"
+)

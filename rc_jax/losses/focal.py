@@ -70,4 +70,4 @@ def _reduction(config_loss: Config) -> Reduction:
   return functools.partial(focal_mean, gamma=config_loss.focal_gamma)
 
 
-PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction, weighted=True, title="focal loss")
+PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction, weighted=True, mean_over_pixels=True, title="focal loss")

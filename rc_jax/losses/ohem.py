@@ -21,7 +21,13 @@ FIELDS = (
     within(0, 1, "a probability in 0..1"),
     read_when=_OHEM,
   ),
-  Field("loss.ohem_min_kept", 100_000, "OHEM keeps at least this many pixels.", at_least(1), read_when=_OHEM),
+  Field(
+    "loss.ohem_min_kept",
+    100_000,
+    "OHEM keeps at least this many pixels of the batch, or of each of its parts (``train.microbatches``).",
+    at_least(1),
+    read_when=_OHEM,
+  ),
 )
 
 
@@ -123,4 +129,6 @@ def _reduction(config_loss: Config) -> Reduction:
   )
 
 
-PIXEL_LOSS = PixelLoss(_build, FIELDS, _reduction, weighted=True, title="OHEM cross entropy")
+PIXEL_LOSS = PixelLoss(
+  _build, FIELDS, _reduction, weighted=True, mean_over_pixels=True, title="OHEM cross entropy"
+)

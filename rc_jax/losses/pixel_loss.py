@@ -35,6 +35,8 @@ class PixelLoss(NamedTuple):
       reduces these to a scalar, or to None where other fields prevent it. Training then needs no logits of the image's
       size on GPUs (``upsampled.py``).
     weighted: whether the loss reads ``loss.class_weights``: ``build`` those of the config, the reduction its argument.
+    mean_over_pixels: whether the loss is a mean over the pixels that count, weighted or not. With
+      ``train.microbatches``, each part of a batch then counts by its pixels; otherwise all parts count the same.
     title: the name in the paragraph that announces a run; empty: the key in ``PIXEL_LOSSES``.
   """
 
@@ -42,4 +44,5 @@ class PixelLoss(NamedTuple):
   fields: tuple[Field, ...] = ()
   reduction: Callable[[Config], Reduction | None] | None = None
   weighted: bool = False
+  mean_over_pixels: bool = False
   title: str = ""

@@ -54,7 +54,13 @@ def contrastive_method(config: Config) -> ContrastiveMethod | None:
 
 
 def objective(
-  outputs: Outputs, labels: Array, bank: Any, config: Config, align_corners: bool, step: Array
+  outputs: Outputs,
+  labels: Array,
+  bank: Any,
+  config: Config,
+  align_corners: bool,
+  step: Array,
+  pixel_share: Array | None = None,
 ) -> tuple[Array, Metrics, Any]:
   """Computes ``L = sum of weight * value`` over the terms of a batch.
 
@@ -65,6 +71,8 @@ def objective(
     config: a validated config.
     align_corners: ``Network.align_corners``.
     step: int32 scalar, updates made before; ``contrast.start_step`` compares with it.
+    pixel_share: of a part of a batch, one of ``losses.pixel_shares``; multiplies the terms that are means over pixels,
+      also in the metrics. None: these are a batch.
 
   Returns:
     The loss, a float32 scalar; metrics: ``loss`` and ``loss_<name>`` of each term, float32 scalars, and the statistics
@@ -75,7 +83,7 @@ def objective(
 
   Source: RegionContrast, Eq. 5.
   """
-  terms = [*pixel_terms(outputs, labels, config.loss, align_corners)]
+  terms = [*pixel_terms(outputs, labels, config.loss, align_corners, pixel_share)]
   metrics: Metrics = {}
   keys = None
   method = contrastive_method(config)
@@ -98,9 +106,15 @@ def contrast_weight(config: Config, step: Array) -> float | Array:
   return jnp.where(step < config.contrast.start_step, 0.0, weight)
 
 
-def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corners: bool) -> list[Term]:
+def pixel_terms(
+  outputs: Outputs,
+  labels: Array,
+  config_loss: Config,
+  align_corners: bool,
+  pixel_share: Array | None = None,
+) -> list[Term]:
   """Returns the pixel loss of the logits, and the terms of the extra outputs in the order of their names."""
-  pixel_loss = losses.build_pixel_loss(config_loss, align_corners)
+  pixel_loss = losses.build_pixel_loss(config_loss, align_corners, pixel_share)
   terms = [Term("pixel", 1.0, pixel_loss(outputs.logits, labels))]
   # By name: a dict that has passed through a JAX transformation has its keys sorted.
   for name, extra in sorted(outputs.extra.items()):
@@ -114,7 +128,7 @@ def pixel_terms(outputs: Outputs, labels: Array, config_loss: Config, align_corn
     if extra.loss is not None:
       loss = extra.loss
       if extra.logits.ndim == 4:
-        loss = losses.on_grid(extra.loss, align_corners, config_loss.class_weights)
+        loss = losses.on_grid(extra.loss, align_corners, config_loss.class_weights, pixel_share)
     terms.append(Term(extra.term, config_loss[field], loss(extra.logits, labels)))
   return terms
 

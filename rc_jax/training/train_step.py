@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rc_jax import losses
 from rc_jax.config import Config
 from rc_jax.models import Network, Variables, merge, split
 from rc_jax.train_state import TrainState
@@ -38,7 +39,8 @@ def make_train_step(
   With ``train.microbatches = k`` above 1, ``L`` is the mean of the losses of ``k`` parts of the batch, computed one
   after another. Each part reads the bank of the steps before, and the keys of all parts are then written in the order
   of the batch, as without parts. BatchNorm normalises each part by its own statistics, and moves its running statistics
-  ``k`` times. Each loss is a mean over the pixels or the queries of its part.
+  ``k`` times. Each part of a loss that is a mean over pixels counts by the pixels of the part, so that the mean is over
+  all pixels of the batch. The contrastive loss and other losses are those of each part, and all parts count the same.
 
   Args:
     network: functions of the network.
@@ -62,11 +64,18 @@ def make_train_step(
   parts: int = config.train.microbatches
 
   def loss_fn(
-    trained: Any, frozen: Any, state: TrainState, batch: Batch, rng: jax.Array
+    trained: Any,
+    frozen: Any,
+    state: TrainState,
+    batch: Batch,
+    rng: jax.Array,
+    pixel_share: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[Metrics, Any, Any]]:
     labels = batch["label"].astype(jnp.int32)
     outputs, batch_stats = network.train(merge(trained, frozen), state.batch_stats, batch["image"], rng)
-    loss, metrics, keys = objective(outputs, labels, state.bank, config, network.align_corners, state.step)
+    loss, metrics, keys = objective(
+      outputs, labels, state.bank, config, network.align_corners, state.step, pixel_share
+    )
     return loss, (metrics, batch_stats, keys)
 
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -74,17 +83,22 @@ def make_train_step(
   def gradient_of_parts(
     trained: Any, frozen: Any, state: TrainState, batch: Batch, rng: jax.Array
   ) -> tuple[Any, tuple[Metrics, Any, Any]]:
-    def one_part(carry: tuple[Any, Any], inputs: tuple[jax.Array, Batch]) -> tuple[tuple[Any, Any], Any]:
+    def one_part(
+      carry: tuple[Any, Any], inputs: tuple[jax.Array, jax.Array, Batch]
+    ) -> tuple[tuple[Any, Any], Any]:
       total, batch_stats = carry
-      number, part = inputs
+      number, pixel_share, part = inputs
       before = dataclasses.replace(state, batch_stats=batch_stats)
       grads, (metrics, batch_stats, keys) = gradient(
-        trained, frozen, before, part, jax.random.fold_in(rng, number)
+        trained, frozen, before, part, jax.random.fold_in(rng, number), pixel_share
       )
       return (jax.tree.map(jnp.add, total, grads), batch_stats), (metrics, keys)
 
     zeros = jax.tree.map(jnp.zeros_like, trained)
-    inputs = (jnp.arange(parts), jax.tree.map(lambda array: _in_parts(array, parts), batch))
+    batches = jax.tree.map(lambda array: _in_parts(array, parts), batch)
+    weights = config.loss.class_weights or None
+    pixel_shares = losses.pixel_shares(batches["label"].astype(jnp.int32), network.num_classes, weights)
+    inputs = (jnp.arange(parts), pixel_shares, batches)
     scan = _unrolled_scan if unrolled else jax.lax.scan
     (total, batch_stats), (metrics, keys) = scan(one_part, (zeros, state.batch_stats), inputs)
     grads = jax.tree.map(lambda leaf: leaf / parts, total)

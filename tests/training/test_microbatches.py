@@ -10,6 +10,8 @@ import pytest
 from rc_jax import contrast, models, sharding
 from rc_jax.config import validate
 from rc_jax.contrast.method import RegionContrast
+from rc_jax.losses import cross_entropy
+from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, optimizer
 from rc_jax.training.objective import contrastive_method, objective
 from rc_jax.training.train_step import _over_parts, make_train_step
@@ -42,17 +44,19 @@ def updates():
 def by_hand(config, network, state, images):
   """Mean gradient, statistics, metrics and bank from the two parts, computed one after the other."""
   gradients, metrics, keys, statistics = [], [], [], state.batch_stats
+  labelled = np.asarray(images["label"]) != 255
 
-  def loss(params, statistics, image, label):
+  def loss(params, statistics, image, label, share):
     outputs, stats = network.train(params, statistics, image, jax.random.key(0))
-    labels = label.astype(jnp.int32)
-    value, found, key = objective(outputs, labels, state.bank, config, network.align_corners, state.step)
+    options = (config, network.align_corners, state.step, share)
+    value, found, key = objective(outputs, label.astype(jnp.int32), state.bank, *options)
     return value, (found, stats, key)
 
   derivative = jax.jit(jax.grad(loss, has_aux=True))
   for part in (slice(0, None, 2), slice(1, None, 2)):
     shown = (images["image"][part], images["label"][part])
-    gradient, (found, statistics, key) = derivative(state.params, statistics, *shown)
+    share = jnp.float32(2 * labelled[part].sum() / labelled.sum())
+    gradient, (found, statistics, key) = derivative(state.params, statistics, *shown, share)
     gradients.append(gradient)
     metrics.append(found)
     keys.append(key)
@@ -85,6 +89,80 @@ def test_step_is_that_of_its_parts(updates) -> None:
   np.testing.assert_allclose(
     metrics["contrast_positive_similarity_by_class"], np.nanmean(by_class, axis=0), rtol=1e-4
   )
+
+
+def train_linear(images: dict[str, jax.Array], **fields) -> tuple[np.ndarray, dict[str, jax.Array]]:
+  """The gradient of a network of one linear layer, as its first update shows it, and the metrics.
+
+  Without BatchNorm, nothing but the means of the losses depends on the parts.
+  """
+  plain = {"optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "optimizer__learning_rate": 1.0}
+  config = tiny(contrast__scope="none", **plain, **fields)
+  validate(config)
+
+  def run(params, batch_stats, shown, rng):
+    features = shown.astype(jnp.float32) / 255
+    logits = features @ params["head"]["kernel"]
+    return models.Outputs(logits, features, {"aux": models.ExtraOutput(-logits, "aux", cross_entropy)}), {}
+
+  network = models.Network(None, run, None, num_classes=CLASSES, channels=3, align_corners=True)
+  params = {"head": {"kernel": jnp.asarray(np.random.default_rng(5).normal(size=(3, CLASSES)), jnp.float32)}}
+  update_rule = optimizer.build(config.optimizer, config.train.steps, params, {})
+  state = TrainState(jnp.int32(0), params, {}, update_rule.init(params), bank=None)
+  schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  after, metrics = jax.jit(make_train_step(network, update_rule, schedule, config))(state, images)
+  return np.asarray(params["head"]["kernel"] - after.params["head"]["kernel"]), metrics
+
+
+def unevenly_labelled() -> dict[str, jax.Array]:
+  """A batch of whose two parts the second has few labelled pixels, in one image."""
+  images = batch(2)
+  label = np.asarray(images["label"]).copy()
+  label[3::2] = 255
+  label[1, 4:] = 255
+  return {"image": images["image"], "label": jnp.asarray(label)}
+
+
+def cross_entropy_of_pixels(kernel: np.ndarray, images, weights: np.ndarray) -> tuple[float, np.ndarray]:
+  """Cross entropy over all labelled pixels of the batch, and its gradient, in float64."""
+  label = np.asarray(images["label"])
+  x, y = np.asarray(images["image"])[label != 255] / 255, label[label != 255]  # [P,3], [P]
+  powers = np.exp(x @ np.float64(kernel))
+  p = powers / powers.sum(axis=1, keepdims=True)
+  share = weights[y] / weights[y].sum()
+  return -(share * np.log(p[np.arange(len(y)), y])).sum(), x.T @ (share[:, None] * (p - np.eye(CLASSES)[y]))
+
+
+@pytest.mark.parametrize("weights", [(), (0.5, 3.0, 0.0, 1.0)])
+def test_cross_entropy_of_parts_is_the_mean_over_the_pixels_of_the_batch(weights) -> None:
+  images = unevenly_labelled()
+  gradient, metrics = train_linear(images, train__microbatches=2, loss__class_weights=weights)
+  kernel = np.random.default_rng(5).normal(size=(3, CLASSES)).astype(np.float32)
+  numbers = np.asarray(weights or np.ones(CLASSES))
+  pixel, d_pixel = cross_entropy_of_pixels(kernel, images, numbers)
+  aux, d_aux = cross_entropy_of_pixels(-kernel, images, numbers)
+  np.testing.assert_allclose([metrics["loss_pixel"], metrics["loss_aux"]], [pixel, aux], rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], pixel + 0.4 * aux, rtol=1e-5)
+  np.testing.assert_allclose(gradient, d_pixel - 0.4 * d_aux, rtol=1e-4, atol=1e-5)
+
+
+def test_other_losses_of_parts_are_means_over_pixels_or_over_parts() -> None:
+  images = unevenly_labelled()
+  of_batch, expected = train_linear(images, loss__pixel="focal")
+  gradient, metrics = train_linear(images, train__microbatches=2, loss__pixel="focal")
+  np.testing.assert_allclose(gradient, of_batch, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(metrics["loss_pixel"], expected["loss_pixel"], rtol=1e-5)
+
+  _, metrics = train_linear(images, train__microbatches=2, loss__pixel="focal+0.5*dice")
+  parts = [{name: array[start::2] for name, array in images.items()} for start in (0, 1)]
+  dice = np.mean([train_linear(part, loss__pixel="dice")[1]["loss_pixel"] for part in parts])
+  np.testing.assert_allclose(metrics["loss_pixel"], expected["loss_pixel"] + 0.5 * dice, rtol=1e-5)
+
+
+def test_parts_without_a_labelled_pixel_have_no_loss_and_no_gradient() -> None:
+  images = batch(3) | {"label": jnp.full((8, *batch(3)["label"].shape[1:]), 255, jnp.uint8)}
+  gradient, metrics = train_linear(images, train__microbatches=2)
+  assert metrics["loss"] == 0 and not gradient.any()
 
 
 @pytest.mark.long
