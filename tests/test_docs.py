@@ -217,7 +217,9 @@ def test_the_similarities_are_those_of_the_published_runs() -> None:
 
 
 def test_the_readme_says_what_the_evidence_says() -> None:
-  (row,) = [row for row in evidence_table("row", "difference to CE") if row["row"] == "RegionContrast"]
   readme = " ".join((ROOT / "README.md").read_text().split())
-  assert f"{row['difference to CE']} points of mIoU" in readme
-  assert f"95 % interval {row['95 % over seeds']})" in readme
+  for first_column in ("row", "CamVid"):
+    rows = evidence_table(first_column, "difference to CE")
+    (row,) = [row for row in rows if row[first_column] == "RegionContrast"]
+    assert f"{row['difference to CE']} points of mIoU" in readme
+    assert f"95 % interval {row['95 % over seeds']})" in readme
