@@ -61,6 +61,7 @@ def labels_of_mode(run: pathlib.Path, **fields) -> list[np.ndarray]:
   return [np.asarray(Image.open(output / "labels" / f"{number}.png")) for number in range(len(SIZES))]
 
 
+@pytest.mark.long
 def test_labels_are_those_of_the_mode_to_the_last_pixel(run: pathlib.Path) -> None:
   expected = labels_of_mode(run)
   model = rc_jax.load(run)

@@ -38,6 +38,7 @@ def saving():
   return gradient(model__remat="stage1, stage4, head")
 
 
+@pytest.mark.long
 def test_values_gradients_and_statistics_are_the_same(plain, saving) -> None:
   for one, other in zip(jax.tree.leaves(plain[0]), jax.tree.leaves(saving[0]), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

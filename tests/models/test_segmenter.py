@@ -162,6 +162,7 @@ def test_resnet50_from_a_file_gives_the_originals_logits(tmp_path):
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.long
 def test_training_gradients_and_statistics_equal_the_originals():
   torch = pytest.importorskip("torch")
   original, variables = reference(STRIDE_8, seed=6)

@@ -238,6 +238,7 @@ def parameters(model: Config, classes: int) -> tuple[int, int]:
   return sum(stage.parameters for stage in stages), sum(stage.predicting for stage in stages)
 
 
+@pytest.mark.long
 def test_parameters_equal_those_of_torchvision() -> None:
   originals = pytest.importorskip("tests.support.originals")
   originals.torchvision()

@@ -57,6 +57,7 @@ def fields(backbone, **more):
   return FIELDS | {"backbone": backbone, "output_stride": 4, "hrnet_upsample": "bilinear-twice"} | more
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", NAMES)
 def test_fcn_equals_mmsegmentations(tmp_path, tiny, backbone):
   theirs, read = mmsegmentations(SPECS[backbone])

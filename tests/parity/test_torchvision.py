@@ -22,6 +22,7 @@ def original(head, backbone):
   return originals.randomize(network, seed=1).eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("head", "backbone"), [*((head, "resnet50") for head in HEADS), *SLOW])
 def test_logits_at_an_odd_and_an_even_size_and_auxiliary_logits(head, backbone, tmp_path):
   theirs = original(head, backbone)

@@ -66,6 +66,7 @@ def by_hand(config, network, state, images):
   return jax.tree.map(lambda a, b: (a + b) / 2, *gradients), statistics, metrics, bank
 
 
+@pytest.mark.long
 def test_step_is_that_of_its_parts(updates) -> None:
   config, network, update_rule, before, after, metrics = updates
   gradient, statistics, found, bank = by_hand(config, network, before, batch(1))
