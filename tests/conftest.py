@@ -20,6 +20,9 @@ os.environ["XDG_CACHE_HOME"] = os.devnull
 LONGEST = (
   "test_train.py",
   "test_train_step.py",
+  "test_study.py",
+  "test_heads.py",
+  "test_gpu_run.py",
   "test_adding.py",
   "test_pipeline.py",
   "test_compile.py",
@@ -64,7 +67,10 @@ def _unit_tests_start_no_process(request: pytest.FixtureRequest, monkeypatch: py
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Gives every test its tier, and puts the tests of the longest files first."""
   for item in items:
-    item.add_marker(tier_of(item))
+    tier = tier_of(item)
+    item.add_marker(tier)
+    if tier == "slow":  # one case of a long test: -m long leaves it out
+      item.own_markers = [marker for marker in item.own_markers if marker.name != "long"]
   items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
