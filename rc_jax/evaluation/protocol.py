@@ -32,6 +32,15 @@ def scoring_protocol(
   }
 
 
+def step_text(step: int) -> str:
+  """Describes weights by the updates behind them, 0 for a file of weights.
+
+  >>> step_text(12000), step_text(0)
+  ('step 12,000', 'weights of a file')
+  """
+  return f"step {step:,}" if step else "weights of a file"
+
+
 def weights_text(scores: Mapping[str, Any]) -> str:
   """Describes the weights that were scored.
 
@@ -39,19 +48,15 @@ def weights_text(scores: Mapping[str, Any]) -> str:
     scores: ``step``, the updates behind them, 0 for a file of weights; and of weights that are no step of the run whose
       folder holds the scores, ``checkpoint``: their path.
 
-  >>> (
-  ...   weights_text({"step": 12000}),
-  ...   weights_text({"step": 0}),
-  ...   weights_text({"step": 0, "checkpoint": "/net.pth"}),
-  ... )
-  ('step 12,000', 'weights of a file', '/net.pth')
+  >>> weights_text({"step": 12000}), weights_text({"step": 0, "checkpoint": "/net.pth"})
+  ('step 12,000', '/net.pth')
   >>> weights_text({"step": 12000, "checkpoint": "/runs/other/checkpoints/12000"})
   'step 12,000 of /runs/other/checkpoints/12000'
   """
   step, checkpoint = scores["step"], scores.get("checkpoint", "")
-  if not step:
-    return checkpoint or "weights of a file"
-  return f"step {step:,} of {checkpoint}" if checkpoint else f"step {step:,}"
+  if not checkpoint:
+    return step_text(step)
+  return f"{step_text(step)} of {checkpoint}" if step else checkpoint
 
 
 def protocol_text(scores: Mapping[str, Any]) -> str:

@@ -74,7 +74,8 @@ def run(
   restored = restore.restore(network, config, path, source.info.table())
   scored = f"step {restored.step}" if restored.step else str(path)
   say(f"scoring {scored} on {len(source)} images of {config.dataset.name}/{config.eval.split}")
-  if not is_of_run(origin, workdir) and newest_step(workdir) is not None:
+  own = is_of_run(origin, workdir)
+  if not own and newest_step(workdir) is not None:
     say(
       f"note: {origin} is no checkpoint of the run in {workdir}, whose scores on {config.eval.split} these replace: to "
       "keep both, name another --workdir"
@@ -82,7 +83,7 @@ def run(
   start = time.monotonic()
   results, counts = make_evaluator(network, source, config)(restored.params, restored.batch_stats, None)
   results["ema"] = restored.ema  # known by the checkpoint, whatever the recipe says
-  if not restored.step or not is_of_run(origin, workdir):
+  if not restored.step or not own:
     results["checkpoint"] = str(origin)
   seconds = time.monotonic() - start
   if jax.process_index() == 0:

@@ -26,7 +26,7 @@ import rc_jax
 from rc_jax import data, distributed, files, models, sharding
 from rc_jax.config import Config, as_dict
 from rc_jax.console import say
-from rc_jax.evaluation.protocol import weights_text
+from rc_jax.evaluation.protocol import step_text
 from rc_jax.fields import Flag
 from rc_jax.inference.predictor import labels_and_probabilities
 from rc_jax.models.segmenter import PIXEL_MEAN, PIXEL_STD
@@ -131,7 +131,7 @@ def run(
   _write(folder, exported, arrays if weights == "beside" else None, metadata, example)
   total = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
   say(
-    f"the program of {weights_text({'step': restored.step})} "
+    f"the program of {step_text(restored.step)} "
     f"for {_count(batch or 'any')} of {height} x {width} pixels (height x width) "
     f"on {', '.join(platforms)} is in {folder} ({total / 1e6:.1f} MB); {README} there says how to run it"
   )

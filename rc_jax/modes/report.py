@@ -17,7 +17,7 @@ from rc_jax.drawing.report.run_curves import Ages
 from rc_jax.drawing.report.run_page import Run, run_page
 from rc_jax.drawing.report.series import Lines, column, columns
 from rc_jax.evaluation import metrics
-from rc_jax.evaluation.protocol import protocol_text, scoring_protocol, weights_text
+from rc_jax.evaluation.protocol import protocol_text, scoring_protocol, step_text, weights_text
 from rc_jax.evaluation.results import read_results_json
 from rc_jax.inference.batched import label_images
 from rc_jax.modes import CHECKPOINT, CONFIG, WORKDIR
@@ -59,7 +59,7 @@ def run(config: Config, workdir: pathlib.Path, checkpoint: pathlib.Path | None =
   shown = config_of_page(config, workdir)
   weights = (restored.params, restored.batch_stats)
   page = write(shown, workdir, network, *weights, step=restored.step, ema=restored.ema)
-  say(f"pictures of {weights_text({'step': restored.step})} are in {page.parent}; open {page}")
+  say(f"pictures of {step_text(restored.step)} are in {page.parent}; open {page}")
   return page
 
 
@@ -247,7 +247,7 @@ def _notes_on_scores(scores: dict[str, Any], protocol: str, weights: str, step: 
   notes = []
   known_step = step is not None and step != scores["step"]
   if known_step or scores.get("weights", weights) != weights:
-    of_step = "other weights" if step is None else weights_text({"step": step})
+    of_step = "other weights" if step is None else step_text(step)
     other = weights_text(scores)
     if step and not known_step and "checkpoint" not in scores:
       other = f"other weights of {other}"

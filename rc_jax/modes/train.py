@@ -451,10 +451,9 @@ def closing(
   """
   split = config.eval.split
   scores = run_log.read_scores(workdir, split, protocol)
-  last, best = (
-    max(scores),
-    max(scores, key=lambda step: (scores[step], step)),
-  )  # as Checkpoints keeps the best
+  last = max(scores)
+  # Of equal scores the later, which Checkpoints keeps.
+  best = max(scores, key=lambda step: (scores[step], step))
   kept = (
     f"--checkpoint={best}" if (workdir / "checkpoints" / str(best)).is_dir() else f"step {best}, not kept"
   )

@@ -17,7 +17,7 @@ from rc_jax.config import CENTERS
 from rc_jax.drawing import embedding
 from rc_jax.modes import centers
 from tests.support import run_tiny
-from tests.support.saved_runs import STRIDE, mixing_network, save_run, weights_of
+from tests.support.saved_runs import STRIDE, mixing_network, save_run, use_small_runs, weights_of
 
 IMAGES = 12
 COUNTS_CORES = pytest.mark.run  # scikit-learn starts lscpu
@@ -26,11 +26,7 @@ COUNTS_CORES = pytest.mark.run  # scikit-learn starts lscpu
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
   """The network compiles fast, and the split has few images."""
-  load = data.load
-  monkeypatch.setattr("rc_jax.models.build", mixing_network)
-  monkeypatch.setattr(
-    "rc_jax.data.load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(IMAGES))
-  )
+  use_small_runs(monkeypatch, IMAGES)
 
 
 def expected_centers(

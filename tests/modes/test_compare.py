@@ -26,7 +26,7 @@ from rc_jax.evaluation import bootstrap, evaluator, metrics
 from rc_jax.evaluation.results import read_result, write_results
 from rc_jax.modes import compare
 from rc_jax.modes import eval as eval_mode
-from tests.support.saved_runs import mixing_network, save_run
+from tests.support.saved_runs import save_run, use_small_runs
 
 CLASSES = ("road", "car", "sky", "train")
 
@@ -272,11 +272,7 @@ IMAGES = 12
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[ComparedResults]:
   """Small runs can be scored and compared; returns what the pages show."""
-  load = data.load
-  monkeypatch.setattr("rc_jax.models.build", mixing_network)
-  monkeypatch.setattr(
-    "rc_jax.data.load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(IMAGES))
-  )
+  use_small_runs(monkeypatch, IMAGES)
   shown: list[ComparedResults] = []
 
   def kept(content: ComparedResults) -> str:

@@ -207,9 +207,7 @@ def test_scores_of_weights_that_are_not_of_the_run_say_whose_they_are(
   tmp_path: pathlib.Path, monkeypatch, capsys
 ) -> None:
   """Published weights, scored without ``--workdir``, replace the scores of the run in the recipe's folder."""
-  load = data.load
-  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
-  monkeypatch.setattr(data, "load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(2)))
+  saved_runs.use_small_runs(monkeypatch, 2)
   run, other = tmp_path / "run", tmp_path / "other" / "checkpoints" / "7"
   config = saved_runs.save_run(run)
   saved_runs.save_run(tmp_path / "other", seed=1)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc_jax import data, models
+from rc_jax import data
 from rc_jax.drawing.panels import MARGIN, colorize, differences
 from rc_jax.evaluation.evaluator import make_evaluator
 from rc_jax.evaluation.protocol import protocol_text
@@ -155,9 +155,7 @@ def test_a_page_shows_the_config_and_the_weights_of_the_run(
   tmp_path: pathlib.Path, monkeypatch, capsys
 ) -> None:
   """The recipe lacks what the run's command set: no contrastive loss, another batch size, a moving average."""
-  load = data.load
-  monkeypatch.setattr(models, "build", saved_runs.mixing_network)
-  monkeypatch.setattr(data, "load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(2)))
+  saved_runs.use_small_runs(monkeypatch, 2)
   run = tmp_path / "run"
   saved_runs.save_run(run, scope="none", ema=True)
   (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.0}) + "\n")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rc_jax import data, sharding
 from rc_jax.class_table import write_class_table
@@ -43,6 +44,15 @@ def mixing_network(config_model: Config, num_classes: int) -> Network:
     raise AssertionError("nothing is trained")
 
   return Network(init, unused, predict, num_classes, channels, True, grid_stride=STRIDE)
+
+
+def use_small_runs(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+  """Makes ``models.build`` return ``mixing_network``, and ``data.load`` only the first images of a split."""
+  load = data.load
+  monkeypatch.setattr("rc_jax.models.build", mixing_network)
+  monkeypatch.setattr(
+    "rc_jax.data.load", lambda *args, **kwargs: data.Subset(load(*args, **kwargs), range(images))
+  )
 
 
 def save_run(

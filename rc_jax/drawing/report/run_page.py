@@ -132,8 +132,9 @@ def _training(run: Run, steps: Lines) -> str:
   text = f"of {train.steps:,} steps, each on {train.batch_size} crops of {size} pixels"
   if not steps:
     return html.escape(f"The recipe trains {text[3:]}. This folder has no log of the training.")
-  is_scored = run.scores is not None and "checkpoint" not in run.scores
-  trained = max(steps[-1]["step"], run.scores["step"] if run.scores is not None and is_scored else 0)
+  trained = steps[-1]["step"]
+  if run.scores is not None and "checkpoint" not in run.scores:
+    trained = max(trained, run.scores["step"])
   text = f"Trained for {trained:,} {text}"
   speeds = column(steps, "images_per_second")
   number = np.diff([0, *(line["step"] for line in steps)]) * train.batch_size
