@@ -5,9 +5,9 @@
 
 Needs JAX's plugin for CUDA and libtpu, and neither a GPU nor a TPU: ``--requirements`` prints the packages that fit
 the installed JAX, for ``pip install --no-deps --target=FOLDER``; then set ``PYTHONPATH=FOLDER``. In any version, no
-program may have a convolution with a large filter, a float32 convolution outside classifiers, or a large all-gather.
-Operations and bytes may differ from the file by 5 %; they are compared in the versions in which it was written. Exits
-with 1 if a program breaks a rule.
+program may have a convolution with a large filter, a float32 convolution outside classifiers, a sum over devices in
+bfloat16, or a large all-gather. Operations and bytes may differ from the file by 5 %; they are compared in the versions
+in which it was written. Exits with 1 if a program breaks a rule.
 """
 
 import argparse
@@ -27,6 +27,8 @@ FIELDS = {"model.dtype": "bfloat16", "train.batch_size": 8, "train.crop_size": [
 TOPOLOGIES = ("h100:1", "h100:8", "v5e:2x4")
 PACKAGES = ("jax", "jax-cuda13-plugin", "libtpu")
 
+# Kinds of ``costs/program_warnings.py``.
+FORBIDDEN = ("large_window", "float32_convolution", "bfloat16_sum")
 LARGEST_GATHER = 4_000_000  # bytes
 TOLERANCE = 0.05
 
@@ -62,7 +64,7 @@ def broken_rules(row: dict[str, Any]) -> list[str]:
   broken = [
     f"{warning['count']} x {warning['kind']} in {', '.join(warning['modules'])}"
     for warning in row["warnings"]
-    if warning["kind"] in ("large_window", "float32_convolution")
+    if warning["kind"] in FORBIDDEN
   ]
   for each in row["collectives"]:
     if each["kind"] == "all-gather" and each["largest"] > LARGEST_GATHER:

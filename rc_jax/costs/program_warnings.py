@@ -12,12 +12,14 @@ from rc_jax.costs.scopes import module_of
 # cuDNN has no fast algorithm above, and often none at all.
 LARGEST_CUDNN_WINDOW = 15
 LARGEST_MOVE = 50_000_000  # bytes
+SUMS_OVER_DEVICES = ("all-reduce", "all-reduce-start", "reduce-scatter")
 
 # Kind -> how its count is explained.
 KINDS = {
   "large_window": f"convolutions with a filter above {LARGEST_CUDNN_WINDOW} pixels, slow in cuDNN or refused",
   "float32_convolution": "float32 convolutions outside classifiers, although model.dtype is bfloat16",
   "large_move": f"transposes or copies alone of more than {LARGEST_MOVE / 1e6:.0f} MB",
+  "bfloat16_sum": "sums over devices in bfloat16, which lose digits with every device",
   "adding_scatter": "scatters that add, one value after another",
   "unknown_trips": "loops with data-dependent iterations: a GPU's host waits in each, and a TPU's estimate counts one",
 }
@@ -88,6 +90,8 @@ def _kinds(
     operands = [by_name[name] for name in instruction.operands[:2] if name in by_name]
     if any(hlo_cost.arrays(each.shape)[0][0] == "f32" for each in operands):
       yield "float32_convolution"
+  if instruction.opcode in SUMS_OVER_DEVICES and "bf16[" in instruction.shape:
+    yield "bfloat16_sum"
   if instruction.opcode == "select-and-scatter":
     yield "adding_scatter"
   # Without equal indices nothing is added twice to one place.

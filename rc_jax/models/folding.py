@@ -160,7 +160,5 @@ def _convolution(module: nn.Module, x: Any) -> Callable[[jax.Array], jax.Array] 
   if isinstance(module, Conv) and not module.use_bias:
     return lambda kernel: conv2d(x.astype(module.dtype), kernel, module.stride, module.dilation)
   if isinstance(module, DepthwiseConv):
-    return lambda kernel: depthwise_conv2d(
-      x.astype(module.dtype), kernel.astype(module.dtype), module.dilation
-    )
+    return lambda kernel: depthwise_conv2d(x.astype(module.dtype), kernel, module.dilation)
   return None

@@ -207,7 +207,8 @@ class Conv(nn.Module):
     y = conv2d(x.astype(self.dtype), kernel, self.stride, self.dilation)
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-      y += bias.astype(self.dtype)
+      # In float32, so that the bias's gradient is: a bfloat16 sum over thousands of pixels loses its digits.
+      y = (y.astype(jnp.float32) + bias).astype(self.dtype)
     return y
 
 
@@ -232,4 +233,4 @@ class DepthwiseConv(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
     kernel = self.param("kernel", nn.initializers.zeros, shape, jnp.float32)
-    return depthwise_conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.dilation)
+    return depthwise_conv2d(x.astype(self.dtype), kernel, self.dilation)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rc_jax.ops import conv_rows, conv_taps, conv_xla
+from rc_jax.ops.device_sums import summed_over_devices
 
 # A CPU computes products over taps where at most this share of the multiplications reads pixels and not padding. Both
 # numbers are from timings on 2 cores at batch 4 in float32.
@@ -40,9 +41,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) 
     dilation: distance of the kernel's taps along both axes.
 
   Returns:
-    ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. On
-    CPUs and TPUs the kernel's is summed in float32 and not rounded to the dtype of ``x``: devices add it up, and a sum
-    in bfloat16 loses digits with every chip.
+    ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. The
+    kernel's is summed in float32. A GPU rounds the sum over its own images to the dtype of ``x``, if it does not
+    compute a product; CPUs and TPUs do not. Sums over devices are in float32 (``device_sums.py``).
   """
   kernel = kernel.astype(x.dtype)
   cpu = conv_taps.forward if _by_taps(x, kernel, stride, dilation) else conv_xla.forward
@@ -69,13 +70,7 @@ def _conv2d_backward(
   rounded = kernel.astype(x.dtype)
   forms = (cpu_input, conv_rows.input_gradient, conv_xla.input_gradient)
   d_input = _lowered(*forms, stride, dilation)(dy, x, rounded)
-  # A result in float32 takes cuDNN two to three times as long (H200, jax 0.11.2): it converts the operands.
-  gpu_kernel = conv_xla.transposed_kernel_gradient
-  if dilation > 1 and stride == 1:
-    inputs, outputs = kernel.shape[2:]
-    products = inputs >= PRODUCT_CHANNELS * outputs
-    gpu_kernel = conv_xla.product_kernel_gradient if products else conv_xla.phases_kernel_gradient
-  forms = (_in_float32(cpu_kernel), conv_rows.kernel_gradient, gpu_kernel)
+  forms = (_in_float32(cpu_kernel), conv_rows.kernel_gradient, _gpu_kernel_gradient(kernel, stride, dilation))
   d_kernel = _lowered(*forms, stride, dilation)(dy, x, rounded)
   return d_input, d_kernel.astype(kernel.dtype)
 
@@ -89,12 +84,14 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
 
   Args:
     x: ``[B,H,W,C]``.
-    kernel: ``[k,k,1,C]`` of the same dtype, ``k`` odd.
+    kernel: ``[k,k,1,C]``, ``k`` odd; rounded to the dtype of ``x``.
     dilation: distance of the kernel's taps along both axes.
 
   Returns:
-    ``[B,H,W,C]``. Both gradients are those of the convolution.
+    ``[B,H,W,C]`` of the dtype of ``x``. Both gradients are those of the convolution. The kernel's is summed in float32.
+    Accelerators round the sum over their own images to the dtype of ``x``.
   """
+  kernel = kernel.astype(x.dtype)
   # On a CPU, the taps one by one take a tenth of the time of XLA's grouped convolution or less.
   taps, grouped = (functools.partial(f, dilation=dilation) for f in (conv_taps.depthwise, conv_xla.depthwise))
   y: jax.Array = lax.platform_dependent(x, kernel, cpu=taps, default=grouped)
@@ -111,11 +108,14 @@ def _depthwise_backward(
   dilation: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   x, kernel = residuals
-  forms = (conv_taps.depthwise_kernel_gradient, conv_xla.depthwise_kernel_gradient)
+  forms = (
+    conv_taps.depthwise_kernel_gradient,
+    summed_over_devices(conv_xla.depthwise_kernel_gradient),
+  )
   rows, grouped = (functools.partial(f, dilation=dilation) for f in forms)
-  d_kernel = lax.platform_dependent(dy, x, kernel, cpu=rows, default=grouped)
+  d_kernel = lax.platform_dependent(dy, x, kernel.astype(x.dtype), cpu=rows, default=grouped)
   # Padding is symmetric and there is no stride: the adjoint is the convolution with the flipped kernel.
-  return depthwise_conv2d(dy, kernel[::-1, ::-1], dilation), d_kernel
+  return depthwise_conv2d(dy, kernel[::-1, ::-1], dilation), d_kernel.astype(kernel.dtype)
 
 
 depthwise_conv2d.defvjp(_depthwise_forward, _depthwise_backward)
@@ -135,6 +135,17 @@ def _by_taps(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> boo
     for tap in conv_taps.valid_taps((height, width), size, stride, dilation)
   )
   return reads <= VALID_SHARE * size**2 * -(-height // stride) * -(-width // stride)
+
+
+def _gpu_kernel_gradient(kernel: jax.Array, stride: int, dilation: int) -> Callable[..., jax.Array]:
+  """Returns the form of the kernel's gradient on GPUs."""
+  # A result in float32 takes cuDNN two to three times as long (H200, jax 0.11.2): it converts the operands.
+  if dilation == 1 or stride > 1:
+    return summed_over_devices(conv_xla.transposed_kernel_gradient)
+  inputs, outputs = kernel.shape[2:]
+  if inputs >= PRODUCT_CHANNELS * outputs:
+    return conv_xla.product_kernel_gradient
+  return summed_over_devices(conv_xla.phases_kernel_gradient)
 
 
 def _lowered(

@@ -153,7 +153,7 @@ def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *,
   It loops over the rows once for all taps: a reduction for each tap takes several times as long.
 
   Returns:
-    ``[k,k,1,C]``, summed in float32, then rounded to the dtype of ``kernel``.
+    ``[k,k,1,C]`` float32, not rounded.
   """
   size = kernel.shape[0]
   taps = valid_taps(x.shape[1:3], size, 1, dilation)
@@ -175,4 +175,4 @@ def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *,
   gradient = jnp.zeros(kernel.shape, jnp.float32)
   for total, tap in zip(sums, taps, strict=True):
     gradient = gradient.at[tap.row, tap.column, 0].set(total.sum((0, 1)))
-  return gradient.astype(kernel.dtype)
+  return gradient

@@ -230,7 +230,7 @@ def depthwise(x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
 
 
 def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *, dilation: int) -> jax.Array:
-  """Computes the gradient of the kernel of `depthwise`, rounded to the dtype of the kernel.
+  """Computes the gradient of the kernel of `depthwise`, rounded to the dtype of the kernel and then widened.
 
   Args:
     dy: ``[B,H,W,C]`` of the dtype of ``x``, the gradient of the output.
@@ -239,6 +239,7 @@ def depthwise_kernel_gradient(dy: jax.Array, x: jax.Array, kernel: jax.Array, *,
     dilation: as for `forward`.
 
   Returns:
-    ``[k,k,1,C]`` of the dtype of ``kernel``.
+    ``[k,k,1,C]`` float32.
   """
-  return jax.linear_transpose(lambda k: depthwise(x, k, dilation=dilation), kernel)(dy)[0]
+  gradient: jax.Array = jax.linear_transpose(lambda k: depthwise(x, k, dilation=dilation), kernel)(dy)[0]
+  return gradient.astype(jnp.float32)

@@ -14,8 +14,8 @@ from rc_jax.config import Config, height_width
 from rc_jax.console import say
 from rc_jax.train_state import ShardedBank, TrainState
 from rc_jax.training import optimizer
-from rc_jax.training.objective import contrastive_method
-from rc_jax.training.train_step import make_train_step
+from rc_jax.training.objective import Metrics, contrastive_method
+from rc_jax.training.train_step import Batch, make_train_step
 from rc_jax.weights import pretrained
 
 # A kernel [k,k,in,out] lies in memory as [out,k,k,in].
@@ -195,10 +195,16 @@ def jitted_step(
     norms: as for `make_train_step`.
   """
   schedule = optimizer.learning_rate(config.optimizer, config.train.steps)
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  step = make_train_step(network, update_rule, schedule, config, norms, unrolled=on_cpu)
+
+  def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    # The convolutions' gradients read the mesh (``ops/device_sums.py``).
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(state, batch)
+
   return jax.jit(
-    make_train_step(
-      network, update_rule, schedule, config, norms, unrolled=mesh.devices.flat[0].platform == "cpu"
-    ),
+    train_step,
     donate_argnums=0,
     # Stated, not left to the compiler: the result of the compiled step is its next argument.
     out_shardings=(state_formats(state, mesh), sharding.replicated_sharding(mesh)),

@@ -30,6 +30,7 @@ def test_the_committed_figures_cover_all_programs() -> None:
       {"warnings": [{"kind": "float32_convolution", "count": 2, "modules": {"a": 1, "b": 1}}]},
       "2 x .* in a, b",
     ),
+    ({"warnings": [{"kind": "bfloat16_sum", "count": 1, "modules": {"a": 1}}]}, "1 x bfloat16_sum in a"),
     (
       {"collectives": [{"kind": "all-gather", "largest": 5e6}]},
       "an all-gather of 5.0 MB; expected at most 4 MB",

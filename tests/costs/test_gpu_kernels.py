@@ -209,6 +209,18 @@ def test_a_scatter_without_equal_indices_gets_no_warning() -> None:
   assert "adding_scatter" not in kinds
 
 
+def test_a_sum_over_devices_in_bfloat16_gets_a_warning() -> None:
+  text = HLO.replace("%message = f32[8]{0} all-reduce-start", "%message = bf16[8]{0} all-reduce-start")
+  assert text != HLO
+  for platform in ("gpu", "tpu"):
+    (warning,) = (
+      each
+      for each in program_warnings.read(hlo_cost.parse(text), platform, "bfloat16")
+      if each.kind == "bfloat16_sum"
+    )
+    assert warning.count == 1
+
+
 def test_a_float32_convolution_of_a_classifier_gets_no_warning() -> None:
   text = HLO.replace(
     'Forward"\n', 'Forward", metadata={op_name="jit(f)/jvp(Segmenter)/head/classifier/conv"}\n'

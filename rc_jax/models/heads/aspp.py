@@ -57,10 +57,11 @@ class ASPP(nn.Module):
     branches += [
       dilated(self.features, 3, rate, *norm, name=f"rate{i}")(x, train) for i, rate in enumerate(self.rates)
     ]
-    # Summed in float32: a bfloat16 sum over thousands of positions loses its digits.
+    # Mean and broadcast are in float32, so that their sums over pixels are, forwards and backwards: a bfloat16 sum over
+    # thousands of positions loses its digits.
     pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-    pooled = pointwise("pool")(pooled, train)
-    branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+    pooled = pointwise("pool")(pooled, train).astype(jnp.float32)
+    branches.append(jnp.broadcast_to(pooled, branches[0].shape).astype(self.dtype))
     x = jnp.concatenate(branches, axis=-1)
     return pointwise("project")(x, train) if self.project else x
 

@@ -1,0 +1,43 @@
+"""Sums of kernels' gradients over devices, in float32."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+
+def summed_over_devices(kernel_gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns ``kernel_gradient`` such that devices add up its float32 results.
+
+  XLA spreads a convolution over devices and adds up what the convolution itself returns. Where that is bfloat16, the
+  sum over devices is too, and it loses digits with every device, also if the next operation widens it. Here each
+  device computes the gradient of its own images, and the sum comes after the widening.
+
+  The devices are those of the mesh in context (``jax.sharding.use_abstract_mesh``), with the images spread over all its
+  axes. Without a mesh, or with one device, nothing changes.
+
+  Args:
+    kernel_gradient: from ``dy``, ``x [B,...]`` and ``kernel``, and options by keyword, to float32.
+  """
+
+  def computed(dy: jax.Array, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(mesh.axis_names)
+    spread = mesh.size > 1 and all(each == AxisType.Auto for each in mesh.axis_types)
+    if x.dtype == jnp.float32 or not spread or x.shape[0] % mesh.size:
+      return kernel_gradient(dy, x, kernel, **options)
+
+    def of_own_images(dy: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+      return jax.lax.psum(kernel_gradient(dy, x, kernel, **options), axes)
+
+    images, replicated = PartitionSpec(axes), PartitionSpec()
+    # Unchecked: otherwise the gradient of a replicated kernel would be summed over devices already, in its own dtype.
+    sharded = jax.shard_map(
+      of_own_images, in_specs=(images, images, replicated), out_specs=replicated, check_vma=False
+    )
+    gradient: jax.Array = sharded(dy, x, kernel)
+    return gradient
+
+  return computed
