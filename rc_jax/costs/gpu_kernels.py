@@ -235,15 +235,21 @@ def _bytes_written(
 
 
 def _result_bytes(instruction: Instruction, operands: Mapping[str, Instruction]) -> int:
-  """Returns the bytes of a result that are written: an update of a slice is done in place."""
+  """Returns the bytes of a result that are written: updates of slices and scatters are done in place."""
   if instruction.opcode == "tuple":
     return sum(_result_bytes(operands[name], operands) for name in instruction.operands if name in operands)
   if instruction.opcode == "bitcast" and instruction.operands[0] in operands:
     return _result_bytes(operands[instruction.operands[0]], operands)
-  if instruction.opcode == "dynamic-update-slice" and len(instruction.operands) > 1:
-    update = operands.get(instruction.operands[1])
-    return update.size if update else instruction.size
-  return instruction.size
+  update = operands.get(_written_in_place(instruction))
+  return update.size if update else instruction.size
+
+
+def _written_in_place(instruction: Instruction) -> str:
+  """Returns the name of the operand that an operation writes into its first one; empty for other operations."""
+  if instruction.opcode == "dynamic-update-slice":
+    return instruction.operands[1]
+  # A scatter of several arrays has more operands.
+  return instruction.operands[2] if instruction.opcode == "scatter" and len(instruction.operands) == 3 else ""
 
 
 def _bytes_read(instruction: Instruction, inputs: Sequence[Instruction], computations: Computations) -> int:
@@ -264,6 +270,8 @@ def _bytes_read(instruction: Instruction, inputs: Sequence[Instruction], computa
     return instruction.size
   if instruction.opcode == "dynamic-update-slice":
     return sum(each.size for each in inputs[1:2])
+  if _written_in_place(instruction):
+    return sum(each.size for each in inputs[1:])
   return sum(each.size for each in unique.values())
 
 
@@ -281,7 +289,7 @@ def _slices(array: Instruction, body: Sequence[Instruction]) -> int | None:
       if below is None:
         return None
       total += below
-    elif not (user.opcode == "dynamic-update-slice" and only_first):
+    elif not (_written_in_place(user) and only_first):
       return None
   return min(total, array.size)
 

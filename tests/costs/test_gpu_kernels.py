@@ -163,6 +163,18 @@ def test_kernels_of_loops_count_each_iteration_and_slices_only_their_bytes(kerne
   assert [kernel.runs for kernel in of_kind(kernels, "elementwise")] == [7, 3]  # the loops' conditions
 
 
+def test_a_scatter_is_done_in_place(kernels) -> None:
+  (scatter,) = of_kind(kernels, "scatter")
+  assert scatter.size == 4 * 5 + 4 * 5 + 4 * 5  # indices, new values, and the places that they take
+  text = HLO.replace(
+    "fusion(%values, %ids, %values), kind=kInput, calls=%fused_scatter",
+    "scatter(%large, %ids, %values), to_apply=%add",
+  )
+  assert text != HLO
+  (scatter,) = of_kind(gpu_kernels.read(hlo_cost.parse(text), H100, {"tiles": 3}), "scatter")
+  assert scatter.size == 4 * 5 + 4 * 5 + 4 * 5
+
+
 def test_sums_equal_counts_by_hand(kernels) -> None:
   cost = gpu_kernels.sum_up(kernels, HLO, H100)
   # Four convolutions, two products, a reduction, a scatter, a transpose, a message, and two kernels an iteration.
