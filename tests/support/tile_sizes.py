@@ -13,6 +13,7 @@ FORMS = {
   "one tile, on a GPU": {"one_tile": 1 << 24, "as_on_gpus": True},
   "three classes": {"one_tile": 0, "query_block": 5, "key_tile": 16},
   "three slots": {"one_tile": 0, "query_block": 5, "key_tile": 3},
+  "all keys, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 1 << 24, "as_on_gpus": True},
   "three classes, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 16, "as_on_gpus": True},
   "three slots, on a GPU": {"one_tile": 0, "query_block": 5, "key_tile": 3, "as_on_gpus": True},
 }
