@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from rc_jax.fields import Field, positive_numbers
 from rc_jax.models.layers import ConvNormRelu, SeparableConvNormRelu
 from rc_jax.models.network import Shapes
+from rc_jax.ops.fan_out import fan_out
 
 FIELDS = (
   Field(
@@ -53,13 +54,15 @@ class ASPP(nn.Module):
     def pointwise(name: str) -> ConvNormRelu:
       return ConvNormRelu(self.features, 1, 1, *norm, name=name)
 
-    branches = [pointwise("conv1x1")(x, train)]
+    first, *middle, last = fan_out(x, 2 + len(self.rates))
+    branches = [pointwise("conv1x1")(first, train)]
     branches += [
-      dilated(self.features, 3, rate, *norm, name=f"rate{i}")(x, train) for i, rate in enumerate(self.rates)
+      dilated(self.features, 3, rate, *norm, name=f"rate{i}")(middle[i], train)
+      for i, rate in enumerate(self.rates)
     ]
     # Mean and broadcast are in float32, so that their sums over pixels are, forwards and backwards: a bfloat16 sum over
     # thousands of positions loses its digits.
-    pooled = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+    pooled = jnp.mean(last, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
     pooled = pointwise("pool")(pooled, train).astype(jnp.float32)
     branches.append(jnp.broadcast_to(pooled, branches[0].shape).astype(self.dtype))
     x = jnp.concatenate(branches, axis=-1)
