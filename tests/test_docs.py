@@ -158,7 +158,7 @@ def test_the_differences_to_cross_entropy_are_those_of_the_published_scores() ->
     assert cells["95 % over seeds"] == f"{low:+.2f} to {high:+.2f}", cells
 
 
-@pytest.mark.parametrize("study, first_column", [("camvid", "CamVid")])
+@pytest.mark.parametrize("study, first_column", [("camvid", "CamVid"), ("confirmation", "new seeds")])
 def test_the_tables_of_single_runs_are_those_of_the_published_scores(study: str, first_column: str) -> None:
   scores = published_scores(study)
   rows = evidence_table(first_column, "difference to CE")

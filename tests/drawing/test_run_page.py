@@ -75,6 +75,10 @@ def test_scores_and_pictures_name_their_weights() -> None:
   scores = {**run.scores, "step": 90_000, "checkpoint": "/runs/other/checkpoints/90000"}
   page = run_page(dataclasses.replace(run, scores=scores, scored_weights="step 90,000 of /runs/other"))
   assert "Trained for 400 of" in page  # not 90,000, the step of the other run
+  # Of this run, each step is another one.
+  best = max(run.lines, key=lambda line: line.get("miou", 0))["step"]
+  page = run_page(dataclasses.replace(run, scores={**scores, "step": best}, scored_weights="the other run's"))
+  assert f"best mIoU at another step, {best:,}" in page
 
 
 def test_a_page_names_the_contrastive_method() -> None:

@@ -157,12 +157,16 @@ def test_images_that_exif_data_turn_without_their_label_are_noted(
   assert "note: 1 pairs have EXIF data that turn the image or its label, and not the other: 2.png; " in report
 
 
-def test_a_class_that_is_called_void_is_noted_once(tmp_path: pathlib.Path) -> None:
+def test_a_class_that_is_called_void_is_noted_once(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
   small_datasets.folder(tmp_path / "set")
   (tmp_path / "set/classes.csv").write_text("id,name\n0,background\n1,road\n2,car\n255,Void\n")
   status, report = inspect("folder", tmp_path / "set", tmp_path / "run")
   assert status == inspect_mode.CLEAN
   assert report.count("note: ") == report.count("classes.csv, line 5: 'Void' is a class of its own") == 1
+  # A note on something else does not leave out this line.
+  assert "\nno image of val is also trained on\n" in capsys.readouterr().out
 
 
 def test_pictures_that_are_left_out_are_noted(tmp_path: pathlib.Path, camvid: pathlib.Path) -> None:
