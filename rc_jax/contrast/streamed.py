@@ -96,7 +96,9 @@ def _streamed(queries: Array, present: Array, bank: Bank, temperature: Array, bo
 def _forward(
   queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool
 ) -> tuple[Terms, tuple[Array, ...]]:
-  terms, gradient = _on_all_devices(queries, present, bank, temperature, bounded, with_gradient=True)
+  computed = _on_all_devices(queries, present, bank, temperature, bounded, with_gradient=True)
+  # What follows the loss then follows all reads of the bank, which can be written in place.
+  terms, gradient = jax.lax.optimization_barrier(computed)
   # An absent query may hold anything.
   return terms, (jnp.where(present[..., None], queries, 0), gradient, temperature)
 

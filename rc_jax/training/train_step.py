@@ -125,7 +125,7 @@ def make_train_step(
     if method is not None and bank is not None:
       # After the loss: a center must not meet itself among its own positives. Behind the barrier, all reads of the bank
       # have ended, and keys are written in place; without it, a GPU copies a small bank twice.
-      bank, keys, _ = jax.lax.optimization_barrier((bank, keys, grads))
+      bank, keys, _ = jax.lax.optimization_barrier((bank, keys, metrics["loss"]))
       bank, bank_metrics = method.update(bank, keys, batch.get("index"))
       metrics |= bank_metrics
     if norms:
