@@ -480,6 +480,7 @@ def validate(config: Config) -> None:
   _check_eval_stride(config)
   _check_start_step(config)
   _check_rare_classes(config)
+  _check_pretrained_part(config)
   _check_optimizer(config)
   _check_microbatches(config)
   models.check_projection(config.model)
@@ -520,6 +521,17 @@ def _check_rare_classes(config: Config) -> None:
   for path in ("data.rare_class_min_pixels", "data.rare_class_crops"):
     default, found = _BY_PATH[path].default, config.data[path.rpartition(".")[2]]
     require(found == default, path, found, f"{default} unless data.rare_class_temperature is above 0")
+
+
+def _check_pretrained_part(config: Config) -> None:
+  path, found = "model.pretrained_part", config.model.pretrained_part
+  default = _BY_PATH[path].default
+  require(
+    bool(config.model.pretrained) or found == default,
+    path,
+    found,
+    f"{default!r} unless model.pretrained is set",
+  )
 
 
 def _check_optimizer(config: Config) -> None:

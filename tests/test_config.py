@@ -120,6 +120,7 @@ BAD = [
   ("model.output_stride", 0),
   ("model.hrnet_upsample", "cubic"),
   ("model.pretrained_part", "head"),
+  ("model.pretrained_part", "all"),  # of no file
   ("model.psp_bins", (0,)),
   ("model.fcn_kernel_size", 2),
   ("model.dropout", 1.0),
