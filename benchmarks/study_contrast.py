@@ -4,9 +4,9 @@
 
 Means over the last steps of each run: cosine similarity of queries with positive and negative keys, the loss ``L_RC``,
 its share of the objective, and its saturation ``1 - exp(-L_RC)``. Eq. 4 of RegionContrast is ``softplus(log S - q.k+ /
-tau)``, and ``1 - exp(-loss)`` is the factor of ``1 / tau`` in its gradient by ``q.k+``: near 1, each positive key pulls
-with the same force, however similar it is already. The script writes a line for each run, and prints the means over
-seeds as Markdown.
+tau)``, and ``1 - exp(-loss)`` is the factor of ``1 / tau`` in its gradient by ``q.k+``: near 1, each positive key has
+the same weight in the gradient, however similar it is already. The script writes a line for each run, and prints the
+means over seeds as Markdown.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 A contrastive method has a bank, which the train state carries from step to step: any pytree of arrays. In each step
 
 1. ``loss`` compares what the batch shows with the bank of the steps before,
-2. ``update`` puts what the batch shows into the bank, after the loss, so that no query meets itself there.
+2. ``update`` puts what the batch shows into the bank, after the loss, so that no query is among its own keys.
 """
 
 import dataclasses

@@ -8,9 +8,9 @@ With logits ``z = q.k/tau``, ``P`` the number of positives ``k+`` and ``S = sum 
 
 The first pass reads all banks and gives ``log S`` and ``sum over k- of exp(z-) k-`` of every query. The second reads
 the banks of the queries' own classes and gives the sums over ``k+``. Banks are constants, so the forward pass already
-has the gradient, and the backward pass multiplies it by the cotangent. No array has the size queries x keys: each pass
-sums over tiles (``tiles.py``). Where the slots are sharded, each device sums over its own, and devices exchange arrays
-of the size queries x C.
+has the gradient, and the backward pass multiplies it by the cotangent. Each pass sums over tiles (``tiles.py``): its
+largest array has the logits of ``QUERY_BLOCK`` queries and one tile of keys. Where the slots are sharded, each device
+sums over its own, and devices exchange arrays of the size queries x C.
 """
 
 import functools
@@ -30,9 +30,9 @@ from rc_jax.contrast.tiles import (
   tile_shape,
 )
 
-# Queries that share one pass over the banks. More queries read the banks less often, but a pass takes as long for one
-# query as for all of them. Beyond 160, the weights of a tile's keys exceed the memory near the matrix units of a
-# TPU v5e: 256 queries take 1.7 x as long.
+# Queries that share one pass over the banks. More queries read the banks less often, but on a TPU a pass takes as long
+# for one query as for all of them. Beyond 160, the weights of a tile's keys exceed the VMEM of a TPU v5e: 256 queries
+# take 1.7 times as long.
 QUERY_BLOCK = 160
 # A logit of unit vectors is at most 1/tau, which replaces the largest one in the log-sum-exp. Below this tau, all of
 # exp(z - 1/tau) may vanish in float32 (z may be -1/tau), and the largest logit is computed.
@@ -97,7 +97,7 @@ def _forward(
   queries: Array, present: Array, bank: Bank, temperature: Array, bounded: bool
 ) -> tuple[Terms, tuple[Array, ...]]:
   computed = _on_all_devices(queries, present, bank, temperature, bounded, with_gradient=True)
-  # What follows the loss then follows all reads of the bank, which can be written in place.
+  # What waits for the loss then waits for all reads of the bank, which can be written in place.
   terms, gradient = jax.lax.optimization_barrier(computed)
   # An absent query may hold anything.
   return terms, (jnp.where(present[..., None], queries, 0), gradient, temperature)

@@ -1,4 +1,4 @@
-"""Operations of a compiled program that its hardware does badly."""
+"""Operations of a compiled program that are slow or inexact on its hardware."""
 
 import collections
 import dataclasses
@@ -9,7 +9,7 @@ from rc_jax.costs.gpu_kernels import custom_call_target, only_moves
 from rc_jax.costs.hlo_cost import Computations, Instruction, Program
 from rc_jax.costs.scopes import module_of
 
-# cuDNN has no fast algorithm above, and often none at all.
+# cuDNN has no fast algorithm above this size, and often none at all.
 LARGEST_CUDNN_WINDOW = 15
 LARGEST_MOVE = 50_000_000  # bytes
 SUMS_OVER_DEVICES = ("all-reduce", "all-reduce-start", "reduce-scatter")

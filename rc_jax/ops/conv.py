@@ -3,8 +3,9 @@
 On a CPU, XLA computes some convolutions several times slower than the matrix products of which they consist: gradients
 of kernels above all, and dilated convolutions that read mostly padding. ``conv_taps.py`` computes those as one product
 for each tap of the kernel, over the pixels alone. On a TPU, XLA's copies around a convolution of one large image take
-as long as the convolution: ``conv_rows.py`` computes all of them. GPUs use XLA's convolutions (``conv_xla.py``). The
-choice is made when a program is lowered: a program that a CPU machine compiles for an accelerator has its form.
+as long as the convolution: ``conv_rows.py`` computes all of them. GPUs use XLA's convolutions, and one product for some
+kernel gradients (``conv_xla.py``). The choice is made when a program is lowered: a program that a CPU machine compiles
+for an accelerator has its form.
 """
 
 import functools
@@ -42,8 +43,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int = 1, dilation: int = 1) 
 
   Returns:
     ``[B,ceil(H/stride),ceil(W/stride),O]`` of the dtype of ``x``. Both gradients are those of the convolution. The
-    kernel's is summed in float32. A GPU rounds the sum over its own images to the dtype of ``x``, if it does not
-    compute a product; CPUs and TPUs do not. Sums over devices are in float32 (``device_sums.py``).
+    kernel's is summed in float32. A GPU rounds the sum over its own images to the dtype of ``x``, except where it
+    computes a product. CPUs and TPUs do not round it. Sums over devices are in float32 if the mesh is in context, as in
+    the train step (``device_sums.py``).
   """
   kernel = kernel.astype(x.dtype)
   cpu = conv_taps.forward if _by_taps(x, kernel, stride, dilation) else conv_xla.forward
@@ -89,7 +91,7 @@ def depthwise_conv2d(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.
 
   Returns:
     ``[B,H,W,C]`` of the dtype of ``x``. Both gradients are those of the convolution. The kernel's is summed in float32.
-    Accelerators round the sum over their own images to the dtype of ``x``.
+    Accelerators round the sum over their own images to the dtype of ``x``. Sums over devices as for `conv2d`.
   """
   kernel = kernel.astype(x.dtype)
   # On a CPU, the taps one by one take a tenth of the time of XLA's grouped convolution or less.

@@ -11,15 +11,20 @@ from jax.sharding import AxisType, PartitionSpec
 def summed_over_devices(kernel_gradient: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """Returns ``kernel_gradient`` such that devices add up its float32 results.
 
-  XLA spreads a convolution over devices and adds up what the convolution itself returns. Where that is bfloat16, the
-  sum over devices is too, and it loses digits with every device, also if the next operation widens it. Here each
-  device computes the gradient of its own images, and the sum comes after the widening.
+  XLA spreads a convolution over devices and sums its results. Where these are bfloat16, the sum over devices is too,
+  and each device adds a rounding error. Here each device converts the gradient of its own images to float32 before the
+  sum.
 
   The devices are those of the mesh in context (``jax.sharding.use_abstract_mesh``), with the images spread over all its
-  axes. Without a mesh, or with one device, nothing changes.
+  axes. ``kernel_gradient`` is called unchanged for float32 images, without a mesh or with one device, for axes that are
+  not ``Auto`` (as within ``shard_map``), and where the devices do not divide the images. In the last case XLA sums over
+  devices in the dtype of the images.
 
   Args:
-    kernel_gradient: from ``dy``, ``x [B,...]`` and ``kernel``, and options by keyword, to float32.
+    kernel_gradient: ``(dy, x [B,...], kernel, **options) -> gradient``, float32.
+
+  Returns:
+    A function with the same arguments and result.
   """
 
   def computed(dy: jax.Array, x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 def fan_out(x: jax.Array, branches: int) -> tuple[jax.Array, ...]:
   """Returns ``x`` once for each of ``branches``, whose gradients are summed in float32 and rounded once.
 
-  JAX adds up the gradients of several uses one by one, each sum rounded to the dtype of ``x``. A GPU writes and reads
-  most of those sums.
+  JAX adds up the gradients of several uses one by one, each sum rounded to the dtype of ``x``. A GPU writes
+  most of those sums to memory and reads them again.
 
   Args:
     x: any shape, any float dtype.

@@ -183,7 +183,7 @@ def jitted_step(
   mesh: Mesh,
   norms: bool = True,
 ) -> Any:
-  """Returns the train step of `make_train_step` as ``jax.jit`` of it, not yet compiled.
+  """Returns ``jax.jit`` of the train step of `make_train_step`, not yet compiled, with the mesh in context.
 
   Args:
     config: a validated config.

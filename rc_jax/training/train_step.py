@@ -123,8 +123,8 @@ def make_train_step(
     params = merge(optax.apply_updates(trained, updates), frozen)
     bank = state.bank
     if method is not None and bank is not None:
-      # After the loss: a center must not meet itself among its own positives. Behind the barrier, all reads of the bank
-      # have ended, and keys are written in place; without it, a GPU copies a small bank twice.
+      # After the loss: otherwise a center would be among its own positives. RegionContrast reads the bank in the
+      # forward pass alone, so behind the barrier keys are written in place; without it, a GPU copies a small bank.
       bank, keys, _ = jax.lax.optimization_barrier((bank, keys, metrics["loss"]))
       bank, bank_metrics = method.update(bank, keys, batch.get("index"))
       metrics |= bank_metrics

@@ -56,7 +56,7 @@ def check_sums(gradient, kernel, **options):
 
 
 def all_reduces(text):
-  """Lists the types of what a lowered program adds up over devices."""
+  """Lists the types of the explicit sums over devices. XLA inserts others when it compiles."""
   return re.findall(r'"stablehlo.all_reduce".*?\}\) : \((.*?)\)', text, re.DOTALL)
 
 
@@ -81,7 +81,10 @@ def check_program(kernel, stride, dilation):
 
 
 def check_train_step():
-  """Checks that the train step, lowered for GPUs, adds up over devices the kernels of all convolutions but ASPP's."""
+  """Checks that the step, lowered for GPUs, sums over devices the kernel gradients that a GPU rounds.
+
+  These are all but those of dilated ASPP and of classifiers.
+  """
   mesh = sharding.global_mesh()
   config = tiny(model__dtype="bfloat16")
   network = models.build(config.model, CLASSES)
@@ -151,7 +154,7 @@ def test_devices_add_up_in_float32():
     (jnp.float32, 8, 8, False),
   ],
 )
-def test_other_sums_are_left_to_xla(dtype, batch, devices, spread):
+def test_which_sums_are_computed_on_each_device(dtype, batch, devices, spread):
   mesh = jax.sharding.AbstractMesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
   kernel = jnp.zeros((3, 3, 4, 6), dtype)
 

