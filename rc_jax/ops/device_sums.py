@@ -34,13 +34,13 @@ def summed_over_devices(kernel_gradient: Callable[..., jax.Array]) -> Callable[.
     if x.dtype == jnp.float32 or not spread or x.shape[0] % mesh.size:
       return kernel_gradient(dy, x, kernel, **options)
 
-    def of_own_images(dy: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def of_device_images(dy: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
       return jax.lax.psum(kernel_gradient(dy, x, kernel, **options), axes)
 
     images, replicated = PartitionSpec(axes), PartitionSpec()
     # Unchecked: otherwise the gradient of a replicated kernel would be summed over devices already, in its own dtype.
     sharded = jax.shard_map(
-      of_own_images, in_specs=(images, images, replicated), out_specs=replicated, check_vma=False
+      of_device_images, in_specs=(images, images, replicated), out_specs=replicated, check_vma=False
     )
     gradient: jax.Array = sharded(dy, x, kernel)
     return gradient

@@ -37,16 +37,16 @@ def equations(jaxpr):
 
 def bfloat16_sums(function, *arguments):
   """Lists the sums of bfloat16 values of a function: primitive, shape, and the module that makes it."""
-  found = []
+  sums = []
   for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
     name = equation.primitive.name
     if name not in SUMS:
       continue
-    values, sums = equation.invars[0].aval, equation.outvars[0].aval
+    values, result = equation.invars[0].aval, equation.outvars[0].aval
     # Over axes of length 1, nothing is added.
-    if values.dtype == jnp.bfloat16 and (name != "reduce_sum" or values.size > sums.size):
-      found.append((name, values.shape, str(equation.source_info.name_stack)))
-  return found
+    if values.dtype == jnp.bfloat16 and (name != "reduce_sum" or values.size > result.size):
+      sums.append((name, values.shape, str(equation.source_info.name_stack)))
+  return sums
 
 
 def test_a_sum_in_bfloat16_is_found():
@@ -79,9 +79,9 @@ def test_no_network_sums_in_bfloat16(fields):
   assert bfloat16_sums(jax.grad(loss), params, batch_stats, images) == []
 
 
-def float64_error(found, exact):
+def float64_error(computed, exact):
   """Returns the norm of an error relative to the norm of the exact values."""
-  return np.linalg.norm(np.asarray(found, np.float64) - exact) / np.linalg.norm(exact)
+  return np.linalg.norm(np.asarray(computed, np.float64) - exact) / np.linalg.norm(exact)
 
 
 def test_the_gradient_of_a_bias_is_exact_to_float32():

@@ -48,11 +48,11 @@ def check_sums(gradient, kernel, **options):
   assert mesh.size == DEVICES
   # Otherwise a CPU leaves out the rounding of each device's sum.
   compiled = jax.jit(in_mesh(summed, mesh), compiler_options=sharding.GPU_OPTIONS)
-  found = compiled(*jax.device_put((dy, x), sharding.batch_sharding(mesh)))
-  assert found.dtype == jnp.float32
+  summed_up = compiled(*jax.device_put((dy, x), sharding.batch_sharding(mesh)))
+  assert summed_up.dtype == jnp.float32
   parts = [gradient(dy[i : i + 1], x[i : i + 1], kernel, **options) for i in range(DEVICES)]
   expected = sum(np.asarray(jnp.asarray(part, jnp.bfloat16), np.float64) for part in parts)
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+  np.testing.assert_allclose(summed_up, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def all_reduces(text):
@@ -93,14 +93,14 @@ def check_train_step():
   lowered = (
     step.trace(state, sharding.put_batch(batch(0), mesh)).lower(lowering_platforms=("cuda",)).as_text()
   )
-  found = collections.Counter(all_reduces(lowered))
+  counts = collections.Counter(all_reduces(lowered))
   kernels = collections.Counter(
     tensor(leaf.shape)
     for path, leaf in jax.tree.leaves_with_path(state.params)
     if leaf.ndim == 4 and not any(part.key in ("classifier", "rate0", "rate1", "rate2") for part in path)
   )
-  assert kernels and not kernels - found, kernels - found
-  assert not [each for each in found if "bf16" in each]
+  assert kernels and not kernels - counts, kernels - counts
+  assert not [type_ for type_ in counts if "bf16" in type_]
 
 
 def check_within_a_shard_map():
