@@ -72,7 +72,11 @@ def check_program(kernel, stride, dilation):
   weights = jax.ShapeDtypeStruct(kernel, jnp.float32, sharding=sharding.replicated_sharding(mesh))
 
   def loss(kernel, x):
-    return jnp.sum(jnp.sin(conv.conv2d(x, kernel, stride, dilation).astype(jnp.float32)))
+    if kernel.shape[2] == 1:
+      y = conv.depthwise_conv2d(x, kernel, dilation)
+    else:
+      y = conv.conv2d(x, kernel, stride, dilation)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
 
   lowered = (
     jax.jit(in_mesh(jax.grad(loss), mesh)).trace(weights, x).lower(lowering_platforms=("cuda",)).as_text()
@@ -104,11 +108,11 @@ def check_train_step():
 
 
 def check_within_a_shard_map():
-  """Compares with the plain function where the caller has already spread the images."""
-  dy, x = arrays(jnp.bfloat16)
+  """Compares with the plain function where the caller has already spread the images, 8 for each device."""
+  dy, x = arrays(jnp.bfloat16, DEVICES * DEVICES)
   kernel, images = jnp.zeros((3, 3, 4, 6), jnp.bfloat16), PartitionSpec(sharding.DATA_AXIS)
 
-  def of_each_image(gradient):
+  def of_each_device(gradient):
     shard = jax.shard_map(
       lambda dy, x: gradient(dy, x, kernel, **PLAIN)[None],
       mesh=sharding.global_mesh(),
@@ -119,7 +123,7 @@ def check_within_a_shard_map():
     return jax.jit(shard)(dy, x)
 
   plain = conv_xla.transposed_kernel_gradient
-  np.testing.assert_array_equal(of_each_image(summed_over_devices(plain)), of_each_image(plain))
+  np.testing.assert_array_equal(of_each_device(summed_over_devices(plain)), of_each_device(plain))
 
 
 def run_checks() -> None:
@@ -130,6 +134,7 @@ def run_checks() -> None:
   check_program((3, 3, 4, 6), 1, 1)
   check_program((3, 3, 4, 6), 1, 2)
   check_program((1, 1, 4, 6), 2, 1)
+  check_program((3, 3, 1, 4), 1, 2)
   check_train_step()
   check_within_a_shard_map()
   print("float32 on eight devices")
