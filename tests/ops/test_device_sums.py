@@ -71,12 +71,13 @@ def check_program(kernel, stride, dilation):
   x = jax.ShapeDtypeStruct((DEVICES, 9, 11, 4), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
   weights = jax.ShapeDtypeStruct(kernel, jnp.float32, sharding=sharding.replicated_sharding(mesh))
 
-  def loss(kernel, x):
+  def convolve(x, kernel):
     if kernel.shape[2] == 1:
-      y = conv.depthwise_conv2d(x, kernel, dilation)
-    else:
-      y = conv.conv2d(x, kernel, stride, dilation)
-    return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+      return conv.depthwise_conv2d(x, kernel, dilation)
+    return conv.conv2d(x, kernel, stride, dilation)
+
+  def loss(kernel, x):
+    return jnp.sum(jnp.sin(convolve(x, kernel).astype(jnp.float32)))
 
   lowered = (
     jax.jit(in_mesh(jax.grad(loss), mesh)).trace(weights, x).lower(lowering_platforms=("cuda",)).as_text()
