@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from rc_jax.main import main
 from tests.support import processes, run_tiny
 
 pytestmark = pytest.mark.run
@@ -62,9 +63,31 @@ def kill_at(process: subprocess.Popen, workdir: pathlib.Path, run: str, step: in
 
 
 @pytest.fixture(scope="module")
-def finished(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
-  """The folder and the output of a study that nothing interrupted."""
+def incomplete(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
+  """The folder and the output of a study with a row whose runs fail."""
   workdir = tmp_path_factory.mktemp("alone")
+  process = start(f"{study_file}:failing", workdir, cache)
+  printed = run_tiny.finish(process)
+  assert process.returncode == 1, printed
+  return workdir, printed
+
+
+@pytest.mark.long
+def test_runs_that_fail_are_named_and_the_rest_is_complete(incomplete) -> None:
+  workdir, printed = incomplete
+  assert "Two rows: 3 rows x 2 seeds = 6 runs" in printed
+  assert (
+    "failed: damaged weights, seed 0; damaged weights, seed 1: error: " in printed
+    and "damaged.npz" in printed
+  )
+  assert "4 of 6 runs finished, 2 failed" in printed
+  assert "damaged weights" in (workdir / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(incomplete, study_file, cache) -> tuple[pathlib.Path, str]:
+  """The folder and the output of the study without the row that fails, whose other runs are finished."""
+  workdir, _ = incomplete
   process = start(str(study_file), workdir, cache)
   printed = run_tiny.finish(process)
   assert process.returncode == 0, printed
@@ -72,10 +95,11 @@ def finished(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
 
 
 @pytest.mark.long
-def test_a_study_writes_its_tables(finished) -> None:
+def test_a_study_of_finished_runs_writes_its_tables(finished) -> None:
   workdir, printed = finished
   assert "Two rows: 2 rows x 2 seeds = 4 runs" in printed
   table = (workdir / "table.md").read_text()
+  assert "damaged weights" not in table
   assert "CE" in table and "RegionContrast" in table and str(workdir / "index.html") in printed
   with (workdir / "runs.csv").open(newline="") as file:
     rows = list(csv.DictReader(file))
@@ -92,6 +116,20 @@ def test_a_study_writes_its_tables(finished) -> None:
   assert losses[0] == losses[1]
 
 
+@pytest.mark.long
+def test_a_finished_study_is_drawn_again_without_training(finished, study_file) -> None:
+  workdir = finished[0]
+  outputs = sorted(workdir.glob("runs/*/*/output.log"))
+  before = [path.read_bytes() for path in outputs], [(workdir / name).read_bytes() for name in TABLES]
+  for name in TABLES:
+    (workdir / name).unlink()
+  assert main(["rc_jax", "--mode=study", f"--study={study_file}", f"--workdir={workdir}"]) == 0
+  assert (
+    [path.read_bytes() for path in outputs],
+    [(workdir / name).read_bytes() for name in TABLES],
+  ) == before
+
+
 @pytest.mark.slow
 def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_file, cache, tmp_path) -> None:
   process = start(str(study_file), tmp_path, cache, "--parallel=2")
@@ -106,31 +144,6 @@ def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_f
   for run in ("ce/seed0", "ce/seed1", "regioncontrast/seed0", "regioncontrast/seed1"):
     lines = [run_tiny.lines(folder / "runs" / run) for folder in (tmp_path, finished[0])]
     assert lines[0] == lines[1], run
-
-
-@pytest.mark.long
-def test_a_finished_study_is_drawn_again_without_training(finished, study_file, cache) -> None:
-  workdir = finished[0]
-  outputs = sorted(workdir.glob("runs/*/*/output.log"))
-  before = [path.read_bytes() for path in outputs], (workdir / "table.md").read_bytes()
-  (workdir / "table.md").unlink()
-  process = start(str(study_file), workdir, cache)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 0, printed
-  assert ([path.read_bytes() for path in outputs], (workdir / "table.md").read_bytes()) == before
-
-
-@pytest.mark.long
-def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file, cache) -> None:
-  process = start(f"{study_file}:failing", finished[0], cache)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 1, printed
-  assert (
-    "failed: damaged weights, seed 0; damaged weights, seed 1: error: " in printed
-    and "damaged.npz" in printed
-  )
-  assert "4 of 6 runs finished, 2 failed" in printed
-  assert "damaged weights" in (finished[0] / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -150,8 +163,6 @@ def test_a_run_that_fails_is_named_and_the_rest_is_complete(finished, study_file
   ],
 )
 def test_a_mistake_is_one_line(flags: list[str], message: str, tmp_path, capsys) -> None:
-  from rc_jax.main import main
-
   status = main(["rc_jax", "--mode=study", "--study=table1:demo", f"--workdir={tmp_path}", *flags])
   printed = capsys.readouterr()
   assert status == 2 and message in printed.err and printed.err.count("\n") == 1

@@ -50,7 +50,9 @@ with open(workdir.parents[2] / "starts", "a") as file:
   file.write(f"{{workdir.parent.name}}/{{workdir.name}}/{{split}}\\n")
 saved = workdir / "saved"
 for step in range(int(saved.read_text()) if saved.exists() else 0, {STEPS}):
-  time.sleep(seconds / {STEPS})
+  end = time.monotonic() + seconds / {STEPS}
+  while not stopped and time.monotonic() < end:
+    time.sleep(0.01)  # in one piece, a signal would not end it
   if stopped:
     print("saved")
     sys.exit(143)
