@@ -268,21 +268,10 @@ def test_scores_that_cannot_be_written_are_computed_again(uninterrupted, cache, 
 
 @pytest.mark.long
 def test_sigterm_saves_that_step_and_exits_with_143(uninterrupted, cache, tmp_path) -> None:
-  process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache)
-  run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 143 and "saved" in printed, printed
-  saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-  assert len(saved) == 1 and saved[0] >= 3
-  process = run_tiny.start(tmp_path, cache=cache)
-  assert f"resuming at step {saved[0]} of" in run_tiny.finish(process)
-  assert process.returncode == 0
-  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
+  """A run of a study gets it twice: from a scheduler, as all processes of a job, and then from the study's runner.
 
-
-@pytest.mark.long
-def test_a_run_of_a_study_saves_when_it_gets_sigterm_twice(cache, tmp_path) -> None:
-  """A scheduler sends it to all processes of a job, and the study's runner then sends it to its runs."""
+  ``tests/training/test_preemption.py`` sends it to runs that no study started.
+  """
   by_runner = {parent_process.VARIABLE: str(os.getpid())}
   process = run_tiny.start(tmp_path, "--config.train.checkpoint_every=1000", cache=cache, **by_runner)
   run_tiny.signal_at(process, tmp_path, 3, signal.SIGTERM)
@@ -292,6 +281,10 @@ def test_a_run_of_a_study_saves_when_it_gets_sigterm_twice(cache, tmp_path) -> N
   assert process.returncode == 143 and "saved; the same command continues" in printed, printed
   (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
   assert saved >= 3
+  process = run_tiny.start(tmp_path, cache=cache)
+  assert f"resuming at step {saved} of" in run_tiny.finish(process)
+  assert process.returncode == 0
+  assert run_tiny.lines(tmp_path) == run_tiny.lines(uninterrupted[0])
 
 
 @pytest.mark.slow
@@ -502,18 +495,3 @@ def test_the_commands_to_try_next_work_as_printed(uninterrupted, cache) -> None:
   suggested = finished.stdout.partition("\nNext:\n")[2]
   assert f"--mode=compare --results={workdir}_baseline,{workdir}" in suggested
   assert "contrast_weight=0 --config.loss" not in suggested and "train the baseline" not in suggested
-
-
-@pytest.mark.long
-def test_training_without_labelled_pixels_is_named(tmp_path: pathlib.Path, cache: pathlib.Path) -> None:
-  small_datasets.folder(tmp_path / "set")
-  for path in (tmp_path / "set/labels/train").iterdir():
-    small_datasets.save_label(path, np.full((30, 40), 255, np.uint8))
-  flags = ("--config.dataset.name=folder", f"--config.dataset.root={tmp_path / 'set'}")
-  steps = ("--config.train.steps=1", "--config.train.batch_size=2", "--config.train.crop_size=33")
-  process = run_tiny.start(tmp_path / "run", *flags, *steps, cache=cache)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 0, printed
-  assert (
-    "step 1: the pixel loss is 0, as where all pixels of the batch are ignored; check the labels" in printed
-  )

@@ -1,5 +1,6 @@
-"""Python in other processes: with several devices, or several processes of one run."""
+"""Python in other processes: with several devices, or several processes of one run; and how all tests run Python."""
 
+import gc
 import importlib.metadata
 import os
 import socket
@@ -8,6 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from tests.support.paths import ROOT
+
+# Tracing a program makes millions of objects, most of which live on. By default, Python looks for garbage among them so
+# often that it takes an eighth of the time.
+gc.set_threshold(100_000, 20, 100)
 
 # Most programs run once or twice: XLA's own passes stay, LLVM's optimisation of the machine code is not worth its time.
 QUICK_COMPILE = ["--xla_backend_optimization_level=0"]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax.experimental import multihost_utils
 from rc_jax import contrast, distributed, models, sharding
 from rc_jax.costs import hlo_cost
 from rc_jax.losses.cross_entropy import cross_entropy
+from rc_jax.modes import train
 from rc_jax.ops import resample
 from rc_jax.train_state import TrainState
 from rc_jax.training import initial_state, optimizer
@@ -57,9 +59,15 @@ def begin(config):
 
 
 @pytest.fixture(scope="module")
-def run():
+def begun():
+  """A network, its first state and its compiled step."""
+  return begin(tiny())
+
+
+@pytest.fixture(scope="module")
+def run(begun):
   """Twelve updates on one batch: states and metrics of each."""
-  network, state, step = begin(tiny())
+  network, state, step = begun
   states, metrics = [state], []
   for _ in range(12):
     state, step_metrics = step(state, batch())
@@ -116,6 +124,20 @@ def test_before_its_start_step_the_contrast_fills_the_bank_and_does_not_count() 
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-6), *before)
   after = [np.asarray(each.params["head"]["fuse"]["conv"]["kernel"]) for each in (state, baseline)]
   assert np.abs(after[0] - after[1]).max() > 1e-5
+
+
+def test_a_batch_without_labelled_pixels_has_no_pixel_loss_and_is_named(begun, capsys) -> None:
+  _, state, step = begun
+  after, metrics = step(state, batch() | {"label": jnp.full((8, *CROP), 255, jnp.uint8)})
+  assert metrics["loss"] == 0 and not after.bank.count.any()
+  assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((after.params, after.batch_stats)))
+  part = types.SimpleNamespace(check=lambda: None, take=lambda: None, show=lambda *_: None)
+  parts = {"finite": part, "throughput": part, "progress": part}
+  parts["config"] = types.SimpleNamespace(train=types.SimpleNamespace(log_every=2))
+  train.TrainingRun.log_step(types.SimpleNamespace(**parts), 3, metrics)  # type: ignore[arg-type]
+  assert capsys.readouterr().out.startswith(
+    "step 3: the pixel loss is 0, as where all pixels of the batch are ignored; check the labels"
+  )
 
 
 def test_a_repeated_batch_is_learned(run) -> None:
@@ -214,7 +236,7 @@ RESULTS = ("loss", "statistics", "keys", "momentum")
 BATCHES = 5
 COPIES = 3  # of each control, each with other signs
 ULPS = 64  # moves several values of every batch across a ReLU's corner
-LAYOUTS = ((1, 1), (1, 8), (2, 4))  # processes, and devices of each
+LAYOUTS = ((1, 1), (1, 8), (2, 2))  # processes, and devices of each
 
 
 def filled(bank: contrast.MemoryBank) -> contrast.MemoryBank:
@@ -256,9 +278,14 @@ def save_updates(path: pathlib.Path, control: bool) -> None:
     # The step donates its state, which the next batch needs too.
     return compiled(jax.tree.map(jnp.copy, before), sharding.put_batch(images, mesh))
 
+  def gathered(leaf: jax.Array) -> np.ndarray:
+    # Gathering compiles a program for each shape.
+    return np.asarray(
+      leaf if leaf.is_fully_replicated else multihost_utils.process_allgather(leaf, tiled=True)
+    )
+
   def flat(tree: Any) -> np.ndarray:
-    leaves = jax.tree.leaves(multihost_utils.process_allgather(tree, tiled=True))
-    return np.concatenate([np.ravel(leaf) for leaf in leaves])
+    return np.concatenate([np.ravel(gathered(leaf)) for leaf in jax.tree.leaves(tree)])
 
   def save(before: TrainState, suffix: str) -> None:
     full = dataclasses.replace(before, bank=filled(before.bank))
