@@ -79,12 +79,18 @@ def run(begun):
 def test_loss_is_the_weighted_sum_of_its_terms(run) -> None:
   network, states, metrics = run
   rng = jax.random.fold_in(jax.random.key(0), 3)
-  outputs, _ = network.train(states[3].params, states[3].batch_stats, batch()["image"], rng)
+
+  @jax.jit
+  def forward(params: Any, batch_stats: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+    outputs, _ = network.train(params, batch_stats, batch()["image"], rng)
+    return outputs.logits, outputs.extra["aux"].logits, outputs.features
+
+  logits, aux_logits, features = forward(states[3].params, states[3].batch_stats)
   labels = batch()["label"].astype(jnp.int32)
-  pixel = cross_entropy(resample.upsample(outputs.logits, CROP), labels)
-  aux = cross_entropy(resample.upsample(outputs.extra["aux"].logits, CROP), labels)
+  pixel = cross_entropy(resample.upsample(logits, CROP), labels)
+  aux = cross_entropy(resample.upsample(aux_logits, CROP), labels)
   grid = labels[:, ::8, ::8]  # 33 x 41 at output stride 8: 5 x 6 points, corners aligned
-  centers = contrast.region_centers(outputs.features, outputs.logits, grid)
+  centers = contrast.region_centers(features, logits, grid)
   rc, _ = contrast.region_contrast_loss(centers, states[3].bank, temperature=0.2)
   assert rc > 0
   np.testing.assert_allclose(metrics[3]["loss"], pixel + 0.4 * aux + 0.1 * rc, rtol=1e-4)
