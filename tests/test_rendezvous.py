@@ -80,11 +80,14 @@ def test_a_missing_process_is_named_at_once_and_at_the_end(
       each.result(30)
 
 
-def test_a_missing_coordinator_is_named(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_coordinator_is_named(
+  address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+  monkeypatch.setattr(rendezvous, "_FIRST_NOTICE_SECONDS", 0.1)
   with pytest.raises(
-    ValueError, match=rf"^process 1: process 0 of 2 at {address} did not answer within 2 s .*refused"
+    ValueError, match=rf"^process 1: process 0 of 2 at {address} did not answer within 1 s .*refused"
   ):
-    rendezvous.connect_processes(address, 2, 1, 2, {})
+    rendezvous.connect_processes(address, 2, 1, 1, {})
   assert f"process 1 waits for process 0 of 2 at {address}: connection refused" in capsys.readouterr().out
 
 
@@ -104,11 +107,12 @@ def test_two_processes_of_one_number_are_refused_everywhere(
 
 
 def test_two_coordinators_of_one_port_are_refused(
-  address: str, pool: ThreadPoolExecutor, capsys: pytest.CaptureFixture[str]
+  address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+  monkeypatch.setattr(rendezvous, "_FIRST_NOTICE_SECONDS", 0.1)
   refused = pytest.raises(ValueError, match=r"^process 0 cannot listen on port \d+ .*in use.*--coordinator")
   with socket.create_server(rendezvous.split_address(address)), refused:
-    rendezvous.connect_processes(address, 2, 0, 2, {})
+    rendezvous.connect_processes(address, 2, 0, 1, {})
   assert "process 0 waits for port" in capsys.readouterr().out
 
 
@@ -198,8 +202,8 @@ def test_other_programs_are_ignored(sent: bytes, address: str, pool: ThreadPoolE
 def test_a_coordinator_that_does_not_answer_is_not_waited_for(address: str) -> None:
   with socket.create_server(rendezvous.split_address(address)):
     start = time.monotonic()
-    with pytest.raises(ValueError, match="did not answer within 2 s"):
-      rendezvous.connect_processes(address, 2, 1, 2, {})
+    with pytest.raises(ValueError, match="did not answer within 1 s"):
+      rendezvous.connect_processes(address, 2, 1, 1, {})
     assert time.monotonic() - start < 10
 
 
@@ -215,8 +219,8 @@ def test_the_service_of_another_run_is_no_coordinator(address: str) -> None:
 
   with socket.create_server(rendezvous.split_address(address)) as server:
     threading.Thread(target=greet, args=(server,), daemon=True).start()
-    with pytest.raises(ValueError, match=r"did not answer within 2 s \(another program answers"):
-      rendezvous.connect_processes(address, 2, 1, 2, {})
+    with pytest.raises(ValueError, match=r"did not answer within 1 s \(another program answers"):
+      rendezvous.connect_processes(address, 2, 1, 1, {})
     server.shutdown(socket.SHUT_RDWR)
 
 

@@ -70,6 +70,11 @@ scores = {{"miou": 0.5, "iou": {{"road": 0.5}}, "step": {STEPS}, "absent_class":
 """
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+  monkeypatch.setattr(runner_module, "_POLL_SECONDS", 0.05)
+
+
 def training(seconds: float):
   """Returns the command lines of a training that takes so long."""
 
@@ -103,7 +108,7 @@ def test_parallel_runs_overlap(tmp_path: pathlib.Path, monkeypatch: pytest.Monke
     show(self, finished, running, failed, claimed)
 
   monkeypatch.setattr(StudyProgress, "show", count)
-  assert StudyRunner(STUDY, tmp_path, parallel=2, command_of=training(1)).run().exit_status == 0
+  assert StudyRunner(STUDY, tmp_path, parallel=2, command_of=training(0.5)).run().exit_status == 0
   assert max(at_work) == 2 and len(starts(tmp_path)) == 4
 
 
