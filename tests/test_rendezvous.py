@@ -130,6 +130,7 @@ def test_a_message_that_arrives_with_the_acceptance_is_not_lost(
   address: str, pool: ThreadPoolExecutor
 ) -> None:
   names = ["process 0 of 2 (a)", "process 1 of 2 (b)"]
+  before = set(threading.enumerate())
   with socket.create_server(rendezvous.split_address(address)) as server:
     second = connect(pool, address, 2, 1)
     connection, _ = server.accept()
@@ -139,8 +140,11 @@ def test_a_message_that_arrives_with_the_acceptance_is_not_lost(
     group = second.result(30)
     assert pool.submit(group.gather, 4, "test").result(30) == [3, 4]
     leave(group)
-    for end in (connection, group._peers[0]):
-      end.close()
+    connection.close()
+    for thread in set(threading.enumerate()) - before:
+      if thread.name == "processes":
+        thread.join(30)  # it may be about to wait for the other end
+    group._peers[0].close()
 
 
 def test_other_facts_are_refused_everywhere(address: str, pool: ThreadPoolExecutor) -> None:
