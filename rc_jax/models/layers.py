@@ -102,7 +102,8 @@ def classify(
     Logits ``P [B,h,w,N]``, computed in float32.
   """
   features = nn.relu(features) if features_before_relu else features
-  x = nn.Dropout(dropout, broadcast_dims=(1, 2))(features, deterministic=not train)
+  # In float32: kept channels are divided by 1 - dropout. Bfloat16 rounds 0.9 to 0.898: features were 0.2 % too large.
+  x = nn.Dropout(dropout, broadcast_dims=(1, 2))(features.astype(jnp.float32), deterministic=not train)
   logits: jax.Array = Conv(num_classes, 1, use_bias=True, name="classifier")(x)
   return logits
 

@@ -22,7 +22,7 @@ from rc_jax.models.heads.fcn import FCNHead
 from rc_jax.models.heads.ocrnet import OCRHead
 from rc_jax.models.heads.pspnet import PSPHead
 from rc_jax.models.initial_values import initial_variables
-from rc_jax.models.layers import CONTRAST_FEATURES
+from rc_jax.models.layers import CONTRAST_FEATURES, classify
 from tests.support.head_checks import (
   CLASSES,
   assert_learns_in_bfloat16,
@@ -385,6 +385,22 @@ def test_dropout_drops_channels_and_logits_are_float32():
     assert outputs.logits.dtype == jnp.float32
     dropped.append((outputs.logits == 0).all((0, 1, 2)))
   assert 0.2 < np.mean(dropped) < 0.8
+
+
+def test_dropout_keeps_the_mean_of_bfloat16_features():
+  class Classifier(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return classify(x, 64, dropout=0.1, train=True)
+
+  # The logits are the channels.
+  params = {"classifier": {"kernel": jnp.eye(64)[None, None], "bias": jnp.zeros(64)}}
+  ones = jnp.ones((1, 1, 1, 64), jnp.bfloat16)
+  logits = Classifier().apply({"params": params}, ones, rngs={"dropout": jax.random.key(0)})
+  kept = logits[logits > 0]
+  assert 40 < kept.size < 64
+  # 0.9 in bfloat16 is 0.898, and 1 / 0.898 is 1.109.
+  np.testing.assert_allclose(kept, 1 / 0.9, rtol=1e-6)
 
 
 def test_initial_codewords_and_smoothing_are_the_authors():
