@@ -40,6 +40,26 @@ def test_upsample_keeps_bfloat16_within_its_rounding():
   np.testing.assert_allclose(ours.astype(jnp.float32), expected, atol=3 * 2**-8)
 
 
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_upsample_does_not_scale_all_channels_of_a_pixel_in_bfloat16(align_corners):
+  x = jnp.asarray(np.random.default_rng(0).uniform(1, 2, (1, 6, 3, 512)), jnp.bfloat16)
+  ours = np.float64(resample.upsample(x, (97, 17), align_corners))
+  exact = np.float64(resample.upsample(x.astype(jnp.float32), (97, 17), align_corners))
+  # Roundings of single values cancel in the mean. Weights that sum to 1.002 move it by 0.002 along each side.
+  np.testing.assert_allclose(ours.mean(axis=-1), exact.mean(axis=-1), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("source", "target"), [(6, 97), (64, 128), (7, 5), (1, 3)])
+def test_rounded_weights_are_neighbours_of_the_weights_and_sum_to_1(source, target):
+  weights = resample.interpolation(source, target)
+  rounded = resample.rounded_weights(weights, jnp.bfloat16)
+  assert rounded.dtype == jnp.bfloat16
+  rounded = rounded.astype(np.float64)
+  np.testing.assert_array_equal(rounded.sum(axis=1), 1)
+  assert rounded.min() >= 0 and np.abs(rounded - weights).max() < 2**-8
+  assert resample.rounded_weights(weights, jnp.float32).tobytes() == weights.tobytes()
+
+
 def test_downsample_labels_takes_the_pixels_under_the_features():
   labels = np.random.default_rng(2).integers(0, 255, size=(B, 33, 49)).astype(np.uint8)
   ours = resample.downsample_labels(labels, (5, 7))
