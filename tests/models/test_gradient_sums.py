@@ -7,6 +7,7 @@ import pytest
 
 from rc_jax import models
 from rc_jax.config import defaults
+from rc_jax.models.backbones.hrnet import UPSAMPLINGS, FuseLayer
 from rc_jax.models.heads.aspp import ASPP
 from rc_jax.models.layers import Conv, DepthwiseConv
 from tests.support.head_checks import CLASSES, compiled_once
@@ -77,6 +78,18 @@ def test_no_network_sums_in_bfloat16(fields):
     return sum(jnp.square(array.astype(jnp.float32)).mean() for array in arrays)
 
   assert bfloat16_sums(jax.grad(loss), params, batch_stats, images) == []
+
+
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+def test_no_exchange_of_an_hrnet_sums_in_bfloat16(upsampling):
+  module = FuseLayer(0, upsampling, True, jnp.bfloat16, 0.9, 1e-5)
+  maps = [jax.ShapeDtypeStruct((1, 16 // 2**i, 16 // 2**i, 4 * 2**i), jnp.bfloat16) for i in range(3)]
+  variables = jax.eval_shape(lambda maps: module.init(jax.random.key(0), maps, False), maps)
+
+  def loss(maps, variables):
+    return jnp.square(module.apply(variables, maps, False).astype(jnp.float32)).sum()
+
+  assert bfloat16_sums(jax.grad(loss), maps, variables) == []
 
 
 def float64_error(computed, exact):

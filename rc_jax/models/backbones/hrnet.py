@@ -316,7 +316,8 @@ def _upsample(
   if upsampling == "bilinear":
     return upsample(x, size, align_corners)
   if upsampling == "nearest":
-    return x.repeat(factor, axis=1).repeat(factor, axis=2)
+    # In float32, so that the gradient's sum over the copies of a pixel is.
+    return x.astype(jnp.float32).repeat(factor, axis=1).repeat(factor, axis=2).astype(x.dtype)
   # Both steps are matrices. Their product is computed while tracing, and costs as much as one of them.
   rows, columns = (
     interpolation(factor * source, target, False) @ interpolation(source, factor * source, False)
