@@ -25,8 +25,9 @@ def _forward(x: jax.Array, branches: int) -> tuple[tuple[jax.Array, ...], None]:
 
 
 def _backward(branches: int, _: None, gradients: tuple[jax.Array, ...]) -> tuple[jax.Array]:
-  total = gradients[0].astype(jnp.float32)
-  for gradient in gradients[1:]:
+  # From the last to the first, as JAX: with float32, the sum is the same to the last bit.
+  total = gradients[-1].astype(jnp.float32)
+  for gradient in gradients[-2::-1]:
     total = total + gradient.astype(jnp.float32)
   return (total.astype(gradients[0].dtype),)
 
