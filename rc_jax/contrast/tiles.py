@@ -16,7 +16,7 @@ KEY_TILE = 32_768
 # The same on a GPU, where a tile that is not all keys is copied first, and an iteration launches about 15 kernels. The
 # logits and weights of 160 queries take 4 GB for bfloat16 keys, and 5.4 GB for float32 keys.
 GPU_KEY_TILE = 4_194_304
-# Up to this number of keys on a device, they are one tile.
+# Up to this number of keys on a device, they are one tile on every platform.
 ONE_TILE = 65_536
 
 # Names of the loops in a compiled program, which cost estimates look for.
@@ -66,11 +66,6 @@ def tile_shape(num_classes: int, slots: int, keys: int = KEY_TILE) -> tuple[int,
   return min(num_classes, max(1, keys // t)), t
 
 
-def is_one_tile(keys: Array) -> bool:
-  """Returns whether keys ``[N,m,C]`` are one tile on every platform; on GPUs, more keys are."""
-  return keys.shape[0] * keys.shape[1] <= ONE_TILE
-
-
 def valid_slots(shard: BankShard) -> Array:
   """Returns ``[N,m]`` bool, the slots of a shard that hold a key."""
   if shard.valid is not None:
@@ -90,7 +85,8 @@ def sum_over_tiles(shard: BankShard, wanted: Array, add: Callable[[Tile, Any], A
     add: ``(tile, sums) -> sums``.
     zeros: the sums before the first tile.
   """
-  if is_one_tile(shard.keys):
+  num_classes, slots, _ = shard.keys.shape
+  if num_classes * slots <= ONE_TILE:
     return add(_all_keys(shard), zeros)
 
   def needed() -> Any:

@@ -62,36 +62,39 @@ def kill_at(process: subprocess.Popen, workdir: pathlib.Path, run: str, step: in
   process.communicate()
 
 
-@pytest.fixture(scope="module")
-def incomplete(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str]:
-  """The folder and the output of a study with a row whose runs fail."""
-  workdir = tmp_path_factory.mktemp("alone")
-  process = start(f"{study_file}:failing", workdir, cache)
+def run_study(study: str, workdir: pathlib.Path, cache: pathlib.Path, *flags: str, status: int = 0) -> str:
+  """Runs a study to its end, which has the exit status ``status``; returns its output."""
+  process = start(study, workdir, cache, *flags)
   printed = run_tiny.finish(process)
-  assert process.returncode == 1, printed
-  return workdir, printed
+  assert process.returncode == status, printed
+  return printed
+
+
+@pytest.fixture(scope="module")
+def incomplete(study_file, cache, tmp_path_factory) -> tuple[pathlib.Path, str, str]:
+  """The folder, the output and the table of a study with a row whose runs fail."""
+  workdir = tmp_path_factory.mktemp("alone")
+  printed = run_study(f"{study_file}:failing", workdir, cache, status=1)
+  return workdir, printed, (workdir / "table.md").read_text()
 
 
 @pytest.mark.long
 def test_runs_that_fail_are_named_and_the_rest_is_complete(incomplete) -> None:
-  workdir, printed = incomplete
+  _, printed, table = incomplete
   assert "Two rows: 3 rows x 2 seeds = 6 runs" in printed
   assert (
     "failed: damaged weights, seed 0; damaged weights, seed 1: error: " in printed
     and "damaged.npz" in printed
   )
   assert "4 of 6 runs finished, 2 failed" in printed
-  assert "damaged weights" in (workdir / "table.md").read_text()
+  assert "damaged weights" in table
 
 
 @pytest.fixture(scope="module")
 def finished(incomplete, study_file, cache) -> tuple[pathlib.Path, str]:
   """The folder and the output of the study without the row that fails, whose other runs are finished."""
-  workdir, _ = incomplete
-  process = start(str(study_file), workdir, cache)
-  printed = run_tiny.finish(process)
-  assert process.returncode == 0, printed
-  return workdir, printed
+  workdir = incomplete[0]
+  return workdir, run_study(str(study_file), workdir, cache)
 
 
 @pytest.mark.long
@@ -136,9 +139,7 @@ def test_killed_twice_and_in_parallel_it_gives_the_same_tables(finished, study_f
   kill_at(process, tmp_path, "regioncontrast/seed0", 3)
   process = start(str(study_file), tmp_path, cache, "--parallel=2")
   kill_at(process, tmp_path, "ce/seed1", 3)
-  process = start(str(study_file), tmp_path, cache, "--parallel=2")
-  printed = run_tiny.finish(process)
-  assert process.returncode == 0, printed
+  run_study(str(study_file), tmp_path, cache, "--parallel=2")
   for name in TABLES:
     assert (tmp_path / name).read_bytes() == (finished[0] / name).read_bytes(), name
   for run in ("ce/seed0", "ce/seed1", "regioncontrast/seed0", "regioncontrast/seed1"):
